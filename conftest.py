@@ -1,0 +1,18 @@
+"""Strict ground for every test and doctest: float64, no silent broadcasting, checked shapes."""
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("ddln", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace):
+    import jax.numpy as jnp
+
+    import ddln
+
+    doctest_namespace.update(jax=jax, jnp=jnp, ddln=ddln)

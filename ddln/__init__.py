@@ -1,0 +1,72 @@
+"""Deep diagonal linear networks in JAX: their flows, their entropies, and every theorem checked.
+
+Names are imported when first used, so that `import ddln` costs nothing and the command line answers
+at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddln import init as init
+    from ddln import theory as theory
+    from ddln.certificates import certify as certify
+    from ddln.claims import Certificates as Certificates
+    from ddln.claims import Claim as Claim
+    from ddln.config import Experiment as Experiment
+    from ddln.config import load as load
+    from ddln.entropy import Entropy as Entropy
+    from ddln.flow import Trajectory as Trajectory
+    from ddln.flow import gradient_flow as gradient_flow
+    from ddln.flow import mirror_flow as mirror_flow
+    from ddln.lanes import run as run
+    from ddln.lanes import sweep as sweep
+    from ddln.network import Reduction as Reduction
+    from ddln.network import coordinate_kinds as coordinate_kinds
+    from ddln.network import describe as describe
+    from ddln.network import effective_parameter as effective_parameter
+    from ddln.network import imbalance as imbalance
+    from ddln.network import mobility as mobility
+    from ddln.problem import LeastSquares as LeastSquares
+    from ddln.problem import Problem as Problem
+    from ddln.problem import least_squares as least_squares
+    from ddln.theory import asymptotic_rate as asymptotic_rate
+    from ddln.theory import rate_bound as rate_bound
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "certificates": ("certify",),
+    "claims": ("Certificates", "Claim"),
+    "config": ("Experiment", "load"),
+    "entropy": ("Entropy",),
+    "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
+    "lanes": ("run", "sweep"),
+    "network": (
+        "Reduction",
+        "coordinate_kinds",
+        "describe",
+        "effective_parameter",
+        "imbalance",
+        "mobility",
+    ),
+    "problem": ("LeastSquares", "Problem", "least_squares"),
+    "theory": ("asymptotic_rate", "rate_bound"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = ("init", "theory", *_HOMES)
+__all__ = [*_MODULE_OF, "init", "theory", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"ddln.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ddln' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ddln.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,63 @@
+"""The door: what comes in becomes a floating-point array of the right shape, or one clear error."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.core
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+Number = jaxtyping.ArrayLike
+ArrayLike = jaxtyping.ArrayLike | Sequence[Any]
+"""What public parameters take: arrays, numbers, and nested sequences of them."""
+
+
+def is_concrete(*arrays: object) -> bool:
+    """Whether the values can be looked at now, that is, outside `jit`, `vmap` and `grad`."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
+    """`values` as a floating-point array of `ndim` dimensions, finite where that can be seen."""
+    array = jnp.asarray(values)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, got {array.dtype}.")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if array.ndim != ndim:
+        raise ValueError(f"`{name}` must have {ndim} dimension(s), got shape {array.shape}.")
+    if is_concrete(array):
+        # In NumPy: even on constants, what jax.numpy computes inside `jit` is traced.
+        seen = np.asarray(array)
+        if not np.isfinite(seen).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
+            raise ValueError(f"`{name}` must be finite, got {seen[where]} at index {where}.")
+    return array
+
+
+def as_layers(layers: ArrayLike) -> Float[Array, "depth dim"]:
+    """`layers` as an array of shape (depth, dim), with depth ≥ 2 and dim ≥ 1."""
+    shape = np.shape(layers)
+    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+        raise ValueError(
+            f"`layers` must have shape (depth, dim) with depth ≥ 2 and dim ≥ 1, got {shape}."
+        )
+    return as_floats("layers", layers, 2)
+
+
+def as_vector(name: str, values: ArrayLike, size: int) -> Float[Array, " dim"]:
+    """`values` as a vector of `size` entries."""
+    if np.shape(values) != (size,):
+        raise ValueError(f"`{name}` must have shape ({size},), got {np.shape(values)}.")
+    return as_floats(name, values, 1)
+
+
+def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
+    """`values`; where `wrong`, a `ValueError` if that can be seen now and NaN if it is traced."""
+    if is_concrete(wrong):
+        if np.asarray(wrong).any():
+            raise ValueError(message)
+        return values
+    return jnp.where(wrong, jnp.nan, values)

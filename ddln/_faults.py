@@ -1,0 +1,97 @@
+"""A fault of a document in the user's words: where, as a dotted path, and what must hold."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+AXIS_FORMS = "must be a list, {linspace = …}, {logspace = …} or {range = …}"
+_RULES = {
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be ≥ {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be ≤ {le:g}",
+    "finite_number": "must be finite",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be one of {expected}",
+    "too_short": "must have {min_length} or more values",
+    "too_long": "must have {max_length} or fewer values",
+}
+
+
+def rule(fault: Mapping[str, Any]) -> str:
+    """What must hold, and what came."""
+    text = _RULES.get(fault["type"], "{msg}").format(msg=fault["msg"], **fault.get("ctx", {}))
+    got = json.dumps(fault["input"], ensure_ascii=False, default=str)
+    return f"{text}, got {got if len(got) <= 60 else got[:57] + '...'}"
+
+
+def explain(fault: Mapping[str, Any], document: Any, root: type[BaseModel]) -> tuple[str, str]:
+    """Where, as a dotted path without pydantic's union tags, and what."""
+    tables, node, where = [root], document, ""
+    keys: list[str] = []
+    for part in fault["loc"]:
+        if isinstance(part, int):
+            where += f"[{part}]"
+            node = node[part] if isinstance(node, list) and part < len(node) else None
+        elif isinstance(node, Mapping) and (part in node or part != node.get("kind")):
+            where += f".{part}" if where else part
+            holders, node = tables, node.get(part)
+            fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+            tables = [member for field in fields for member in members_of(field.annotation, node)]
+            keys = [key for table in holders for key in table.model_fields]
+    kinds = [kind for table in tables for kind in kinds_of(table)]
+    one_of = "one of " + ", ".join(f'"{kind}"' for kind in kinds)
+    match fault["type"]:
+        case "extra_forbidden":
+            return where, "unknown key" + hint(str(fault["loc"][-1]), keys)
+        case "missing":
+            return where, "is missing"
+        case "union_tag_not_found" | "union_tag_invalid" if not kinds:
+            return where, AXIS_FORMS
+        case "union_tag_not_found":
+            return f"{where}.kind", f"is missing, {one_of}"
+        case "union_tag_invalid":
+            tag = fault["ctx"]["tag"]
+            near = hint(tag, kinds)
+            return f"{where}.kind", f'unknown kind "{tag}"{near or ", " + one_of}'
+        case "literal_error":
+            choices = re.findall(r"'(.*?)'", fault["ctx"]["expected"])
+            return where, rule(fault) + hint(str(fault["input"]), choices)
+        case "value_error":
+            return where, str(fault["ctx"]["error"])
+    return where, rule(fault)
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """`, did you mean …?` where a known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f', did you mean "{near[0]}"?' if near else ""
+
+
+def members_of(annotation: Any, raw: Any) -> list[type[BaseModel]]:
+    """The tables an annotation stands for; the one of the document's kind where that is known."""
+    members = [
+        member
+        for member in (annotation, *get_args(annotation))
+        if isinstance(member, type) and issubclass(member, BaseModel)
+    ]
+    kind = raw.get("kind") if isinstance(raw, Mapping) else None
+    return [member for member in members if kind in kinds_of(member)] or members
+
+
+def kinds_of(table: type[BaseModel]) -> tuple[Any, ...]:
+    """The values that a table's `kind` can have; none where it has no `kind`."""
+    return get_args(table.model_fields["kind"].annotation) if "kind" in table.model_fields else ()

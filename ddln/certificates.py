@@ -1,0 +1,357 @@
+"""A run against the theorems: each claim with what was measured, what was predicted, and how close
+the two must be and why.
+
+Bounds on the gap are compared through its square root. That is a seminorm of θ − θ*, so an error δ
+of the integrator in θ moves it by at most √(β/2) δ whatever the gap: the *floor* under which a run
+says nothing.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddln import hermite, theory
+from ddln._checks import Number
+from ddln.claims import Certificates, Claim
+from ddln.entropy import Entropy
+from ddln.flow import Trajectory
+from ddln.network import effective_parameter
+from ddln.problem import Problem
+
+_SAMPLES = 9
+"""Saved times at which the claims that need second derivatives are checked."""
+_LOOSEST = 0.05
+"""A comparison whose own tolerance is larger than this (relative) is not made."""
+
+
+def certify(problem: Problem, run: Trajectory) -> Certificates:
+    """Check a run against Proposition 1, Theorem 1, Theorem 2 and Corollary 1.
+
+    Works under `jax.jit` and `jax.vmap`. Of a run that failed the first claim, that it was
+    completed, does not hold, and no other applies.
+
+    Args:
+        problem: the loss of the run.
+        run: from `gradient_flow` or `mirror_flow`, with at least 5 saved times.
+
+    Returns:
+        `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
+
+    Raises:
+        ValueError: fewer than 5 saved times.
+
+    Source: arXiv 2412.16765; tolerances as derived in docs/theory.md.
+
+    >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])
+    >>> layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
+    >>> run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 2.0, 101))
+    >>> bool(ddln.certify(problem, run).ok)
+    True
+    """
+    if run.times.size < 5:
+        raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
+    return _certify(problem, run)
+
+
+@eqx.filter_jit
+def _certify(problem: Problem, run: Trajectory) -> Certificates:
+    entropy = Entropy(run.layers[0])
+    floor = gap_floor(problem, run)
+    few = np.unique(np.linspace(0, run.times.size - 1, _SAMPLES).round().astype(int))
+    sample = jax.tree.map(lambda saved: saved[few], (run.layers, run.theta, run.velocity))
+    identity = _exactness(run, 450_000)  # 1e-10 in float64
+    claims = (
+        *_conserved(run),
+        _loss_falls(run, floor),
+        _dissipation(problem, *identity, *sample),
+        *_mirror_identity(problem, entropy, *identity, *sample),
+        _dual_path(problem, entropy, run),
+        _convex_bound(problem, run, floor),
+        _exponential_bound(problem, run, floor),
+        _posterior_bound(problem, run, floor),
+        _asymptotic_rate(problem, run, floor),
+    )
+    only_then = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
+    return Certificates((_completed(run), *only_then))
+
+
+def _completed(run):
+    return Claim(
+        "completed",
+        "integrator",
+        "the run reached its last time",
+        run.times[-1] - run.times[jnp.max(jnp.where(jnp.isfinite(run.gap), _places(run), 0))],
+        0.0,
+        0.0,
+        applies=True,
+    )
+
+
+def _places(run):
+    return jnp.arange(run.times.size)
+
+
+def _accuracy(run: Trajectory) -> Float[Array, ""]:
+    """Relative error of θ to be expected of the integrator: its tolerance, over many steps."""
+    return 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
+
+
+def gap_floor(problem: Problem, run: Trajectory) -> Float[Array, ""]:
+    """The gap ½ β δ² that an error δ of the integrator in θ makes at the minimum."""
+    beta = problem.smoothness
+    if beta is None:
+        beta = jnp.linalg.norm(problem.hessian(run.theta[-1]), ord=2)
+    error = _accuracy(run) * jnp.max(jnp.linalg.norm(run.theta, axis=1)) + run.atol
+    return beta * error**2 / 2
+
+
+def _gradient_noise(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
+    """Rounding error of ∇ℒ, which near a minimiser is all there is of it."""
+    beta = 1.0 if problem.smoothness is None else problem.smoothness
+    size = jnp.max(jnp.abs(theta)) + jnp.max(jnp.abs(problem.minimiser))
+    return 30 * jnp.finfo(theta.dtype).eps * beta * size
+
+
+def _exactness(run: Trajectory, rounding: int) -> tuple[Number, str]:
+    """Tolerance, in roundings, of what is exact unless the layers themselves are integrated."""
+    exact = rounding * jnp.finfo(run.theta.dtype).eps
+    if run.coordinates == "layers":
+        return jnp.maximum(exact, 10 * _accuracy(run)), "the integrator's"
+    return exact, "rounding: conserved by construction"
+
+
+def _conserved(run):
+    magnitude = jnp.abs(run.layers)
+    smallest = jnp.argmin(magnitude[0], axis=0)[None, None]
+    of_smallest = jnp.take_along_axis(magnitude, smallest, axis=1)
+    gaps = (magnitude - of_smallest) * (magnitude + of_smallest)
+    drift = jnp.max(jnp.abs(gaps - gaps[:1]) / jnp.max(magnitude, axis=(0, 1), keepdims=True) ** 2)
+    tolerance, reason = _exactness(run, 4096)  # 1e-12 in float64
+    is_other = jnp.arange(magnitude.shape[1])[None, :, None] != smallest
+    deficit = jnp.sqrt(gaps[:1]) - jnp.sign(run.layers[:1]) * run.layers
+    escape = jnp.max(jnp.where(is_other, deficit, -jnp.inf)) / jnp.max(magnitude)
+    return (
+        Claim(
+            "conservation",
+            "Proposition 1",
+            "(uⁱ)² − (uʲ)² keeps its initial value",
+            drift,
+            0.0,
+            tolerance,
+            reason=reason,
+        ),
+        Claim(
+            "sign",
+            "Proposition 1",
+            "all layers but the smallest keep their sign and stay outside √λ",
+            escape,
+            0.0,
+            tolerance,
+            relation="<=",
+            reason=reason,
+        ),
+    )
+
+
+def _loss_falls(run, floor):
+    root = jnp.sqrt(run.gap)
+    return Claim(
+        "monotone loss",
+        "Proposition 1",
+        "the loss never rises",
+        jnp.max(jnp.diff(root)) / root[0],
+        0.0,
+        2 * jnp.sqrt(floor) / root[0],
+        relation="<=",
+        reason="the integrator's accuracy in θ",
+        applies=root[0] > 0,
+    )
+
+
+def _relative(error, size, noise, tolerance):
+    """Largest |error| over |size| at any time, where the noise counts as just tolerable."""
+    error, size = (jnp.max(jnp.abs(x), axis=1) for x in (error, size))
+    tiny = jnp.finfo(error.dtype).tiny
+    return jnp.max(error / (size + noise / tolerance + tiny))
+
+
+def _dissipation(problem, tolerance, reason, layers, theta, velocity):
+    def both(layers, theta, velocity):
+        gradients = jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
+        return jnp.vdot(problem.gradient(theta), velocity), -jnp.sum(gradients**2)
+
+    measured, predicted = jax.vmap(both)(layers, theta, velocity)
+    noise = _gradient_noise(problem, theta) * jnp.max(jnp.abs(velocity), axis=1)
+    return Claim(
+        "dissipation",
+        "Proposition 1",
+        "dℒ/dt = −Σ_j ‖∂ℒ/∂u^j‖², by autodiff on the layers",
+        _relative((measured - predicted)[:, None], predicted[:, None], noise, tolerance),
+        0.0,
+        tolerance,
+        reason=reason,
+    )
+
+
+def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocity):
+    hessian = jax.vmap(jax.jacfwd(jax.grad(entropy.value)))(theta)
+    curvature = jnp.diagonal(hessian, axis1=1, axis2=2)
+    jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
+    mobility = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
+    is_open = ~entropy.reduction.is_frozen
+    predicted = -jax.vmap(problem.gradient)(theta) / curvature
+    noise = _gradient_noise(problem, theta) * jnp.max(mobility, axis=1)
+    return (
+        Claim(
+            "mirror identity",
+            "Theorem 1",
+            "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
+            _relative(
+                jnp.where(is_open, velocity - predicted, velocity),
+                jnp.where(is_open, predicted, 0.0),
+                noise,
+                tolerance,
+            ),
+            0.0,
+            tolerance,
+            reason=reason,
+        ),
+        Claim(
+            "entropy Hessian",
+            "Theorem 1",
+            "∇²Q(θ) · M = 1, ∇²Q by jacfwd(grad(Q)) and M by jacfwd(θ(u¹ … u^L))",
+            jnp.max(jnp.where(is_open, jnp.abs(curvature * mobility - 1), 0.0)),
+            0.0,
+            tolerance,
+            reason=reason,
+        ),
+    )
+
+
+def _dual_path(problem, entropy, run):
+    value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
+        run.theta, run.velocity
+    )
+    dual = jax.vmap(entropy.mirror_map)(run.theta)
+    integral = hermite.integrate(run.times, value, slope)
+    largest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
+    error = jnp.diff(run.times)[:, None] * largest * hermite.relative_error(run.times, value, slope)
+    moves = ~entropy.reduction.is_frozen
+    size = jnp.max(jnp.where(moves, jnp.abs(dual), 0.0))
+    doubt = jnp.max(jnp.where(moves, jnp.sum(error, axis=0), 0.0)) / size
+    tolerance = doubt + 100 * _accuracy(run)
+    return Claim(
+        "dual path",
+        "Theorem 1",
+        "∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds",
+        jnp.max(jnp.where(moves, jnp.abs(dual + integral), 0.0)) / size,
+        0.0,
+        tolerance,
+        reason="the quadrature over the saved times, and the integrator's",
+        applies=(size > 0) & ~(tolerance > _LOOSEST),
+    )
+
+
+def _worst_ratio(gap, bound, floor):
+    """Largest gap / bound, with the floor's benefit of the doubt."""
+    root = jnp.maximum(jnp.sqrt(gap) - jnp.sqrt(floor), 0.0)
+    return jnp.max(jnp.where(root == 0, 0.0, root / jnp.sqrt(bound))) ** 2
+
+
+def _bound(name, source, statement, run, bound, floor, applies, doubt=0.0):
+    return Claim(
+        name,
+        source,
+        statement + "; the largest ratio",
+        _worst_ratio(run.gap, jnp.where(applies, bound, jnp.inf), floor),
+        1.0,
+        1e-6 + doubt,
+        relation="<=",
+        reason="the integrator's, and that of the bound itself",
+        applies=applies,
+    )
+
+
+def _convex_bound(problem, run, floor):
+    bound = theory.divergence_bound(problem, run.layers[0], run.times)
+    return _bound(
+        "divergence bound",
+        "Theorem 2",
+        "ℒ(θ(t)) − ℒ* ≤ D_Q(θ*, θ(0)) / t for convex ℒ",
+        run,
+        bound,
+        floor,
+        problem.convex & jnp.isfinite(bound[-1]),
+    )
+
+
+def _exponential_bound(problem, run, floor):
+    if problem.pl_constant is None:
+        bound, applies = run.gap, jnp.array(False)
+    else:
+        bound = theory.exponential_bound(problem, run.layers[0], run.times)
+        applies = theory.rate_bound(problem, run.layers[0]) > 0
+    return _bound(
+        "exponential bound",
+        "Theorem 2, Corollary 1",
+        "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μct) under PL with a unique smallest layer",
+        run,
+        bound,
+        floor,
+        applies,
+    )
+
+
+def _posterior_bound(problem, run, floor):
+    if problem.pl_constant is None:
+        bound, doubt = run.gap, jnp.inf
+    else:
+        integral, error = theory.smallest_mobility_integral(run)
+        bound = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
+        doubt = 2 * problem.pl_constant * error
+    return _bound(
+        "a-posteriori bound",
+        "from Proposition 1",
+        "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μ ∫₀ᵗ min M) under PL",
+        run,
+        bound,
+        floor,
+        doubt < _LOOSEST,
+        doubt,
+    )
+
+
+def _asymptotic_rate(problem, run, floor):
+    """The slope over the last e-fold of the distance, where the slowest mode has most of it."""
+    usable = run.gap > 1e4 * floor
+    last = jnp.max(jnp.where(usable, _places(run), 0))
+    earlier = usable & (run.gap >= jnp.e**2 * run.gap[last]) & (_places(run) < last)
+    first = jnp.max(jnp.where(earlier, _places(run), 0))
+    elapsed = run.times[last] - run.times[first]
+    elapsed = jnp.where(elapsed > 0, elapsed, 1.0)
+    measured = jnp.log(run.gap[first] / run.gap[last]) / (2 * elapsed)
+
+    predicted = theory.asymptotic_rate(problem, run.theta[last], run.layers[0])
+    rates, modes = theory.mode_rates(problem, run.theta[first], run.layers[0])
+    moves = rates > 0
+    slowest = jnp.min(jnp.where(moves, rates, jnp.inf))
+    mobility = 1 / Entropy(run.layers[0]).hessian(run.theta[first])
+    amplitude = modes.T @ (jnp.sqrt(mobility) * problem.gradient(run.theta[first]))
+    energy = jnp.where(moves, amplitude**2 / jnp.where(moves, rates, 1.0), 0.0)
+    faster = jnp.sum(energy * jnp.where(moves, rates - slowest, 0.0)) / jnp.sum(energy)
+    noise = jnp.sqrt(floor / run.gap[last]) / elapsed
+    tolerance = 1.5 * (faster + jnp.abs(slowest - predicted)) + noise
+    return Claim(
+        "asymptotic rate",
+        "from Theorem 1",
+        "ℒ − ℒ* ~ exp(−2rt), r the smallest nonzero eigenvalue of M^{1/2} ∇²ℒ M^{1/2}",
+        measured,
+        predicted,
+        tolerance,
+        reason="faster modes still present, and M still moving",
+        applies=jnp.any(earlier) & ~(tolerance > _LOOSEST * predicted),
+    )

@@ -1,0 +1,122 @@
+"""Claims: numbers that were measured beside what they should be, one by one or for many lanes."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from ddln import tables
+from ddln._checks import Number, is_concrete
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_TEXTS = ("name", "source", "statement", "relation", "reason")
+_NUMBERS = ("measured", "predicted", "tolerance")
+
+
+class Claim(eqx.Module):
+    """A number that was measured beside the number it should be, or should not exceed.
+
+    >>> claim = ddln.Claim("half", "arithmetic", "1/2", measured=0.5, predicted=0.5, tolerance=0.0)
+    >>> bool(claim.holds)
+    True
+    """
+
+    name: str = eqx.field(static=True)
+    source: str = eqx.field(static=True)
+    """Paper and statement."""
+    statement: str = eqx.field(static=True)
+    measured: Number
+    predicted: Number
+    tolerance: Number
+    relation: str = eqx.field(static=True, default="=")
+    """`=` (within the tolerance) or `<=` (measured ≤ predicted + tolerance)."""
+    reason: str = eqx.field(static=True, default="")
+    """Why this tolerance."""
+    applies: Number = True
+    """Whether the statement's hypotheses hold, and the run can tell."""
+
+    @property
+    def holds(self) -> Bool[Array, "..."]:
+        """Whether the claim is true; also of a claim that does not apply."""
+        excess = jnp.asarray(self.measured) - self.predicted
+        excess = jnp.abs(excess) if self.relation == "=" else excess
+        return (excess <= self.tolerance) | ~jnp.asarray(self.applies)
+
+    def row(self) -> dict:
+        """The claim as plain values, for tables and JSON."""
+        return (
+            {name: getattr(self, name) for name in _TEXTS}
+            | {name: float(np.asarray(getattr(self, name))) for name in _NUMBERS}
+            | {"applies": bool(np.asarray(self.applies)), "holds": bool(self.holds)}
+        )
+
+
+class Certificates(eqx.Module):
+    """The claims of one run (of many, with a leading axis on every number, under `jax.vmap`)."""
+
+    claims: tuple[Claim, ...]
+
+    @property
+    def ok(self) -> Bool[Array, "..."]:
+        """Whether every claim that applies holds."""
+        return jnp.all(jnp.stack([jnp.asarray(claim.holds) for claim in self.claims]), axis=0)
+
+    def __getitem__(self, name: str) -> Claim:
+        return {claim.name: claim for claim in self.claims}[name]
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.ok) or self.ok.ndim:
+            return f"Certificates({', '.join(claim.name for claim in self.claims)})"
+        return tables.render([claim.row() for claim in self.claims], "Certificates")
+
+
+def statements(claims: Sequence[Claim]) -> str:
+    """What the claims say, as JSON: a list of {name, source, statement, relation, reason}."""
+    return json.dumps([{key: getattr(claim, key) for key in _TEXTS} for claim in claims])
+
+
+def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
+    """One row per certificate over all lanes of a dataset: the numbers of its worst lane.
+
+    Args:
+        dataset: from `ddln.run`.
+
+    Returns:
+        Rows as `Claim.row`, with the counts lanes, lanes_applicable and lanes_holding.
+
+    >>> dataset = ddln.run(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))
+    >>> [row["holds"] for row in summary(dataset)][:3]
+    [True, True, True]
+    """
+    rows = []
+    for texts in json.loads(dataset.attrs["certificate_statements"]):
+        here = dataset.sel(certificate=texts["name"])
+        measured, predicted, tolerance, applies, holds = (
+            here[f"certificate_{name}"].values.ravel()
+            for name in ("measured", "predicted", "tolerance", "applies", "holds")
+        )
+        excess = measured - predicted
+        excess = np.abs(excess) if texts["relation"] == "=" else excess
+        with np.errstate(divide="ignore", invalid="ignore"):
+            closeness = np.where(np.isnan(excess), np.inf, excess / tolerance)
+        worst = int(np.argmax(np.where(applies, np.where(holds, closeness, np.inf), -np.inf)))
+        rows.append(
+            texts
+            | {
+                "measured": float(measured[worst]),
+                "predicted": float(predicted[worst]),
+                "tolerance": float(tolerance[worst]),
+                "applies": bool(applies.any()),
+                "holds": bool(holds[applies].all()),
+                "lanes": applies.size,
+                "lanes_applicable": int(applies.sum()),
+                "lanes_holding": int((applies & holds).sum()),
+            }
+        )
+    return rows

@@ -1,0 +1,394 @@
+"""The command line: verbs only. What is slow to import is imported by the verb that needs it."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ddln.config import Experiment
+    from ddln.plan import Plan
+    from ddln.store import RunFolder
+
+app = typer.Typer(
+    help="Deep diagonal linear networks: run an experiment, check every theorem on it, draw it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # half the time of --help
+)
+
+ROWS = 40
+"""Rows of a table that are printed."""
+
+Config = Annotated[str, typer.Argument(help="A TOML file, or the name of one (see `list`).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Other values: network.depth=8 'sweep.network.scale=[1, 2]'."),
+]
+Run = Annotated[str, typer.Argument(help="A run folder, or the beginning of its name.")]
+Out = Annotated[Path, typer.Option(help="The folder of run folders.")]
+
+
+def main() -> None:
+    """The entry point `ddln`."""
+    app(prog_name="ddln")
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        from ddln import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None, out: Out = Path("runs")) -> None:
+    """Compute, check, draw and report an experiment, or go on with it.
+
+    The same command again goes on where it stopped, or prints what is finished. The exit status is
+    1 when a theorem or claim that applies fails, 2 for bad input, 130 when interrupted.
+    """
+    from ddln import studies
+    from ddln.store import RunFolder
+
+    with contextlib.ExitStack() as stack, _interruptible():
+        with _refusing():
+            experiment, plan, beside = _prepare(config, overrides)
+            source = studies.locate(experiment.study, beside)
+            fingerprint = studies.fingerprint(source)
+            folder = RunFolder.of(experiment, out)
+            if folder.is_complete(plan, fingerprint):
+                _conclude(folder)
+            _start_jax()
+            study = studies.find(experiment.study, beside)
+            _validate(plan)
+            stack.enter_context(folder.locked())
+            folder.open(plan, **_provenance())
+
+        from ddln import claims, lanes, report
+
+        missing = folder.missing(plan)
+        with _progress(sum(chunk.lanes.size for chunk in missing), plan.lanes) as advance:
+            for chunk in missing:
+                computed = lanes.compute(chunk)
+                with _refusing((OSError,)):
+                    folder.write_chunk(chunk, computed)
+                advance(chunk.lanes.size)
+        if not folder.is_whole("dataset.nc"):
+            _say("assembling")
+            assembled = lanes.assemble(plan, folder.read_chunks(plan))
+            with _refusing((OSError,)):
+                folder.write_dataset(assembled)
+        dataset = folder.read_dataset()
+        _say("certifying")
+        folder.write_claims(
+            {
+                "certificates": claims.summary(dataset),
+                "claims": [claim.row() for claim in study.claims(dataset)],
+            }
+        )
+        _say("drawing")
+        folder.write_figures(studies.figures(study, dataset))
+        folder.record(report.write(folder.path))
+        folder.finish(fingerprint)
+        _conclude(folder)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Validate a config and print what it would compute."""
+    with _refusing():
+        experiment, plan, beside = _prepare(config, overrides)
+        from ddln import studies
+        from ddln.data import shape_of
+
+        studies.locate(experiment.study, beside)
+        samples, features = shape_of(experiment.problem.data)
+    init, dynamics = experiment.network.init, experiment.dynamics
+    depths = ", ".join(str(chunk.experiment.network.depth) for chunk in plan.programs)
+    axes = " × ".join(f"{axis.name} ({axis.values.size})" for axis in plan.axes) or "none"
+    for name, value in {
+        "study": experiment.study,
+        "digest": experiment.digest(),
+        "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
+        "network": f"depth {depths}; {init.kind} layers",
+        "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
+        "axes": axes,
+        "lanes": f"{plan.lanes:,}",
+        "chunks": f"{len(plan.chunks):,}, {len(plan.programs):,} compiled program(s)",
+        "data set": f"{plan.nbytes / 1e6:,.1f} MB in memory",
+    }.items():
+        typer.echo(f"{name:>9}  {value}")
+
+
+@app.command()
+def verify(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Check every theorem on an experiment; nothing is written."""
+    with _refusing():
+        _, plan, _ = _prepare(config, overrides)
+        _start_jax()
+        _validate(plan)
+    from ddln import claims, lanes
+    from ddln.store import finite
+
+    computed = []
+    with _progress(plan.lanes, plan.lanes) as advance:
+        for chunk in plan.chunks:
+            computed.append(lanes.compute(chunk))
+            advance(chunk.lanes.size)
+    rows = claims.summary(lanes.assemble(plan, computed))
+    if as_json:
+        typer.echo(json.dumps(finite(rows), indent=1, ensure_ascii=False))
+    else:
+        _print_table(rows, "Certificates")
+    raise typer.Exit(_failed(rows))
+
+
+@app.command()
+def show(run: Run, out: Out = Path("runs")) -> None:
+    """Print the tables of a run."""
+    from ddln.store import RunFolder
+
+    with _refusing():
+        folder = RunFolder.existing(run, out)
+        _print_run(folder, folder.read_claims())
+
+
+@app.command()
+def draw(run: Run, out: Out = Path("runs")) -> None:
+    """Draw a run's figures again."""
+    from ddln import studies
+
+    with contextlib.ExitStack() as stack:
+        with _refusing():
+            folder = _open(run, out, stack)
+            dataset = folder.read_dataset()
+            _start_jax()
+            study = studies.find(folder.manifest()["study"])
+        for path in folder.write_figures(studies.figures(study, dataset)):
+            typer.echo(path)
+
+
+@app.command()
+def report(run: Run, out: Out = Path("runs")) -> None:
+    """Write a run's page again."""
+    with contextlib.ExitStack() as stack:
+        with _refusing():
+            folder = _open(run, out, stack)
+        from ddln import report
+
+        path = report.write(folder.path)
+        folder.record(path)
+        typer.echo(path)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the configs and what their studies are about."""
+    from ddln import studies
+
+    for path, about in studies.configs():
+        typer.echo(f"{path.stem:16}{about}\n{'':16}{_nearby(path)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config: every key and its range."""
+    from ddln.config import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.")]) -> None:
+    """Start a study: configs/NAME.toml and experiments/NAME.py."""
+    from ddln import studies
+
+    with _refusing():
+        for path in studies.create(name, Path()):
+            typer.echo(path)
+    typer.echo(f"now: ddln run configs/{name}.toml")
+
+
+def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
+    from ddln.config import load
+    from ddln.plan import make_plan
+    from ddln.studies import find_config
+
+    path = find_config(config)
+    experiment = load(path, overrides or ())
+    return experiment, make_plan(experiment), path.parent
+
+
+def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
+    from ddln.store import RunFolder
+
+    folder = RunFolder.existing(run, out)
+    stack.enter_context(folder.locked())
+    return folder
+
+
+def _validate(plan: "Plan") -> None:
+    from ddln import lanes
+
+    for chunk in plan.programs:
+        lanes.validate(chunk)
+
+
+def _start_jax() -> None:
+    """Float64, and compiled programs that outlive the process."""
+    # Read when equinox is imported: its default puts a callback into programs, and such programs
+    # are not cached. What could raise has been checked before they run.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Without a place to write to, every process compiles for itself.
+        with contextlib.suppress(OSError, RuntimeError):
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            folder = home / "ddln" / f"xla-{_cpu()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu() -> str:
+    """A name for this type of processor: a program compiled for one may not run on another."""
+    import hashlib
+    import platform
+
+    text = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text += "".join(sorted({line for line in lines if line.startswith(("model", "flags"))}))
+    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _provenance() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    from ddln import __version__
+
+    packages = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray")
+    own = {"python": platform.python_version(), "ddln": __version__}
+    device = jax.devices()[0]
+    return {
+        "versions": own | {package: version(package) for package in packages},
+        "device": device.device_kind,
+        "dtype": str(jax.numpy.result_type(float)),
+    }
+
+
+@contextlib.contextmanager
+def _refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
+    """Bad input, or a full disk: one message, exit status 2."""
+    try:
+        yield
+    except kinds as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror}"
+        typer.echo(f"ddln: {message}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def _progress(todo: int, lanes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line elsewhere."""
+    if not sys.stderr.isatty():
+        _say(f"computing {todo:,} of {lanes:,} lanes")
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("computing", BarColumn(), MofNCompleteColumn(), "lanes", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=lanes, completed=lanes - todo)
+        yield lambda done: bar.advance(task, done)
+
+
+def _say(stage: str) -> None:
+    typer.echo(stage, err=True)
+
+
+def _conclude(folder: "RunFolder") -> None:
+    tables = folder.read_claims()
+    _print_run(folder, tables)
+    raise typer.Exit(_failed([*tables["certificates"], *tables["claims"]]))
+
+
+def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
+    for title, rows in tables.items():
+        if rows:
+            _print_table(rows, title.capitalize())
+    ends: dict[str, int] = {}
+    for chunk in folder.manifest()["chunks"].values():
+        for name, count in chunk["status"].items():
+            ends[name] = ends.get(name, 0) + count
+    typer.echo("lanes: " + ", ".join(f"{count:,} {name}" for name, count in ends.items()))
+    typer.echo(_nearby(folder.path))
+
+
+def _print_table(rows: list[dict[str, Any]], title: str) -> None:
+    from ddln import tables
+
+    shown = rows
+    if len(rows) > ROWS:
+        shown = sorted(rows, key=lambda row: _failed([row]), reverse=True)[:ROWS]
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(tables.table(shown, title))
+    else:
+        typer.echo(tables.render(shown, title))
+    if len(rows) > ROWS:
+        typer.echo(f"and {len(rows) - ROWS:,} more; those that fail come first")
+
+
+def _failed(rows: list[dict[str, Any]]) -> int:
+    return int(any(row["applies"] and not row["holds"] for row in rows))
+
+
+def _nearby(path: Path) -> Path:
+    """Relative to the working folder where it is below it."""
+    absolute = path.absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""One experiment as data: a TOML file, its overrides, and one error for all that is wrong.
+
+A document becomes a frozen `Experiment`, whose tables are in `ddln.schema`. Every numeric leaf has
+a dotted name, `network.scale`; the same name sets it on the command line, in `Experiment.with_` and
+as an axis of `[sweep]`.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from ddln import data as datasets
+from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
+from ddln.schema import (
+    NAME,
+    Axis,
+    Dynamics,
+    Explicit,
+    File,
+    Linspace,
+    Logspace,
+    Network,
+    Problem,
+    Range,
+    Table,
+)
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, a line each, by dotted path."""
+
+    def __init__(self, problems: Sequence[str], source: str = ""):
+        self.problems = tuple(problems)
+        head, indent = (f"{source}:\n", "  ") if source else ("", "")
+        super().__init__(head + "\n".join(indent + problem for problem in problems))
+
+
+class Experiment(Table):
+    """One experiment: problem, network, dynamics, and the axes it is swept over.
+
+    >>> experiment = load("configs/figure4.toml", ["network.depth=4"])
+    >>> experiment.network.depth, experiment.with_({"network.scale": 2}).network.scale
+    (4, 2.0)
+    """
+
+    study: str = Field(pattern=NAME, description="experiments/<study>.py claims and draws")
+    problem: Problem
+    network: Network
+    dynamics: Dynamics
+    sweep: dict[str, Axis] = Field(
+        default={}, description="axes: the dotted name of a numeric leaf"
+    )
+
+    @model_validator(mode="after")
+    def _layers_fit(self):
+        if isinstance(self.network.init, Explicit):
+            rows, where = self.network.init.layers, "network.init.layers"
+            if len(rows) != self.network.depth:
+                raise ValueError(f"{where}: {len(rows)} rows for depth {self.network.depth}")
+            _, width = datasets.shape_of(self.problem.data)
+            for j, row in enumerate(rows):
+                if len(row) != width:
+                    raise ValueError(f"{where}[{j}]: {len(row)} weights for {width} features")
+        return self
+
+    def with_(self, changes: Mapping[str, Any]) -> "Experiment":
+        """The experiment with other values, by dotted name, validated.
+
+        Args:
+            changes: `{"network.depth": 8, "sweep.network.scale": [1, 2]}`; a whole table or the
+                whole sweep can be replaced too. Arrays become lists.
+
+        Raises:
+            ConfigError: all that is wrong.
+        """
+        document = self._document()
+        for name, value in changes.items():
+            _place(document, name, value)
+        return _validated(document)
+
+    def to_toml(self) -> str:
+        """The experiment as TOML text, every default written out."""
+        return "\n".join(_toml_lines(self._document())) + "\n"
+
+    def digest(self) -> str:
+        """Ten hexadecimal digits that name this experiment and the content of its data file."""
+        document = self._document()
+        if isinstance(self.problem.data, File):
+            content = Path(self.problem.data.path).read_bytes()
+            document["problem"]["data"]["path"] = hashlib.sha256(content).hexdigest()
+        # Axes are a grid in the order written, so their order counts; that of other keys does not.
+        document["sweep"] = list(document["sweep"].items())
+        canonical = json.dumps(document, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+    def _document(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a TOML file.
+
+    Args:
+        path: the file; a relative `problem.data.path` in it is relative to its folder.
+        overrides: `network.depth=8`, `sweep.network.scale=[1,2]`: the value is TOML, a bare word
+            is text. Paths in overrides are relative to the working folder.
+
+    Raises:
+        ConfigError: the file cannot be read, or all that is wrong with what it says.
+
+    >>> load("configs/figure4.toml", ["sweep.network.scale=[1, 2]"]).sweep
+    {'network.scale': (1, 2)}
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError([f"{path}: {reason}"]) from None
+    _resolve(document, path.parent)
+    problems = []
+    for override in overrides:
+        try:
+            name, value = _parse_override(override)
+            document["sweep"] = _flatten(document.get("sweep", {}))
+            if isinstance(document["sweep"], dict) and name in document["sweep"]:
+                raise ConfigError([f"{name}: is swept; set `sweep.{name}`, or `sweep={{}}` first"])
+            _place(document, name, value)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    document["sweep"] = _flatten(document.get("sweep", {}))
+    _resolve(document, Path())
+    try:
+        experiment = _validated(document)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems], str(path)) from None
+    if problems:
+        raise ConfigError(problems, str(path))
+    return experiment
+
+
+def substitute(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with other leaves, not validated: the leaves may be traced.
+
+    >>> substitute(load("configs/figure4.toml"), {"network.scale": 3.0}).network.scale
+    3.0
+    """
+    for name, value in values.items():
+        experiment = _substitute(experiment, name.split("."), value)
+    return experiment
+
+
+def _substitute(table: Any, path: Sequence[str], value: Any) -> Any:
+    head, *rest = path
+    inner = _substitute(getattr(table, head), rest, value) if rest else value
+    return table.model_copy(update={head: inner})
+
+
+def numeric_leaves(experiment: Experiment) -> dict[str, FieldInfo]:
+    """The leaves that can be swept, by dotted name.
+
+    >>> leaves = numeric_leaves(load("configs/figure4.toml"))
+    >>> "network.init.law.low" in leaves, changes_shape(leaves["network.depth"])
+    (True, True)
+    """
+    return dict(_leaves(Experiment, experiment._document()))
+
+
+def value_of(experiment: Experiment, name: str) -> Any:
+    """The value at a dotted name.
+
+    >>> value_of(load("configs/figure4.toml"), "network.depth")
+    6
+    """
+    return reduce(getattr, name.split("."), experiment)
+
+
+def changes_shape(leaf: FieldInfo) -> bool:
+    """Whether a leaf decides the shape of an array."""
+    extra = leaf.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("changes_shape"))
+
+
+def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
+    """The values of one axis of the sweep; whole numbers where its leaf wants them."""
+    import numpy as np
+
+    if isinstance(axis, Linspace):
+        values = np.linspace(*axis.linspace).tolist()
+    elif isinstance(axis, Logspace):
+        with np.errstate(over="ignore"):  # the range of the leaf is checked by the caller
+            values = np.logspace(*axis.logspace).tolist()
+    else:
+        values = list(range(*axis.range)) if isinstance(axis, Range) else list(axis)
+    if leaf.annotation is not int:
+        return [float(value) for value in values]
+    return [int(value) if float(value).is_integer() else value for value in values]
+
+
+def _validated(document: dict[str, Any]) -> Experiment:
+    experiment, problems = None, {}
+    try:
+        # Strict mode takes a list for a tuple only in JSON.
+        experiment = Experiment.model_validate_json(json.dumps(document, default=_plain))
+    except ValidationError as error:
+        # Keyed by place: a value that fits no member of a union is told once.
+        problems = dict(
+            explain(fault, document, Experiment) for fault in error.errors(include_url=False)
+        )
+    told = [f"{where}: {what}" if where else what for where, what in problems.items()]
+    told += [*_file_problems(document), *_sweep_problems(document)]
+    if experiment is None or told:
+        raise ConfigError(list(dict.fromkeys(told)))
+    _check_corners(experiment)
+    return experiment
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _file_problems(document: Mapping[str, Any]) -> list[str]:
+    problem = document.get("problem")
+    data = problem.get("data") if isinstance(problem, Mapping) else None
+    if not isinstance(data, Mapping) or data.get("kind") != "file":
+        return []
+    try:
+        datasets.shape_of(File.model_validate_json(json.dumps(data, default=_plain)))
+    except datasets.DataError as error:
+        return [f"problem.data: {line}" for line in str(error).splitlines()]
+    except ValidationError:
+        return []  # told already
+    return []
+
+
+def _sweep_problems(document: Mapping[str, Any]) -> Iterator[str]:
+    sweep = document.get("sweep", {})
+    leaves = dict(_leaves(Experiment, document))
+    for name, axis in sweep.items() if isinstance(sweep, Mapping) else ():
+        table, _, key = name.rpartition(".")
+        if table in leaves:
+            yield f"sweep.{table}: {AXIS_FORMS}, got {{{key} = …}}"
+            continue
+        if name not in leaves:
+            yield f"sweep.{name}: not a numeric key{hint(name, leaves)}"
+            continue
+        try:
+            axis = TypeAdapter(Axis).validate_json(json.dumps(axis, default=_plain), strict=True)
+        except ValidationError:
+            continue  # told already
+        values = axis_values(axis, leaves[name])
+        if not values:
+            yield f"sweep.{name}: needs at least one value"
+        try:
+            _values_adapter(leaves[name]).validate_python(values, strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            yield f"sweep.{name}[{fault['loc'][0]}]: {rule(fault)}"
+        if len(set(values)) < len(values):
+            yield f"sweep.{name}: values must differ from each other"
+
+
+def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
+    value: Any = Annotated[leaf.annotation, Field(allow_inf_nan=False), *leaf.metadata]
+    return TypeAdapter(list[value])  # pyright: ignore[reportInvalidTypeForm]
+
+
+def _check_corners(experiment: Experiment) -> None:
+    """Every rule between two keys is an order, so the corners of the grid speak for all of it."""
+    leaves = numeric_leaves(experiment)
+    values = {name: axis_values(axis, leaves[name]) for name, axis in experiment.sweep.items()}
+    ends = [{min(axis), max(axis)} for axis in values.values()]
+    for corner in itertools.product(*ends) if ends else ():
+        changes = dict(zip(values, corner, strict=True))
+        try:
+            experiment.with_({**changes, "sweep": {}})
+        except ConfigError as error:
+            at = ", ".join(f"{name} = {value}" for name, value in changes.items())
+            raise ConfigError([f"{line} (swept to {at})" for line in error.problems]) from None
+
+
+def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, leaf in table.model_fields.items():
+        below = raw.get(name) if isinstance(raw, Mapping) else None
+        if leaf.annotation in (int, float):
+            yield prefix + name, leaf
+        for member in members_of(leaf.annotation, below):
+            yield from _leaves(member, below, f"{prefix}{name}.")
+
+
+def _place(document: dict[str, Any], name: str, value: Any) -> None:
+    head, _, rest = name.partition(".")
+    # The names below `sweep` are dotted themselves.
+    *tables, key = ["sweep", rest] if head == "sweep" and rest else name.split(".")
+    for table in tables:
+        document = document.setdefault(table, {})
+        if not isinstance(document, dict):
+            raise ConfigError([f"{name}: `{table}` is not a table"])
+    document[key] = value
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    name, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not all(name.split(".")):
+        raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        if not re.fullmatch(r"[\w./~+-]+", text):
+            raise ConfigError([f"{name}: not a TOML value: {text}"]) from None
+        return name, text
+    if list(parsed) != ["value"]:
+        raise ConfigError([f"{name}: one value at a time, got {text}"])
+    return name, parsed["value"]
+
+
+def _flatten(sweep: Any, prefix: str = "") -> Any:
+    """Dotted names also where they were written without quotes, as tables in tables."""
+    if not isinstance(sweep, dict):
+        return sweep
+    flat = {}
+    for name, axis in sweep.items():
+        if isinstance(axis, dict) and not {"linspace", "logspace", "range"} & axis.keys():
+            flat |= _flatten(axis, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = axis
+    return flat
+
+
+def _resolve(document: dict[str, Any], folder: Path) -> None:
+    problem = document.get("problem")
+    data = problem.get("data") if isinstance(problem, dict) else None
+    if isinstance(data, dict) and data.get("kind") == "file" and isinstance(data.get("path"), str):
+        data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
+
+
+def _toml_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    for key, value in document.items():
+        if key not in tables:
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+    for name, table in tables.items():
+        yield f"\n[{name}]"
+        for key, value in table.items():
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in kind_first) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON's text, true, false and numbers are TOML's; it leaves one control character unescaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,354 @@
+r"""The house style, and the drawings that studies share.
+
+Colours are Paul Tol's high-contrast set: told apart by every common kind of colour blindness, and
+in grey. Curves also differ by their markers, and a theorem's line from a measured one by dashes, so
+that nothing depends on colour. Words on an axis come from the dataset's attributes, its symbol from
+`SYMBOLS`. All is drawn on `Figure`, never through pyplot: no display, no global state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+COLOURS = ("#004488", "#bb5566", "#ddaa33", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+DASHES = ((0, (4, 1.6)), (0, (5, 1.5, 1, 1.5)))
+DOTS = (0, (1, 1.3))
+SYMBOLS = {
+    "time": "$t$",
+    "gap": r"$\mathcal{L}(\theta(t)) - \mathcal{L}^*$",
+    "loss": r"$\mathcal{L}(\theta(t))$",
+    "network.depth": "$L$",
+    "network.scale": "$a$",
+}
+WORDS = {
+    "gap": "loss gap",
+    "loss": "loss",
+    "network.depth": "depth",
+    "network.scale": "initialisation scale",
+}
+NAMED = 8
+"""With more curves than this the legend names every other one, or every third, and so on."""
+ROUNDING = 1e-14
+"""A gap below this share of the first one is rounding, not dynamics: it is not drawn."""
+
+_SPOKEN = {
+    "^*": "*",
+    r"\mathcal{L}": "ℒ",
+    r"\theta": "θ",
+    r"\lambda": "λ",
+    r"\sqrt": "√",
+    r"\pm": "±",
+    r"\odot": "⊙",
+    r"\cdots": "…",
+}
+_STYLE: dict[Any, Any] = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.top": True,
+    "ytick.right": True,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 220,
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,  # TrueType: journals refuse the default, Type 3
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The house style, as a context, or as a decorator of a study's `draw`.
+
+    >>> with style():
+    ...     matplotlib.rcParams["pdf.fonttype"]
+    42
+    """
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def words(variable: xr.DataArray) -> str:
+    """What a variable is called: a word of `WORDS`, its `long_name` or the last part of its name.
+
+    >>> words(xr.DataArray(0.0, name="network.init.seed"))
+    'seed'
+    """
+    name = str(variable.name)
+    return WORDS.get(name) or variable.attrs.get("long_name") or name.rpartition(".")[2]
+
+
+def axis_label(variable: xr.DataArray) -> str:
+    """A variable's words, symbol and units, for an axis.
+
+    >>> axis_label(xr.DataArray([0.0], name="time", attrs={"long_name": "flow time", "units": "s"}))
+    'flow time $t$ (s)'
+    """
+    called, units = words(variable), variable.attrs.get("units", "1")
+    shown = "" if units == "1" or units in called else f"({units})"
+    return " ".join(filter(None, [called, SYMBOLS.get(str(variable.name)), shown]))
+
+
+def value_label(variable: xr.DataArray) -> str:
+    """One value of a sweep's axis, for a legend.
+
+    >>> value_label(xr.DataArray(1.4, name="network.scale"))
+    '$a$ = 1.4'
+    """
+    return f"{SYMBOLS.get(str(variable.name)) or words(variable)} = {variable.item():.3g}"
+
+
+def looks(count: int) -> list[dict[str, Any]]:
+    """Colour and marker of each of `count` curves; beyond four, colours that lighten in order."""
+    ramp = [to_hex(colour) for colour in colormaps["cividis"](np.linspace(0, 0.92, count))]
+    colours = COLOURS if count <= len(COLOURS) else ramp
+    return [{"color": colours[i], "marker": MARKERS[i % len(MARKERS)]} for i in range(count)]
+
+
+class HouseFigure(Figure):
+    """A figure that is in the house style wherever it is saved, with its description inside.
+
+    The description, `describe(figure)`, is a PNG's text `Description` and a PDF's subject.
+    """
+
+    def savefig(
+        self, fname: Any, *, format: str | None = None, metadata: Any = None, **options: Any
+    ) -> None:
+        kind = format or str(fname).rpartition(".")[2]
+        key = {"pdf": "Subject"}.get(kind, "Description")
+        inside = {key: describe(self)} if kind in ("pdf", "png", "svg") else {}
+        with style():
+            super().savefig(fname, format=kind, metadata=inside | (metadata or {}), **options)
+
+
+def canvas(width: float = 5.2, height: float = 3.6, **subplots: Any) -> tuple[HouseFigure, Any]:
+    """A figure of `width` × `height` inches and its axes, with `Figure.subplots`' own arguments."""
+    figure = HouseFigure(figsize=(width, height))
+    return figure, figure.subplots(**subplots)
+
+
+def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
+    """The dataset at each value of its dimension `over`; itself where `over` is None.
+
+    Each has flow time as its coordinate `time`, also where the lanes' times differ.
+
+    Raises:
+        ValueError: another swept axis is left, so that a lane would not be one curve.
+    """
+    left = [str(name) for name in dataset["gap"].dims if name not in (over, "time")]
+    if left:
+        raise ValueError(f"`dataset` must have one value of each other axis, got {left}.")
+    count = 1 if over is None else dataset.sizes[over]
+    found = [dataset if over is None else dataset.isel({over: i}) for i in range(count)]
+    if "flow_time" in dataset:
+        return [lane.assign_coords(time=lane["flow_time"]) for lane in found]
+    return found
+
+
+def resolved(dataset: xr.Dataset) -> xr.DataArray:
+    """The gap, (…, time), with NaN where it is lost in rounding."""
+    gap = dataset["gap"]
+    return gap.where(gap > ROUNDING * gap.isel(time=0))
+
+
+@style()
+def gap_against_time(
+    dataset: xr.Dataset,
+    axes: Axes | None = None,
+    *,
+    over: str | None = None,
+    bounds: Mapping[str, str] | None = None,
+    slope: bool = False,
+) -> Figure:
+    """The gap ℒ − ℒ* on a logarithmic axis against flow time, a curve for each value of `over`.
+
+    Args:
+        dataset: a run's; `gap` has dimensions (`over`, time), or (time,) where `over` is None.
+        axes: where to draw, without a legend; a new figure with one where None.
+        over: the swept axis that tells the curves apart.
+        bounds: up to two variables drawn broken beside each curve in its colour, and their names
+            for the legend; `{"bound": "bound of Theorem 2"}` where None.
+        slope: draw exp(−2 r t) through each curve's end, dotted; r is the lane's `asymptotic_rate`.
+
+    Returns:
+        The figure drawn on.
+
+    Raises:
+        ValueError: `dataset` has an axis besides `over` and time.
+
+    >>> decay = xr.Dataset({"gap": ("time", [1.0, 0.1])}, {"time": [0.0, 1.0]})
+    >>> describe(gap_against_time(decay, bounds={}))
+    'loss gap ℒ(θ(t)) - ℒ* against time t.'
+    """
+    bounds = {"bound": "bound of Theorem 2"} if bounds is None else bounds
+    kinds = dict(zip(bounds.values(), DASHES, strict=False))
+    if slope:
+        kinds["asymptotic rate"] = DOTS
+    place = canvas()[1] if axes is None else axes
+    curves = lanes(dataset, over)
+    for i, (lane, look) in enumerate(zip(curves, looks(len(curves)), strict=True)):
+        named = over is not None and i % -(-len(curves) // NAMED) == 0
+        label = value_label(lane[over]) if named else None
+        gap = resolved(lane).dropna("time")
+        _curve(place, gap, i, label=label, zorder=3, **look)
+        for name, dashes in zip(bounds, DASHES, strict=False):
+            place.plot(
+                lane["time"], lane[name], color=look["color"], linestyle=dashes, linewidth=1.2
+            )
+        if slope:
+            _draw_slope(place, gap, lane["asymptotic_rate"].item())
+    times = np.array([lane["time"].values for lane in curves])
+    place.set(yscale="log", xlabel=axis_label(curves[0]["time"]), ylabel=axis_label(dataset["gap"]))
+    place.set_xlim(times.min(), times.max())
+    gaps = resolved(dataset).values
+    lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
+    if lowest < highest:
+        margin = (highest / lowest) ** 0.04
+        place.set_ylim(lowest / margin, highest * margin)
+    figure = _figure(place)
+    if axes is None:
+        legend(figure, kinds)
+    return figure
+
+
+@style()
+def nodes_against_time(
+    dataset: xr.Dataset, axes: Axes | None = None, *, coordinate: int = 0
+) -> Figure:
+    """One coordinate's node in every layer, u^j_k(t), against flow time.
+
+    Dashed is the level ±√λ_jk that node j does not cross; the smallest has none (Proposition 1).
+
+    Args:
+        dataset: one lane's; `layers` has dimensions (time, layer, coordinate).
+        axes: where to draw, without a legend; a new figure with one where None.
+        coordinate: k, counted from 0.
+
+    Returns:
+        The figure drawn on.
+
+    Raises:
+        ValueError: `dataset` is more than one lane.
+    """
+    place = canvas()[1] if axes is None else axes
+    (lane,) = lanes(dataset, None)
+    nodes = lane["layers"].isel(coordinate=coordinate).dropna("layer", how="all")
+    levels, k = floor(nodes).values, coordinate + 1
+    place.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+    for j, (level, look) in enumerate(zip(levels, looks(levels.size), strict=True)):
+        label = f"$u^{{{j + 1}}}_{{{k}}}$" + (" (smallest)" if np.isnan(level) else "")
+        _curve(place, nodes.isel(layer=j).dropna("time"), j, label=label, **look)
+        place.axhline(level, color=look["color"], linestyle=DASHES[0], linewidth=1.0, zorder=1)
+    place.set(xlabel=axis_label(lane["time"]), ylabel=f"node $u^j_{{{k}}}(t)$")
+    place.set_xlim(float(nodes["time"].min()), float(nodes["time"].max()))
+    figure = _figure(place)
+    if axes is None:
+        legend(figure, {r"floor $\pm\sqrt{\lambda_j}$": DASHES[0]})
+    return figure
+
+
+def floor(layers: xr.DataArray) -> xr.DataArray:
+    """The level sign(u^j_k)·√λ_jk that a node does not cross; NaN for the smallest, which may.
+
+    Args:
+        layers: (…, time, layer, …); NaN where a network has no such layer.
+
+    Returns:
+        The same without time; λ_jk = u^j_k(0)² − min_i u^i_k(0)² (Proposition 1).
+    """
+    start = layers.isel(time=0)
+    excess = start**2 - (start**2).min("layer")
+    return (excess**0.5).where(excess > 0) * np.sign(start)
+
+
+def legend(figure: Figure, kinds: Mapping[str, Any]) -> None:
+    """Above the figure: its named curves, once each, then the kinds of line, name to dashes."""
+    curves: dict[str, Any] = {}
+    for axes in figure.axes:
+        drawn, names = axes.get_legend_handles_labels()
+        curves |= dict(zip(names, drawn, strict=True))
+    lines = {
+        name: Line2D([], [], color="0.3", linestyle=dashes, linewidth=1.2)
+        for name, dashes in kinds.items()
+    }
+    room = max(1, int(figure.get_figwidth() / 1.25))
+    groups = [curves | lines] if len(curves | lines) <= room else [curves, lines]
+    rows = [row for group in groups for row in _rows(group, room)]
+    columns = max(map(len, rows), default=0)
+    blank = (Line2D([], [], linestyle=""), "")
+    padded = [row + [blank] * (columns - len(row)) for row in rows]
+    entries = [row[i] for i in range(columns) for row in padded]  # matplotlib fills columns first
+    if entries:
+        handles, names = zip(*entries, strict=True)
+        figure.legend(handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4)
+
+
+def describe(figure: Figure) -> str:
+    """What the figure's own labels say, for readers who do not see it: its alternative text."""
+    panels = []
+    for axes in figure.axes:
+        x, y = axes.get_xlabel(), axes.get_ylabel()
+        axis = f"{y} against {x}" if x and y else x or y
+        panels.append(": ".join(filter(None, [axes.get_title(loc="left"), axis])))
+    curves = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+    kinds = [text.get_text() for key in figure.legends for text in key.get_texts()]
+    named = ", ".join(dict.fromkeys(filter(None, [*curves, *kinds])))
+    text = ". ".join([*filter(None, panels), *([f"Lines: {named}"] if named else [])])
+    for symbol, spoken in _SPOKEN.items():
+        text = text.replace(symbol, spoken)
+    return re.sub(r"[\\${}]", "", text) + "."
+
+
+def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:
+    """exp(−2 r t) through the curve's end, unless the curve is not yet as steep as that."""
+    if gap.size < 2:
+        return
+    tail = gap.isel(time=slice(gap.size // 2, None))
+    end = tail.isel(time=-1)
+    line = end * np.exp(-2 * rate * (tail["time"] - end["time"]))
+    if abs(np.log(line[-2] / tail[-2])) < 0.1 * np.log(line[-2] / end):
+        axes.plot(tail["time"], line, color="0.15", linestyle=DOTS, linewidth=1.3, zorder=4)
+
+
+def _rows(entries: dict[str, Any], room: int) -> list[list[tuple[Any, str]]]:
+    """The entries as (handle, name), in rows of equal length, at most `room`."""
+    pairs = [(handle, name) for name, handle in entries.items()]
+    count = -(-len(pairs) // room)
+    length = -(-len(pairs) // max(count, 1))
+    return [pairs[i * length : (i + 1) * length] for i in range(count)]
+
+
+def _curve(axes: Axes, values: xr.DataArray, i: int, **look: Any) -> None:
+    """Curve i, its markers apart from its neighbours'."""
+    # In shares of the diagonal; matplotlib cannot place those on an empty curve.
+    spread = (0.02 + 0.03 * (i % 4), 0.13) if values.size else None
+    axes.plot(values["time"], values, markevery=spread, **look)
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("`axes` must belong to a figure.")
+    return figure

@@ -1,0 +1,339 @@
+"""Gradient flow on the layers, and the same curve as a mirror flow on θ, integrated with diffrax.
+
+    layers      u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        the definition; L·d numbers
+    reduced     v̇ = −R(v) ⊙ ∇ℒ(θ(v))              exact, d numbers, imbalance kept by construction
+    mirror      ξ̇ = −∇ℒ(∇Q*(ξ))                   Theorem 1, arXiv 2412.16765
+
+Time is flow time: k steps of gradient descent of size η reach t = kη.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
+from ddln.entropy import position_of_dual
+from ddln.network import Reduction, effective_parameter
+from ddln.problem import Problem
+
+Coordinates = Literal["reduced", "layers"]
+
+STATUS = ("ok", "max_steps", "diverged")
+"""What the codes in `Trajectory.status` mean, in order."""
+
+_ADVICE = {
+    "max_steps": "the step budget ran out before the last time: raise `max_steps`, loosen `rtol` "
+    "and `atol`, shorten `times`, or take an implicit solver such as `diffrax.Kvaerno5()`",
+    "diverged": "the solution left the range of floating-point numbers or the step size shrank to "
+    "nothing: check the scale of the layers and of the data",
+}
+
+
+class Trajectory(eqx.Module):
+    """A run: what was saved at `times`. NaN from where a failed run stopped."""
+
+    times: Float[Array, " times"]
+    """Flow time."""
+    layers: Float[Array, "times depth dim"]
+    theta: Float[Array, "times dim"]
+    velocity: Float[Array, "times dim"]
+    """dθ/dt, from the right-hand side that was integrated."""
+    loss: Float[Array, " times"]
+    gap: Float[Array, " times"]
+    """ℒ(θ) − ℒ*."""
+    status: Int[Array, ""]
+    """Index into `ddln.flow.STATUS`."""
+    stats: dict[str, Array]
+    """Counts: num_steps, num_accepted_steps, num_rejected_steps."""
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    coordinates: str = eqx.field(static=True)
+    """What was integrated: "layers", "reduced" or "mirror"."""
+
+    @property
+    def ok(self) -> Bool[Array, "..."]:
+        return self.status == STATUS.index("ok")
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.status) or self.status.ndim:
+            return f"Trajectory(theta={self.theta.shape})"
+        return (
+            f"Trajectory({STATUS[int(self.status)]}, {self.times.size} times up to "
+            f"{float(self.times[-1]):g}, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
+            f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g}, "
+            f"{int(self.stats['num_steps'])} steps)"
+        )
+
+
+class _Reduced(eqx.Module):
+    """State v."""
+
+    name = "reduced"
+    reduction: Reduction
+
+    def initial(self):
+        return self.reduction.start
+
+    def rate(self, v, gradient):
+        return -self.reduction.rest(v) * gradient
+
+    def theta(self, v):
+        return self.reduction.theta(v)
+
+    def layers(self, v):
+        return self.reduction.layers(v)
+
+
+class _Mirror(_Reduced):
+    """State ξ = ∇Q(θ)."""
+
+    name = "mirror"
+
+    def initial(self):
+        return jnp.zeros_like(self.reduction.start)
+
+    def rate(self, xi, gradient):
+        return -gradient
+
+    def _position(self, xi):
+        return position_of_dual(xi, self.reduction)[0]
+
+    def theta(self, xi):
+        return self.reduction.theta(self._position(xi))
+
+    def layers(self, xi):
+        return self.reduction.layers(self._position(xi))
+
+
+class _Layers(eqx.Module):
+    """State u."""
+
+    name = "layers"
+    start: Float[Array, "depth dim"]
+
+    def initial(self):
+        return self.start
+
+    def rate(self, layers, gradient):
+        return -jax.vjp(effective_parameter, layers)[1](gradient)[0]
+
+    def theta(self, layers):
+        return effective_parameter(layers)
+
+    def layers(self, layers):
+        return layers
+
+
+def _field(t, state, args):
+    problem, picture = args
+    return picture.rate(state, problem.gradient(picture.theta(state)))
+
+
+def _observe(t, state, args):
+    problem, picture = args
+    theta, velocity = jax.jvp(picture.theta, (state,), (_field(t, state, args),))
+    return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
+
+
+def _first_step(problem: Problem, picture: Any, horizon: Array) -> Array:
+    """A hundredth of the time scale on which the state moves, or on which its speed changes."""
+    state = picture.initial()
+    rate, change = jax.jvp(
+        lambda state: _field(0.0, state, (problem, picture)),
+        (state,),
+        (_field(0.0, state, (problem, picture)),),
+    )
+    speed = jnp.max(jnp.abs(rate))
+    stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
+    fastest = jnp.maximum(speed, stiffness)
+    smallest, largest = 1e-12 * horizon, horizon
+    return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest, largest)
+
+
+@eqx.filter_jit
+def _integrate(problem, picture, times, rtol, atol, solver, max_steps, adjoint) -> Trajectory:
+    horizon = times[-1] - times[0]
+    controller = diffrax.PIDController(
+        rtol=rtol,
+        atol=atol,
+        dtmin=4 * jnp.finfo(times.dtype).eps * horizon,
+        force_dtmin=False,
+    )
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        # Between its long steps it has cubics only, of an accuracy that nothing controls.
+        controller = diffrax.ClipStepSizeController(controller, step_ts=times)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_field),
+        solver,
+        times[0],
+        times[-1],
+        _first_step(problem, picture, horizon).astype(times.dtype),
+        picture.initial(),
+        args=(problem, picture),
+        saveat=diffrax.SaveAt(ts=times, fn=_observe),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        throw=False,
+    )
+    layers, theta, velocity, loss, gap = jax.tree.map(
+        lambda saved: jnp.where(jnp.isfinite(saved), saved, jnp.nan), solution.ys
+    )
+    results = diffrax.RESULTS
+    status = jnp.where(
+        (solution.result == results.successful) & jnp.all(jnp.isfinite(theta)),
+        STATUS.index("ok"),
+        jnp.where(
+            solution.result == results.max_steps_reached,
+            STATUS.index("max_steps"),
+            STATUS.index("diverged"),
+        ),
+    )
+    counts = ("num_steps", "num_accepted_steps", "num_rejected_steps")
+    stats = {name: solution.stats[name] for name in counts}
+    return Trajectory(
+        times, layers, theta, velocity, loss, gap, status, stats, rtol, atol, picture.name
+    )
+
+
+def _solve(
+    picture: Callable[[Float[Array, "depth dim"]], Any],
+    problem: Problem,
+    layers: ArrayLike,
+    times: ArrayLike,
+    rtol: ArrayLike,
+    atol: ArrayLike,
+    solver: diffrax.AbstractSolver | None,
+    max_steps: int,
+    adjoint: diffrax.AbstractAdjoint | None,
+    throw: bool,
+) -> Trajectory:
+    layers = as_layers(layers)
+    if layers.shape[1] != problem.dim:
+        raise ValueError(
+            f"`layers` must have shape (depth, {problem.dim}) to fit the problem, "
+            f"got {layers.shape}."
+        )
+    dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
+    times = as_floats("times", times, 1).astype(dtype)
+    rtol, atol = (as_floats(n, x, 0).astype(dtype) for n, x in (("rtol", rtol), ("atol", atol)))
+    if times.size < 2:
+        raise ValueError(f"`times` must hold at least two times, got {times.size}.")
+    if is_concrete(times) and not (np.diff(seen := np.asarray(times)) > 0).all() & (seen[0] >= 0):
+        raise ValueError("`times` must be ≥ 0 and strictly increasing; the first is the start.")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if is_concrete(tolerance) and not np.asarray(tolerance) > 0:
+            raise ValueError(f"`{name}` must be > 0, got {float(tolerance)}.")
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
+    run = _integrate(
+        problem,
+        picture(layers.astype(dtype)),
+        times,
+        rtol,
+        atol,
+        diffrax.Tsit5() if solver is None else solver,
+        max_steps,
+        diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+    )
+    if not throw:
+        return run
+    if is_concrete(run.status):
+        name = STATUS[int(run.status)]
+        if name != "ok":
+            raise RuntimeError(f"The flow stopped early ({name}): {_ADVICE[name]}.")
+        return run
+    return eqx.error_if(run, ~run.ok, "The flow stopped early: pass `throw=False` for its status.")
+
+
+def gradient_flow(
+    problem: Problem,
+    layers: ArrayLike,
+    times: ArrayLike,
+    *,
+    coordinates: Coordinates | str = "reduced",
+    rtol: ArrayLike = 1e-9,
+    atol: ArrayLike = 1e-12,
+    solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = 100_000,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> Trajectory:
+    """Gradient flow u̇^j = −∂ℒ(u¹ ⊙ … ⊙ u^L)/∂u^j from the given layers.
+
+    Args:
+        problem: the loss.
+        layers: initial layers, shape (depth, dim).
+        times: flow times to save at, strictly increasing; the first is the start.
+        coordinates: "reduced" integrates one position per coordinate, from which the layers follow
+            exactly; "layers" integrates the layers as they stand.
+        rtol, atol: tolerances on the state that is integrated.
+        solver: a diffrax solver; `None` is `diffrax.Tsit5()`.
+        max_steps: budget of steps.
+        adjoint: how to differentiate; for `jax.jvp` and `jax.jacfwd` pass `diffrax.ForwardMode()`.
+        throw: raise when the run fails; else see `status`.
+
+    Returns:
+        A `Trajectory`.
+
+    Raises:
+        ValueError: shapes, times or tolerances that make no sense.
+        RuntimeError: the run failed and `throw`.
+
+    Source: the flow of Proposition 1, arXiv 2412.16765; reduced form as derived in docs/theory.md.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> run = ddln.gradient_flow(problem, [[0.0], [1.0]], [0.0, 1.0, 20.0])
+    >>> round(float(run.theta[-1, 0]), 8)
+    2.0
+    """
+    if coordinates not in get_args(Coordinates):
+        names = " or ".join(map(repr, get_args(Coordinates)))
+        raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
+    picture = _Layers if coordinates == "layers" else lambda layers: _Reduced(Reduction(layers))
+    return _solve(picture, problem, layers, times, rtol, atol, solver, max_steps, adjoint, throw)
+
+
+def mirror_flow(
+    problem: Problem,
+    layers: ArrayLike,
+    times: ArrayLike,
+    *,
+    rtol: ArrayLike = 1e-10,
+    atol: ArrayLike = 1e-13,
+    solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = 100_000,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> Trajectory:
+    """Mirror flow d/dt ∇Q(θ) = −∇ℒ(θ) with the entropy Q of the given layers.
+
+    By Theorem 1 the curve of `gradient_flow`, computed another way: the state is ξ = ∇Q(θ), and θ
+    is found from it by inverting the mirror map. Tolerances are on ξ. Arguments, results and errors
+    are those of `gradient_flow`.
+
+    Source: Theorem 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> run = ddln.mirror_flow(problem, [[0.0], [1.0]], [0.0, 1.0, 20.0])
+    >>> round(float(run.theta[-1, 0]), 8)
+    2.0
+    """
+    return _solve(
+        lambda layers: _Mirror(Reduction(layers)),
+        problem,
+        layers,
+        times,
+        rtol,
+        atol,
+        solver,
+        max_steps,
+        adjoint,
+        throw,
+    )

@@ -1,0 +1,311 @@
+"""Experiments computed: every lane of a chunk side by side in one compiled program.
+
+A lane is one network, its flow, its certificates and the theorems' predictions for it. `compute`
+runs the lanes of one chunk, `assemble` puts chunks together on the grid of the sweep.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import xarray as xr
+from jaxtyping import Array
+
+from ddln import certificates, claims, data, flow, init, network, problem, theory
+from ddln._checks import ArrayLike
+from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.plan import Chunk, Plan, make_plan
+
+_SOLVERS = {
+    "tsit5": diffrax.Tsit5,
+    "dopri8": diffrax.Dopri8,
+    # With its own root finder half the steps are rejected (docs/decisions.md).
+    "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
+}
+
+_TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
+_CERTIFICATE = ("certificate",)
+# name: (dimensions, units, long name)
+_VARIABLES = {
+    "flow_time": (_TIME, "flow time", "flow time"),
+    "loss": (_TIME, "loss", "loss ℒ(θ)"),
+    "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
+    "theta": (_THETA, "1", "effective parameter θ"),
+    "velocity": (_THETA, "1 / flow time", "dθ/dt"),
+    "layers": (_LAYERS, "1", "layers u"),
+    "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
+    "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
+    "divergence_bound": (_TIME, "loss", "bound D_Q(θ*, θ(0)) / t of Theorem 2 on the gap"),
+    "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
+    "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
+    "status": ((), "1", "how the run ended"),
+    "steps": ((), "1", "steps of the integrator"),
+    "certificate_measured": (_CERTIFICATE, "1", "measured"),
+    "certificate_predicted": (_CERTIFICATE, "1", "predicted"),
+    "certificate_tolerance": (_CERTIFICATE, "1", "tolerance"),
+    "certificate_applies": (_CERTIFICATE, "1", "whether the claim's hypotheses hold"),
+    "certificate_holds": (_CERTIFICATE, "1", "whether the claim holds"),
+}
+
+
+def run(experiment: Experiment) -> xr.Dataset:
+    """Compute an experiment, in memory.
+
+    Args:
+        experiment: from `ddln.load`, with its sweep.
+
+    Returns:
+        A dataset with a dimension per axis of the sweep, named by its dotted name, then `time`
+        (flow time), `layer`, `coordinate`, `certificate`. A lane that fails is NaN from there on
+        and has another `status` than 0.
+
+    Raises:
+        ValueError: the data and the network do not make a problem.
+
+    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
+    >>> dict(ddln.run(experiment)["gap"].sizes)
+    {'network.scale': 3, 'time': 11}
+    """
+    plan = make_plan(experiment)
+    for chunk in plan.programs:
+        validate(chunk)
+    return assemble(plan, [compute(chunk) for chunk in plan.chunks])
+
+
+def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
+    """Compute an experiment over a grid of values, in memory.
+
+    Args:
+        experiment: from `ddln.load`; axes of its own sweep are kept where `over` has no other.
+        over: dotted names of numeric leaves and their values, shape (n,) each.
+
+    Returns:
+        As `ddln.run`.
+
+    Raises:
+        ValueError: a name that is no numeric leaf, or a value out of its range.
+
+    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
+    >>> dict(ddln.sweep(experiment, over={"network.scale": [0.8, 1.0]})["gap"].sizes)
+    {'network.scale': 2, 'time': 11}
+    """
+    axes = {f"sweep.{name}": np.asarray(values).tolist() for name, values in over.items()}
+    return run(experiment.with_(axes))
+
+
+def validate(chunk: Chunk) -> None:
+    """Build a chunk's first problem and network, so that what is wrong with them is said first.
+
+    Raises:
+        ValueError: they do not fit, or are not finite.
+    """
+    first = {name: values[0] for name, values in chunk.values.items()}
+    experiment = substitute(chunk.experiment, first)
+    loss, layers = _problem(experiment), _layers(experiment)
+    start = loss.loss(network.effective_parameter(layers))
+    if not bool(jnp.isfinite(start) & jnp.isfinite(network.mobility(layers)).all()):
+        raise ValueError(
+            f"network.scale: the network must be finite at the start, got loss {float(start)}"
+        )
+
+
+def compute(chunk: Chunk) -> xr.Dataset:
+    """Run a chunk's lanes.
+
+    Returns:
+        A dataset over `lane`, with the chunk's numbers in the grid as its coordinate.
+    """
+    # The last chunk of a shape is padded with copies of a lane, to run as the same program.
+    padded = {
+        name: np.pad(values, (0, chunk.width - values.size), mode="edge")
+        for name, values in chunk.values.items()
+    }
+    numbers, checked = _program(chunk)(padded, _numbers(chunk.experiment, padded))
+    dataset = xr.Dataset(
+        {
+            name: (("lane", *_VARIABLES[name][0]), np.asarray(values)[: chunk.lanes.size])
+            for name, values in numbers.items()
+        },
+        coords={"lane": chunk.lanes, "certificate": [claim.name for claim in checked]},
+    )
+    for name, variable in dataset.data_vars.items():
+        _, units, words = _VARIABLES[str(name)]
+        variable.attrs = {"units": units, "long_name": words}
+    dataset["status"].attrs |= {
+        "flag_values": np.arange(len(flow.STATUS)),
+        "flag_meanings": " ".join(flow.STATUS),
+    }
+    dataset.attrs = {"certificate_statements": claims.statements(checked)}
+    return dataset
+
+
+def assemble(plan: Plan, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Chunks on the plan's grid. What no chunk brings is NaN (status −1): axes never shrink.
+
+    Args:
+        plan: the grid.
+        datasets: from `compute`, any of the plan's chunks in any order, at least one.
+
+    >>> plan = make_plan(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))
+    >>> assemble(plan, [compute(chunk) for chunk in plan.chunks]).sizes["network.scale"]
+    3
+    """
+    first = datasets[0]
+    sizes = {
+        dimension: max(dataset.sizes[dimension] for dataset in datasets)
+        for dimension in first.sizes
+        if dimension != "lane"
+    }
+    grid = tuple(axis.name for axis in plan.axes)
+    variables = {}
+    for name, variable in first.data_vars.items():
+        dimensions = variable.dims[1:]
+        shape = (plan.lanes, *(sizes[dimension] for dimension in dimensions))
+        whole = np.full(shape, _missing(variable.dtype), variable.dtype)
+        for part in datasets:
+            inner = tuple(slice(part.sizes[dimension]) for dimension in dimensions)
+            whole[(part["lane"].values, *inner)] = part[name].values
+        whole = whole.reshape((*plan.shape, *shape[1:]))
+        variables[name] = ((*grid, *dimensions), whole, variable.attrs)
+    dataset = xr.Dataset(
+        variables,
+        coords={axis.name: axis.values for axis in plan.axes}
+        | {"certificate": first["certificate"].values},
+        attrs={
+            "title": plan.experiment.study,
+            "study": plan.experiment.study,
+            "config": plan.experiment.to_toml(),
+            **first.attrs,
+        },
+    )
+    return _with_time(dataset, grid)
+
+
+def _with_time(dataset: xr.Dataset, grid: tuple[str, ...]) -> xr.Dataset:
+    """Flow time as the coordinate of `time` where all lanes share it, which is nearly always."""
+    times = dataset["flow_time"]
+    shared = times.isel(dict.fromkeys(grid, 0))
+    if not bool((times == shared).all()):
+        return dataset
+    return dataset.drop_vars("flow_time").assign_coords(time=("time", shared.values, times.attrs))
+
+
+def _missing(dtype: np.dtype) -> Any:
+    return {"f": np.nan, "b": False}.get(dtype.kind, -1)
+
+
+def _numbers(experiment: Experiment, swept: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of an experiment that decide no shape and are the same on every lane."""
+    leaves = {
+        name: leaf for name, leaf in numeric_leaves(experiment).items() if not changes_shape(leaf)
+    }
+    return {name: np.asarray(value_of(experiment, name)) for name in leaves if name not in swept}
+
+
+_PROGRAMS: dict[tuple, Any] = {}
+
+
+def _program(chunk: Chunk):
+    """The compiled lanes of all chunks that differ in numbers only: these are arguments of it."""
+    experiment = chunk.experiment
+    zeros = dict.fromkeys([*chunk.values, *_numbers(experiment, chunk.values)], 0)
+    form = substitute(experiment, zeros).model_dump_json()
+    key = (form, tuple(chunk.values), chunk.width, str(jnp.result_type(float)))
+    if key not in _PROGRAMS:
+
+        def lane(swept: dict[str, Array], shared: dict[str, Array]):
+            return _lane(substitute(experiment, {**shared, **swept}))
+
+        _PROGRAMS[key] = jax.jit(jax.vmap(lane, in_axes=(0, None), axis_size=chunk.width))
+    return _PROGRAMS[key]
+
+
+def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
+    loss, layers = _problem(experiment), _layers(experiment)
+    trajectory = _flow(experiment)(loss, layers, _times(experiment))
+    checked = certificates.certify(loss, trajectory).claims
+    theta = jnp.where(trajectory.ok, trajectory.theta[-1], network.effective_parameter(layers))
+    rate = theory.asymptotic_rate(loss, theta, layers)
+    numbers = {
+        "flow_time": trajectory.times,
+        "loss": trajectory.loss,
+        "gap": trajectory.gap,
+        "theta": trajectory.theta,
+        "velocity": trajectory.velocity,
+        "layers": trajectory.layers,
+        "bound": theory.exponential_bound(loss, layers, trajectory.times),
+        "posterior_bound": theory.posterior_bound(loss, trajectory),
+        "divergence_bound": theory.divergence_bound(loss, layers, trajectory.times),
+        "rate_bound": theory.rate_bound(loss, layers),
+        "asymptotic_rate": jnp.where(trajectory.ok, rate, jnp.nan),
+        "status": trajectory.status,
+        "steps": trajectory.stats["num_steps"],
+    } | {
+        f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
+        for name in ("measured", "predicted", "tolerance", "applies", "holds")
+    }
+    return numbers, checked
+
+
+def _problem(experiment: Experiment) -> problem.Problem:
+    features, targets = data.draw(experiment.problem.data)
+    normalisation = experiment.problem.loss.normalisation
+    return problem.least_squares(features, targets, normalisation=normalisation)
+
+
+def _law(law) -> init.Law:
+    if law.kind == "uniform":
+        return partial(jax.random.uniform, minval=law.low, maxval=law.high)
+    if law.kind == "normal":
+        return lambda key, shape: law.mean + law.std * jax.random.normal(key, shape)
+    return lambda key, shape: jnp.full(shape, law.value, jnp.result_type(float))
+
+
+def _layers(experiment: Experiment) -> Array:
+    table, depth = experiment.network.init, experiment.network.depth
+    _, dim = data.shape_of(experiment.problem.data)
+    if table.kind == "explicit":
+        layers = jnp.asarray(table.layers, jnp.result_type(float))
+    elif table.kind == "constant":
+        layers = init.constant(depth, dim, table.value)
+    elif table.kind == "imbalanced":
+        layers = init.imbalanced(
+            jnp.full((dim,), table.smallest), jnp.full((depth - 1, dim), table.imbalance)
+        )
+    else:
+        key = jax.random.key(table.seed)
+        if table.kind == "balanced":
+            layers = init.balanced(key, depth, dim, law=_law(table.law))
+        elif table.kind == "zero_first_layer":
+            layers = init.zero_first_layer(key, depth, dim, law=_law(table.law))
+        else:
+            layers = init.independent(key, depth, dim, law=_law(table))
+    return experiment.network.scale * layers
+
+
+def _times(experiment: Experiment) -> Array:
+    dynamics = experiment.dynamics
+    if dynamics.spacing == "linear":
+        return jnp.linspace(0.0, dynamics.until, dynamics.points)
+    # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
+    first = 1e-8 * dynamics.until
+    return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), dynamics.points))
+
+
+def _flow(experiment: Experiment):
+    dynamics = experiment.dynamics
+    controls = {
+        "rtol": dynamics.rtol,
+        "atol": dynamics.atol,
+        "solver": _SOLVERS[dynamics.solver](),
+        "max_steps": dynamics.max_steps,
+        "throw": False,
+    }
+    if dynamics.kind == "mirror_flow":
+        return partial(flow.mirror_flow, **controls)
+    return partial(flow.gradient_flow, coordinates=dynamics.coordinates, **controls)

@@ -1,0 +1,207 @@
+"""The network: layers u¹ … u^L, shape (depth, dim), and their effective parameter θ = u¹ ⊙ … ⊙ u^L.
+
+Under gradient flow on the layers all differences (uⁱ)² − (uʲ)² stay what they were, so that one
+number per coordinate says where the whole column (u¹_k, …, u^L_k) is. `Reduction` is that change
+of variables. Per coordinate let w be the layer of smallest initial magnitude (times the product
+of the signs of the others) and λ_j ≥ 0 the imbalance of another layer against it:
+
+    |u^j| = √(w² + λ_j),        θ = w · Π_j √(w² + λ_j).
+
+The smallest λ is the one that matters near w = 0; write g = √(w² + λ_min) for its layer and R(w)
+for the product over the remaining ones. The *position* v is the coordinate with dw/dv = g,
+
+    w = √λ_min · sinh v     where the smallest layer is unique   (open: θ_k on the whole line)
+    w = ± e^{± v}           where it is tied and nonzero         (half-line: θ_k keeps its sign)
+    w = 0                   where it is tied and zero            (frozen: θ_k = 0 for ever)
+
+so that θ = w·g·R on either branch, and both tiny and huge weights are numbers of moderate size.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ddln._checks import ArrayLike, as_layers
+
+OPEN, HALF_LINE, FROZEN = 0, 1, 2
+
+_KINDS = {
+    OPEN: "open: a unique smallest layer; θ_k moves on the whole line",
+    HALF_LINE: "on a half-line: smallest layers tied and nonzero; θ_k keeps its sign",
+    FROZEN: "frozen: smallest layers tied and zero; θ_k stays 0, a saddle",
+}
+
+
+def effective_parameter(layers: ArrayLike) -> Float[Array, " dim"]:
+    """θ = u¹ ⊙ … ⊙ u^L.
+
+    Args:
+        layers: shape (depth, dim), depth ≥ 2.
+
+    Returns:
+        θ, shape (dim,).
+
+    >>> ddln.effective_parameter([[1.0, 2.0], [3.0, 4.0]]).tolist()
+    [3.0, 8.0]
+    """
+    return jnp.prod(as_layers(layers), axis=0)
+
+
+def mobility(layers: ArrayLike) -> Float[Array, " dim"]:
+    """M_k = Σ_j Π_{i≠j} (uⁱ_k)²: under gradient flow dθ/dt = −M ⊙ ∇ℒ(θ), and ∇²Q = 1/M.
+
+    Args:
+        layers: shape (depth, dim).
+
+    Returns:
+        M, shape (dim,).
+
+    Source: Proposition 1, arXiv 2412.16765.
+
+    >>> ddln.mobility([[1.0], [2.0], [3.0]]).tolist()  # 4·9 + 1·9 + 1·4
+    [49.0]
+    """
+    squares = as_layers(layers) ** 2
+    one = jnp.ones((1, squares.shape[1]), squares.dtype)
+    before = jnp.cumprod(jnp.concatenate([one, squares[:-1]]), axis=0)
+    after = jnp.cumprod(jnp.concatenate([one, squares[:0:-1]]), axis=0)[::-1]
+    return jnp.sum(before * after, axis=0)
+
+
+def imbalance(layers: ArrayLike) -> Float[Array, "depth dim"]:
+    """λ_jk = (u^j_k)² − min_i (uⁱ_k)², conserved by gradient flow.
+
+    Args:
+        layers: shape (depth, dim).
+
+    Returns:
+        λ ≥ 0, shape (depth, dim); 0 at each coordinate's smallest layer.
+
+    Source: Proposition 1, arXiv 2412.16765.
+
+    >>> ddln.imbalance([[1.0], [2.0], [3.0]]).ravel().tolist()
+    [0.0, 3.0, 8.0]
+    """
+    magnitude = jnp.abs(as_layers(layers))
+    smallest = jnp.min(magnitude, axis=0, keepdims=True)
+    return (magnitude - smallest) * (magnitude + smallest)
+
+
+def coordinate_kinds(layers: ArrayLike) -> Int[Array, " dim"]:
+    """Which of the three kinds each coordinate is: 0 open, 1 half-line, 2 frozen.
+
+    The theorems assume every coordinate open, which holds almost surely for random layers.
+
+    Args:
+        layers: shape (depth, dim).
+
+    >>> ddln.coordinate_kinds([[0.0, 1.0, 0.0], [2.0, -1.0, 0.0]]).tolist()
+    [0, 1, 2]
+    """
+    magnitude = jnp.sort(jnp.abs(as_layers(layers)), axis=0)
+    tied = magnitude[0] == magnitude[1]
+    return jnp.where(tied, jnp.where(magnitude[0] > 0, HALF_LINE, FROZEN), OPEN)
+
+
+def describe(layers: ArrayLike) -> str:
+    """How many coordinates are of which kind, in words, with the first indices of the rare ones.
+
+    >>> print(ddln.describe([[0.0, 1.0], [2.0, -1.0]]))
+    1 of 2 coordinates open: a unique smallest layer; θ_k moves on the whole line.
+    1 of 2 coordinates on a half-line: smallest layers tied and nonzero; θ_k keeps its sign (k = 1).
+    """
+    kinds = coordinate_kinds(layers)
+    lines = []
+    for kind, words in _KINDS.items():
+        members = [int(k) for k in jnp.flatnonzero(kinds == kind)]
+        if members:
+            shown = ", ".join(map(str, members[:5])) + (", …" if len(members) > 5 else "")
+            indices = "" if kind == OPEN else f" (k = {shown})"
+            lines.append(f"{len(members)} of {kinds.size} coordinates {words}{indices}.")
+    return "\n".join(lines)
+
+
+class Reduction(eqx.Module):
+    """The change of variables between layers (depth, dim) and positions v (dim,).
+
+    Built from the initial layers; exact, so the imbalance is conserved by construction.
+
+    Source: as derived in docs/theory.md from Proposition 1 and Theorem 1, arXiv 2412.16765.
+
+    >>> layers = jnp.array([[0.5], [1.0], [-2.0]])
+    >>> reduction = ddln.Reduction(layers)
+    >>> bool(jnp.allclose(reduction.layers(reduction.start), layers))
+    True
+    """
+
+    start: Float[Array, " dim"]
+    """Position of the initial layers."""
+    radius: Float[Array, " dim"]
+    """√λ_min, 0 where the smallest layer is tied."""
+    side: Float[Array, " dim"]
+    """Sign of w on a half-line, 0 elsewhere."""
+    gaps: Float[Array, "depth-2 dim"]
+    """The other λ_j, ascending."""
+    sign: Float[Array, "depth dim"]
+    """Signs of the layers in ascending order of magnitude; of w, the product of the others'."""
+    order: Int[Array, "depth dim"]
+    """order[i, k]: which layer is the i-th smallest at coordinate k."""
+
+    def __init__(self, layers: ArrayLike):
+        layers = as_layers(layers)
+        self.order = jnp.argsort(jnp.abs(layers), axis=0)
+        ascending = jnp.take_along_axis(layers, self.order, axis=0)
+        magnitude = jnp.abs(ascending)
+        others = jnp.where(ascending[1:] < 0, -1.0, 1.0).astype(layers.dtype)
+        self.sign = jnp.concatenate([jnp.prod(others, axis=0, keepdims=True), others])
+        w = self.sign[0] * ascending[0]
+        imbalance = (magnitude[1:] - magnitude[:1]) * (magnitude[1:] + magnitude[:1])
+        self.radius = jnp.sqrt(imbalance[0])
+        self.gaps = imbalance[1:]
+        is_open = self.radius > 0
+        self.side = jnp.where(is_open, 0.0, jnp.sign(w))
+        safe_radius = jnp.where(is_open, self.radius, 1.0)
+        safe_w = jnp.where(self.side == 0, 1.0, jnp.abs(w))
+        self.start = jnp.where(is_open, jnp.arcsinh(w / safe_radius), self.side * jnp.log(safe_w))
+
+    @property
+    def is_open(self):
+        return self.radius > 0
+
+    @property
+    def is_frozen(self):
+        return (self.radius == 0) & (self.side == 0)
+
+    def smallest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """w(v): the smallest layer, up to sign."""
+        return self.radius * jnp.sinh(v) + self.side * jnp.exp(self.side * v)
+
+    def partner(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """g(v) = √(w² + λ_min) = dw/dv: magnitude of the second smallest layer."""
+        return self.radius * jnp.cosh(v) + jnp.abs(self.side) * jnp.exp(self.side * v)
+
+    def rest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """R(v): product of the magnitudes of the remaining layers; 1 at depth 2."""
+        return jnp.prod(jnp.sqrt(self.smallest(v)[None] ** 2 + self.gaps), axis=0)
+
+    def theta(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """θ(v) = w·g·R."""
+        return self.smallest(v) * self.partner(v) * self.rest(v)
+
+    def slope(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """dθ/dv = R · (w² + g² + w²g² Σ_j 1/(w² + λ_j)) = M/R."""
+        w2, g2 = self.smallest(v) ** 2, self.partner(v) ** 2
+        # A layer tied with a vanishing w makes 1/(w² + λ_j) infinite: w²/(w² + λ_j) stays ≤ 1.
+        squares = w2[None] + self.gaps
+        share = jnp.sum(w2[None] / jnp.where(squares > 0, squares, 1.0), axis=0)
+        return self.rest(v) * (w2 + g2 * (1 + share))
+
+    def mobility(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """M(v) = R · dθ/dv."""
+        return self.rest(v) * self.slope(v)
+
+    def layers(self, v: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
+        """The layers at position v."""
+        w, g = self.smallest(v)[None], self.partner(v)[None]
+        magnitude = jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)])
+        return jnp.take_along_axis(self.sign * magnitude, jnp.argsort(self.order, axis=0), axis=0)

@@ -1,0 +1,284 @@
+"""One run as one page: its figures, what was checked and how it came out, and how to do it again.
+
+The page is a single file. Nothing in it asks another machine for anything: a content policy forbids
+it, figures are inside as PNG, and every word from the run is escaped.
+"""
+
+import base64
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from ddln.store import RunFolder
+
+LISTED = 50
+"""So many unfinished networks are listed by name; the rest are counted."""
+
+ENDINGS = {
+    "max_steps": "the solver used up its steps: raise dynamics.max_steps, or try solver kvaerno5",
+    "diverged": "a value stopped being a number: tighten dynamics.rtol, or shorten dynamics.until",
+}
+
+
+MEANINGS = {
+    "completed": "The integrator came to the last of the times it was asked for.",
+    "conservation": "What the start fixes stays fixed: the differences of the squared layers.",
+    "sign": "Only a coordinate's smallest layer can reach zero; the others keep their distance.",
+    "monotone loss": "Training never makes the loss worse.",
+    "dissipation": "The loss falls exactly as fast as the layers move.",
+    "mirror identity": "θ moves just as a mirror flow with the entropy Q moves it.",
+    "entropy Hessian": "Where the entropy is steep the network moves slowly, and the other way.",
+    "dual path": "Seen through the mirror map, the path is the sum of the gradients met so far.",
+    "divergence bound": "The gap falls at least like one over time.",
+    "exponential bound": "The gap falls exponentially, at a rate the initialisation guarantees.",
+    "a-posteriori bound": "The same, with the rate the run had rather than the one guaranteed.",
+    "asymptotic rate": "In the end the gap falls at just the rate that theory predicts.",
+}
+"""What each certificate says, in plain words."""
+
+
+class Markup(str):
+    """Text that is HTML already, and not to be escaped."""
+
+
+def write(run_folder: str | Path) -> Path:
+    """Writes report.html into a run's folder.
+
+    Args:
+        run_folder: with a manifest, config, dataset, claims and figures, as `ddln run` leaves it.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        StoreError: the dataset or the claims are missing or damaged.
+    """
+    folder = RunFolder(run_folder)
+    target = folder.path / "report.html"
+    temporary = target.with_suffix(".part")
+    temporary.write_text(page(folder), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def page(folder: RunFolder) -> str:
+    """The page as a string, from what the folder holds."""
+    manifest, tables, dataset = folder.manifest(), folder.read_claims(), folder.read_dataset()
+    config = (folder.path / "config.toml").read_text(encoding="utf-8")
+    study = manifest["study"]
+    checks = [*tables["claims"], *tables["certificates"]]
+    sections = [
+        ("Figures", [_figure(path) for path in sorted((folder.path / "figures").glob("*.png"))]),
+        ("What this study claims", [_checks(tables["claims"])]),
+        ("Theorems, checked on every network", [_checks(tables["certificates"])]),
+        ("Networks that did not finish", _unfinished(dataset)),
+        ("Configuration", [_element("pre", config.strip())]),
+        ("Made with", [_provenance(manifest)]),
+        ("Again", _again(folder.path.name)),
+    ]
+    body = "".join(
+        f"<section>{_element('h2', title)}{''.join(parts)}</section>"
+        for title, parts in sections
+        if any(parts)
+    )
+    title = str(dataset.attrs.get("title") or study)
+    lanes = math.prod(dataset["status"].shape)
+    return _PAGE.substitute(
+        title=escape(title),
+        study=escape(f"study {study}, run {manifest['digest']}, {_count(lanes, 'network')}"),
+        verdict=_verdict(checks),
+        body=body,
+    )
+
+
+def _verdict(checks: Sequence[Mapping[str, Any]]) -> Markup:
+    tested = [row for row in checks if row["applies"]]
+    failed = [str(row["name"]) for row in tested if not row["holds"]]
+    if failed:
+        text = f"✗ {len(failed)} of {_count(len(tested), 'check')} failed: {', '.join(failed)}"
+    else:
+        text = f"✓ {_count(len(tested), 'check')} passed"
+    return _element("p", text, {"class": "verdict fails" if failed else "verdict holds"})
+
+
+def _figure(path: Path) -> Markup:
+    with Image.open(path) as image:
+        text = str(image.info.get("Description") or path.stem)
+        width, height = image.size
+    source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    attributes = {"src": source, "alt": text, "width": width, "height": height}
+    if width > 2 * height:
+        attributes["class"] = "wide"
+    frame = _element("div", _element("img", None, attributes))
+    return _element("figure", _join(frame, _element("figcaption", f"{path.stem}: {text}")))
+
+
+def _checks(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """A table of certificates or claims: what, how it came out, how near."""
+    heads = ("", "Check", "Measured", "Predicted", "Tolerance")
+    return _table(heads, [_check(row) for row in rows])
+
+
+def _check(row: Mapping[str, Any]) -> list[str]:
+    if not row["applies"]:
+        state, kind, counted = "– not applicable", "quiet", ""
+    else:
+        state, kind = ("✓ holds", "holds") if row["holds"] else ("✗ fails", "fails")
+        counted = f"{row['lanes_holding']} of {row['lanes_applicable']}" if "lanes" in row else ""
+    meaning = MEANINGS.get(row["name"], "")
+    relation = "≤" if row["relation"] == "<=" else str(row["relation"])
+    return [
+        _join(_element("span", state, {"class": kind}), _quiet(counted)),
+        _join(
+            _element("b", str(row["name"])),
+            _element("span", f" {row['source']}", {"class": "quiet"}),
+            _element("div", meaning),
+            _quiet(str(row["statement"])) if meaning else _element("div", str(row["statement"])),
+        ),
+        _number(row["measured"]),
+        f"{relation} {_number(row['predicted'])}",
+        _join(_element("span", _number(row["tolerance"])), _quiet(str(row["reason"]))),
+    ]
+
+
+def _unfinished(dataset: xr.Dataset) -> list[str]:
+    """What became of the networks whose flow stopped early, and where they are in the sweep."""
+    status = dataset["status"]
+    codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
+    names = dict(zip(codes, status.attrs["flag_meanings"].split(), strict=True))
+    where = np.argwhere(np.asarray(status != codes[0]))
+    rows = []
+    for index in where[:LISTED]:
+        place = dict(zip(status.dims, index.tolist(), strict=True))
+        name = names.get(int(status[place]), "unknown")
+        values = [f"{axis} = {dataset[axis][i].item():g}" for axis, i in place.items()]
+        rows.append([", ".join(values) or "the only one", name, ENDINGS.get(name, "")])
+    more = f"{_count(len(where), 'network')} in all; the first {LISTED} are listed."
+    return [
+        *([_table(("Network", "Ended", "Meaning"), rows)] if rows else []),
+        *([_element("p", more)] if len(where) > LISTED else []),
+    ]
+
+
+def _provenance(manifest: Mapping[str, Any]) -> Markup:
+    facts = {**manifest["versions"], "device": manifest["device"], "numbers": manifest["dtype"]}
+    return _table(("Part", "Version"), [[name, str(value)] for name, value in facts.items()])
+
+
+def _again(name: str) -> list[str]:
+    told = {
+        f"ddln run runs/{name}/config.toml": "goes on where it stopped, or shows the result",
+        f"ddln run runs/{name}/config.toml network.depth=8": "the same with another value",
+        f"ddln show {name}": "prints these tables",
+        f"ddln draw {name}": "draws the figures again, after a change to the study",
+    }
+    rows = [[_element("code", command), meaning] for command, meaning in told.items()]
+    data = f'xarray.load_dataset("runs/{name}/dataset.nc", engine="h5netcdf")'
+    rows.append([_element("code", data), "opens the numbers in Python"])
+    return [_table(("Command", "What it does"), rows)]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+    """A table that a narrow screen shows as cards: each cell carries its column's name."""
+    head = [_element("th", name, {"scope": "col"}) for name in heads]
+    body = [
+        [_element("td", cell, {"data-of": name}) for name, cell in zip(heads, row, strict=True)]
+        for row in rows
+    ]
+    lines = [_element("tr", _join(*cells)) for cells in body]
+    top, rest = _element("tr", _join(*head)), _join(*lines)
+    return _element("table", _join(_element("thead", top), _element("tbody", rest)))
+
+
+def _element(tag: str, content: str | None, attributes: Mapping[str, Any] | None = None) -> Markup:
+    """One element; `content` is escaped unless it is `Markup`, and None for a void element."""
+    given = (attributes or {}).items()
+    opening = "".join(f' {name}="{escape(str(value))}"' for name, value in given)
+    if content is None:
+        return Markup(f"<{tag}{opening}>")
+    inner = content if isinstance(content, Markup) else escape(content)
+    return Markup(f"<{tag}{opening}>{inner}</{tag}>")
+
+
+def _join(*parts: Markup) -> Markup:
+    return Markup("".join(parts))
+
+
+def _quiet(text: str) -> Markup:
+    return _element("div", text, {"class": "quiet"})
+
+
+def _number(value: float) -> str:
+    """Four digits: enough to compare, few enough to read."""
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>$title</title>
+<style>
+:root { --ink: #1c2126; --quiet: #5b6570; --paper: #fff; --panel: #f4f6f8; --line: #d8dde2;
+        --holds: #0b6b3a; --fails: #a8201a; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --quiet: #9aa5b0; --paper: #14181c; --panel: #1e242a; --line: #38414a;
+          --holds: #6fd39b; --fails: #ff8f87; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: var(--ink);
+       background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
+h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem; }
+.quiet, figcaption, header p { color: var(--quiet); }
+.holds { color: var(--holds); }
+.fails { color: var(--fails); font-weight: 600; }
+.verdict { margin: 1rem 0 0; padding: .6rem .9rem; background: var(--panel);
+           border-left: .25rem solid; font-weight: 600; }
+figure { margin: 0 0 1.5rem; }
+img { display: block; width: auto; max-width: 100%; height: auto; max-height: 34rem; margin: auto;
+      padding: .5rem; background: #fff; border-radius: .3rem; }
+figcaption { margin-top: .4rem; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .5rem .75rem .5rem 0; text-align: left; vertical-align: top;
+         border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+td { font-variant-numeric: tabular-nums; }
+th { color: var(--quiet); font-weight: 600; overflow-wrap: normal; }
+td:first-child, td:nth-child(n + 3) { overflow-wrap: break-word; }
+td:first-child > span { white-space: nowrap; }
+pre { margin: 0; padding: .9rem; overflow-x: auto; background: var(--panel); border-radius: .3rem; }
+pre, code { font: .85rem/1.5 ui-monospace, monospace; }
+@media (max-width: 40rem) {
+  figure div { overflow-x: auto; }
+  img.wide { width: 42rem; max-width: none; }
+  thead { position: absolute; clip-path: inset(50%); }
+  tr, td { display: block; }
+  tr { padding: .6rem 0; border-bottom: 1px solid var(--line); }
+  td { padding: .1rem 0; border: 0; }
+  td:not([data-of=""], [data-of="Check"])::before { content: attr(data-of) " ";
+                                                    color: var(--quiet); }
+}
+</style>
+</head>
+<body>
+<header><h1>$title</h1><p>$study</p>$verdict</header>
+<main>$body</main>
+</body>
+</html>
+""")

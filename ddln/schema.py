@@ -1,0 +1,247 @@
+"""The tables of a configuration: every key, its range and what it means.
+
+Strict: no text for a number, no unknown key. A leaf that decides the shape of an array says so, so
+that a sweep over it compiles one program per value.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.config import JsonDict
+
+NAME = r"^[a-z][a-z0-9_]*$"
+MAX_VALUES = 1_000_000
+_SHAPE: JsonDict = {"changes_shape": True}
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
+
+
+class Table(BaseModel):
+    """A TOML table: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Interval(Table):
+    """Uniform on [low, high)."""
+
+    kind: Literal["uniform"]
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if not self.low < self.high:
+            raise ValueError(f"low must be < high, got {self.low} and {self.high}")
+        return self
+
+
+class NormalLaw(Table):
+    """Normal."""
+
+    kind: Literal["normal"]
+    mean: float = Field(default=0.0, description="mean")
+    std: float = Field(default=1.0, ge=0, description="standard deviation")
+
+
+class ConstantLaw(Table):
+    """One value."""
+
+    kind: Literal["constant"]
+    value: float = Field(description="the value")
+
+
+Law = Annotated[Interval | NormalLaw | ConstantLaw, Field(discriminator="kind")]
+
+
+class Constant(ConstantLaw):
+    """Every weight of every layer equal."""
+
+
+class Balanced(Table):
+    """All layers equal to one draw."""
+
+    kind: Literal["balanced"]
+    law: Law = Field(description="of the weights of that one layer")
+    seed: Seed = 0
+
+
+class Uniform(Interval):
+    """Independent weights, uniform on [low, high)."""
+
+    seed: Seed = 0
+
+
+class Normal(NormalLaw):
+    """Independent normal weights."""
+
+    seed: Seed = 0
+
+
+class ZeroFirstLayer(Table):
+    """First layer zero, the others independent: θ(0) = 0 at every scale."""
+
+    kind: Literal["zero_first_layer"]
+    law: Law = Field(description="of the weights of the other layers")
+    seed: Seed = 0
+
+
+class Imbalanced(Table):
+    """One smallest layer, the others equal and larger by a given conserved imbalance."""
+
+    kind: Literal["imbalanced"]
+    smallest: float = Field(description="the weights of the first layer")
+    imbalance: float = Field(ge=0, description="(u^j)² − (u^1)² of the other layers")
+
+
+class Explicit(Table):
+    """The weights themselves."""
+
+    kind: Literal["explicit"]
+    layers: tuple[tuple[float, ...], ...] = Field(description="one row per layer")
+
+
+class _Drawn(Table):
+    samples: int = Field(ge=1, description="rows of X", json_schema_extra=_SHAPE)
+    features: int = Field(ge=1, description="columns of X: the width", json_schema_extra=_SHAPE)
+    seed: Seed = 0
+
+
+class Gaussian(_Drawn):
+    """Features and targets independent standard normal."""
+
+    kind: Literal["gaussian"]
+
+
+class Sparse(_Drawn):
+    """Standard normal features; targets Xθ* + noise · N(0, 1), θ* = ±1 on few entries."""
+
+    kind: Literal["sparse"]
+    nonzeros: int = Field(ge=0, description="entries of θ* that are not zero")
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.nonzeros > self.features:
+            raise ValueError(
+                f"nonzeros must be ≤ features, got {self.nonzeros} and {self.features}"
+            )
+        return self
+
+
+class File(Table):
+    """A CSV file with a header, or an NPZ file with arrays `features` and `targets`."""
+
+    kind: Literal["file"]
+    path: str = Field(description="relative to the configuration file")
+    target: str = Field(default="target", description="the CSV column to be fitted")
+    features: tuple[str, ...] | None = Field(
+        default=None, description="columns; all others by default"
+    )
+    standardise: bool = Field(
+        default=False, description="columns and target to mean 0 and deviation 1"
+    )
+
+
+class Diabetes(Table):
+    """The diabetes data of scikit-learn: 442 patients, 10 measurements."""
+
+    kind: Literal["diabetes"]
+    standardise: bool = Field(
+        default=True, description="columns and target to mean 0 and deviation 1"
+    )
+
+
+Data = Gaussian | Sparse | File | Diabetes
+Init = Constant | Balanced | Uniform | Normal | ZeroFirstLayer | Imbalanced | Explicit
+
+
+class Loss(Table):
+    """ℒ(θ) = c ‖Xθ − y‖²."""
+
+    kind: Literal["least_squares"] = "least_squares"
+    normalisation: Literal["sum", "half", "mean", "half_mean"] = Field(
+        default="sum", description="c = 1 (the paper's), 1/2, 1/n, 1/(2n)"
+    )
+
+
+class Problem(Table):
+    """What is fitted."""
+
+    data: Annotated[Data, Field(discriminator="kind")]
+    loss: Loss = Loss()
+
+
+class Network(Table):
+    """The initial layers."""
+
+    depth: int = Field(ge=2, description="number of layers", json_schema_extra=_SHAPE)
+    init: Annotated[Init, Field(discriminator="kind")]
+    scale: float = Field(default=1.0, gt=0, description="multiplies every layer")
+
+
+class Dynamics(Table):
+    """The flow and how it is integrated."""
+
+    kind: Literal["gradient_flow", "mirror_flow"] = "gradient_flow"
+    until: float = Field(gt=0, description="flow time at the end; k steps of size η reach kη")
+    points: int = Field(
+        default=301, ge=5, description="saved times, the first one is 0", json_schema_extra=_SHAPE
+    )
+    spacing: Literal["linear", "log"] = Field(default="linear", description="of the saved times")
+    coordinates: Literal["reduced", "layers"] = Field(
+        default="reduced", description="one number per coordinate, or all layers"
+    )
+    solver: Literal["tsit5", "dopri8", "kvaerno5"] = Field(
+        default="tsit5", description="of diffrax"
+    )
+    rtol: float = Field(default=1e-9, gt=0, lt=1, description="relative tolerance")
+    atol: float = Field(default=1e-12, gt=0, lt=1, description="absolute tolerance")
+    max_steps: int = Field(
+        default=100_000, ge=1, description="step budget of a lane", json_schema_extra=_SHAPE
+    )
+
+
+class Linspace(Table):
+    """Evenly spaced values: [first, last, how many]."""
+
+    linspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
+
+
+class Logspace(Table):
+    """Evenly spaced powers of ten: [log10 first, log10 last, how many]."""
+
+    logspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
+
+
+class Range(Table):
+    """Whole numbers: [first, one past the last]."""
+
+    range: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _some(self):
+        if not 1 <= self.range[1] - self.range[0] <= MAX_VALUES:
+            raise ValueError(f"needs first < end and at most {MAX_VALUES} values")
+        return self
+
+
+Values = Annotated[tuple[int | float, ...], Field(max_length=MAX_VALUES)]
+
+
+def _axis_kind(axis: Any) -> str | None:
+    if isinstance(axis, Mapping):
+        return next(iter(axis)) if len(axis) == 1 else None
+    if isinstance(axis, Table):
+        return type(axis).__name__.lower()
+    return "values" if isinstance(axis, list | tuple) else None
+
+
+Axis = Annotated[
+    Annotated[Values, Tag("values")]
+    | Annotated[Linspace, Tag("linspace")]
+    | Annotated[Logspace, Tag("logspace")]
+    | Annotated[Range, Tag("range")],
+    Discriminator(_axis_kind),
+]

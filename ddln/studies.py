@@ -1,0 +1,217 @@
+"""Studies: `experiments/NAME.py` says what to claim of a dataset and how to draw it.
+
+A study is found in the user's own `experiments/`, then beside its config, then among those that
+come with the package; so is a config that is called by its bare name. `ddln` names none of them.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ddln.schema import NAME
+
+
+class StudyError(ValueError):
+    """A study that is not there, or that cannot be used."""
+
+
+def shipped() -> Path:
+    """The folder with the `configs/` and `experiments/` that come with the package."""
+    package = Path(__file__).parent
+    return package / "shipped" if (package / "shipped").is_dir() else package.parent
+
+
+def locate(name: str, beside: Path | None = None) -> Path:
+    """The file of the study called `name`.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        beside: a config's folder; `experiments/` next to it is looked in after the user's own.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if not re.fullmatch(NAME, name):
+        raise StudyError(f"study: must match {NAME}, got {name!r}")
+    folders = _folders("experiments", beside)
+    for folder in folders:
+        if (path := folder / f"{name}.py").is_file():
+            return path
+    known = sorted({path.stem for folder in folders for path in folder.glob("[a-z]*.py")})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"
+    raise StudyError(f"study: no experiments/{name}.py, {hint} (`ddln new {name}` makes one)")
+
+
+def find(name: str, beside: Path | None = None) -> ModuleType:
+    """The study called `name`, imported.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        beside: as for `locate`.
+
+    Returns:
+        The module, with `claims(dataset) -> list[Claim]` and `draw(dataset)`, which gives a
+        matplotlib Figure or a dictionary of them by name.
+
+    Raises:
+        StudyError: there is none, it cannot be imported, or it lacks `claims` or `draw`.
+    """
+    path = locate(name, beside)
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    if spec is None or spec.loader is None:
+        raise StudyError(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickle look a module up by its name.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise StudyError(f"{path}: {type(error).__name__}: {error}") from error
+    for function in ("claims", "draw"):
+        if not callable(getattr(module, function, None)):
+            raise StudyError(f"{path}: must define {function}(dataset)")
+    return module
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a study's file: when it changes, so may its claims."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
+    """The study's figures by name; a single one has the study's name."""
+    drawn = study.draw(dataset)
+    return drawn if isinstance(drawn, dict) else {study.__name__.rpartition(".")[2]: drawn}
+
+
+def find_config(name: str) -> Path:
+    """The config file at a path, or the one called by its bare name.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folders = _folders("configs")
+    for folder in folders:
+        if re.fullmatch(NAME, name) and (file := folder / f"{name}.toml").is_file():
+            return file
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f', did you mean "{near[0]}"?' if near else ""
+    raise StudyError(f"{name}: no such file{hint}")
+
+
+def configs() -> Iterator[tuple[Path, str]]:
+    """Every config file, the user's own first, with the first line of its study's docstring."""
+    seen = set()
+    for folder in _folders("configs"):
+        for path in sorted(folder.glob("*.toml")):
+            if path.stem not in seen:
+                seen.add(path.stem)
+                yield path, _first_line(path.stem, path.parent)
+
+
+def _first_line(name: str, beside: Path) -> str:
+    for folder in _folders("experiments", beside):
+        try:
+            tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+        except (OSError, ValueError, SyntaxError):
+            continue
+        return (ast.get_docstring(tree) or "").partition("\n")[0]
+    return ""
+
+
+def _folders(kind: str, beside: Path | None = None) -> list[Path]:
+    near = [] if beside is None else [beside.absolute().parent / kind]
+    return list(dict.fromkeys([Path.cwd() / kind, *near, shipped() / kind]))
+
+
+_CONFIG = """\
+# {name}: change a number and run again. `ddln schema` tells every key.
+study = "{name}"
+
+[problem]
+data = {{ kind = "gaussian", samples = 10, features = 8, seed = 0 }}
+loss = {{ kind = "least_squares" }}
+
+[network]
+depth = 3
+init = {{ kind = "zero_first_layer", law = {{ kind = "normal", std = 1.0 }}, seed = 1 }}
+
+[dynamics]
+kind = "gradient_flow"
+until = 3.0
+
+[sweep]
+"network.scale" = [1.0, 1.4, 1.8]
+"""
+
+_STUDY = '''\
+"""{name}: what is claimed of the dataset, and how it is drawn."""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+import ddln
+from ddln import figures
+
+
+def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
+    """The loss never ends above where it began."""
+    loss = dataset["loss"]
+    return [
+        ddln.Claim(
+            name="descent",
+            source="Proposition 1",
+            statement="largest loss at the end over the loss at the start",
+            measured=float((loss.isel(time=-1) / loss.isel(time=0)).max()),
+            predicted=1.0,
+            tolerance=0.0,
+            relation="<=",
+            reason="the flow decreases the loss",
+        )
+    ]
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """The gap to the least loss against time, one curve per scale."""
+    return figures.gap_against_time(dataset, over="network.scale", bounds={{"bound": "bound"}})
+'''
+
+
+def create(name: str, folder: Path) -> list[Path]:
+    """Writes configs/NAME.toml and experiments/NAME.py, which run as they are.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        folder: where `configs/` and `experiments/` are, or are made.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        StudyError: a name that cannot be used, or a file that is there already; nothing is written.
+    """
+    if not re.fullmatch(NAME, name):
+        raise StudyError(f"a name must match {NAME}, got {name!r}")
+    files = {
+        folder / "configs" / f"{name}.toml": _CONFIG,
+        folder / "experiments" / f"{name}.py": _STUDY,
+    }
+    for path in files:
+        if path.exists():
+            raise StudyError(f"{path}: is there already")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(name=name), encoding="utf-8")
+    return list(files)

@@ -1,0 +1,185 @@
+"""What the theorems predict for a network and a problem, one statement a function.
+
+Rates are those of the distance to the minimisers, so that the gap ℒ − ℒ* decays like
+exp(−2 · rate · t) in flow time t.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddln import hermite
+from ddln._checks import ArrayLike, as_layers, as_vector
+from ddln.entropy import Entropy, position_of_theta
+from ddln.flow import Trajectory
+from ddln.network import Reduction, imbalance
+from ddln.problem import Problem
+
+
+def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
+    """μ · c with c = min_k Π_{j≠m_k} λ_jk: the gap is at most gap(0) · exp(−2 μ c t).
+
+    m_k is the smallest layer at coordinate k and λ_jk = (u^j_k)² − (u^{m_k}_k)² at time 0. Scaling
+    the layers by a multiplies it by a^{2(depth−1)}. It is 0, and says nothing, where a smallest
+    layer is tied.
+
+    Args:
+        problem: with its `pl_constant` μ.
+        layers: initial layers, shape (depth, dim).
+
+    Returns:
+        A rate per unit of flow time, shape ().
+
+    Raises:
+        ValueError: the problem has no PL constant.
+
+    Source: Theorem 2 and Corollary 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])  # μ = 2
+    >>> float(ddln.rate_bound(problem, [[0.0], [3.0]]))  # c = 3²
+    18.0
+    """
+    ascending = jnp.sort(imbalance(as_layers(layers)), axis=0)
+    return _pl_constant(problem) * jnp.min(jnp.prod(ascending[1:], axis=0))
+
+
+def exponential_bound(
+    problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
+) -> Float[Array, " times"]:
+    """gap(0) · exp(−2 μ c t) ≥ gap(t), at each time from the start `times[0]`.
+
+    Source: Theorem 2 and Corollary 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> ddln.theory.exponential_bound(problem, [[0.0], [3.0]], jnp.array([0.0, 1.0]))[0].item()
+    4.0
+    """
+    start = problem.gap(jnp.prod(as_layers(layers), axis=0))
+    return start * jnp.exp(-2 * rate_bound(problem, layers) * (times - times[0]))
+
+
+def divergence_bound(
+    problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
+) -> Float[Array, " times"]:
+    """D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*; infinite at the start.
+
+    NaN where the minimiser lies outside the domain of Q.
+
+    Source: Theorem 2, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> bound = ddln.theory.divergence_bound(problem, [[0.0], [3.0]], jnp.array([0.0, 1.0]))
+    >>> bool(bound[1] > 0)
+    True
+    """
+    divergence = eqx.filter_jit(lambda entropy, theta: entropy.value(theta))
+    return divergence(Entropy(layers), problem.minimiser) / (times - times[0])
+
+
+def posterior_bound(problem: Problem, run: Trajectory) -> Float[Array, " times"]:
+    """gap(0) · exp(−2 μ ∫₀ᵗ min_k M_k(s) ds) ≥ gap(t), from the mobilities the run went through.
+
+    Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> run = ddln.gradient_flow(problem, [[0.0], [3.0]], jnp.linspace(0.0, 0.2, 11))
+    >>> bool((run.gap <= ddln.theory.posterior_bound(problem, run) * 1.000001).all())
+    True
+    """
+    integral, _ = smallest_mobility_integral(run)
+    return run.gap[0] * jnp.exp(-2 * _pl_constant(problem) * integral)
+
+
+def smallest_mobility_integral(
+    run: Trajectory,
+) -> tuple[Float[Array, " times"], Float[Array, ""]]:
+    """∫₀ᵗ min_k M_k(s) ds at each saved time of a run, and an estimate of its error at the end.
+
+    Between two saved times log M is the cubic through its values and slopes there.
+
+    Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [0.0])  # at rest, with M = 2² = 4
+    >>> run = ddln.gradient_flow(problem, [[0.0], [2.0]], [0.0, 0.5, 1.0])
+    >>> ddln.theory.smallest_mobility_integral(run)[0].tolist()
+    [0.0, 2.0, 4.0]
+    """
+    reduction = Reduction(run.layers[0])
+
+    def log_mobility(theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return jnp.log(reduction.mobility(position_of_theta(theta, reduction)))
+
+    value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(
+        run.theta, run.velocity
+    )
+    step = jnp.diff(run.times)
+    nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
+    curve = hermite.interpolate(run.times, value, slope, nodes)
+    smallest = jnp.min(jnp.exp(curve), axis=2)
+    simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
+    pieces = step * (smallest @ simpson)
+    mobility = jnp.exp(value)
+    error = jnp.sum(
+        pieces * jnp.max(hermite.relative_error(run.times, mobility, mobility * slope), axis=1)
+    )
+    integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])
+    frozen = jnp.any(reduction.is_frozen)
+    return jnp.where(frozen, 0.0, integral), jnp.where(frozen, 0.0, error)
+
+
+def mode_rates(
+    problem: Problem, theta: ArrayLike, layers: ArrayLike
+) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+    """Eigenvalues, ascending, and eigenvectors of M^{1/2} ∇²ℒ(θ) M^{1/2}: the flow linearised at θ.
+
+    A mode with eigenvalue r decays like exp(−r t); one with eigenvalue 0 to rounding does not move.
+
+    Args:
+        problem: the loss.
+        theta: where to linearise, shape (dim,).
+        layers: initial layers of the run, shape (depth, dim).
+
+    Returns:
+        Rates, shape (dim,), and the modes as columns, in the coordinates M^{−1/2} θ.
+
+    Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0, 0.0]], [2.0])
+    >>> ddln.theory.mode_rates(problem, [0.0, 0.0], [[0.0, 0.0], [3.0, 1.0]])[0].tolist()
+    [0.0, 18.0]
+    """
+    theta = as_vector("theta", theta, problem.dim)
+    root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
+    rates, modes = jnp.linalg.eigh(root[:, None] * problem.hessian(theta) * root[None])
+    zero = rates <= rates[-1] * problem.dim * jnp.finfo(rates.dtype).eps
+    return jnp.where(zero, 0.0, rates), modes
+
+
+def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Float[Array, ""]:
+    """r, the smallest nonzero eigenvalue of M^{1/2} ∇²ℒ(θ) M^{1/2}: the gap ends like exp(−2 r t).
+
+    Sharp at the limit point θ = θ_∞.
+
+    Args:
+        problem: the loss.
+        theta: the limit point, or where a run has got to, shape (dim,).
+        layers: initial layers of the run, shape (depth, dim).
+
+    Returns:
+        A rate per unit of flow time, shape ().
+
+    Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> round(float(ddln.asymptotic_rate(problem, [2.0], [[0.0], [3.0]])), 6)  # 2 √(4·2² + 3⁴)
+    19.697716
+    """
+    rates, _ = mode_rates(problem, theta, layers)
+    return jnp.min(jnp.where(rates > 0, rates, jnp.inf))
+
+
+def _pl_constant(problem: Problem) -> Float[Array, ""]:
+    if problem.pl_constant is None:
+        raise ValueError("`problem` must have a PL constant for an exponential bound, got None.")
+    return problem.pl_constant

@@ -1,0 +1,148 @@
+"""Certificates hold on the true flow of a thousand networks, and fail on a wrong one."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import flow, network
+
+TIMES = jnp.linspace(0.0, 1.0, 41)
+
+
+def random_run(key, depth=3, samples=6, dim=4):
+    data, noise, weights = jax.random.split(key, 3)
+    problem = ddln.least_squares(
+        jax.random.normal(data, (samples, dim)), jax.random.normal(noise, (samples,))
+    )
+    layers = ddln.init.normal(weights, depth, dim)
+    return problem, ddln.gradient_flow(problem, layers, TIMES, throw=False)
+
+
+@pytest.fixture(scope="module")
+def certified():
+    problem, run = random_run(jax.random.key(3))
+    return problem, run, ddln.certify(problem, run)
+
+
+def test_every_theorem_holds_on_a_thousand_networks():
+    certify = jax.jit(jax.vmap(lambda key: ddln.certify(*random_run(key))))
+    certificates = certify(jax.random.split(jax.random.key(0), 1000))
+    failures = {
+        claim.name: int((~claim.holds).sum())
+        for claim in certificates.claims
+        if not claim.holds.all()
+    }
+    assert failures == {}
+    applies = {claim.name: int(jnp.sum(claim.applies)) for claim in certificates.claims}
+    assert applies["exponential bound"] == applies["mirror identity"] == 1000
+    assert applies["dual path"] > 500
+    assert applies["asymptotic rate"] > 50
+
+
+@pytest.mark.parametrize(
+    ("wrong", "claims"),
+    [
+        # One factor of M changed: one layer's share counted one and a half times.
+        (lambda true: lambda self, v: 1.5 * true(self, v), {"mirror identity", "dissipation"}),
+        (lambda true: lambda self, v: true(self, v).at[0].multiply(1.01), {"mirror identity"}),
+        (lambda true: lambda self, v: -true(self, v), {"monotone loss", "mirror identity"}),
+    ],
+    ids=["factor", "one coordinate", "ascent"],
+)
+def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
+    problem, run, _ = certified
+    speed = wrong(network.Reduction.rest)
+
+    class Wrong(flow._Reduced):
+        def rate(self, v, gradient):
+            return -speed(self.reduction, v) * gradient
+
+    monkeypatch.setattr(flow, "_Reduced", Wrong)
+    spoilt = flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
+    failed = {c.name for c in ddln.certify(problem, spoilt).claims if not c.holds}
+    assert claims <= failed
+
+
+def spoil(run, **fields):
+    return dataclasses.replace(run, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "claim"),
+    [
+        (lambda run: {"layers": run.layers.at[7, 0].multiply(1 + 1e-9)}, "conservation"),
+        (lambda run: {"layers": run.layers.at[7].multiply(-1)}, "sign"),
+        (lambda run: {"gap": run.gap.at[7].set(run.gap[6] * 1.001)}, "monotone loss"),
+        (lambda run: {"velocity": run.velocity * (1 + 1e-8)}, "mirror identity"),
+        (lambda run: {"velocity": run.velocity * (1 + 1e-8)}, "dissipation"),
+        (lambda run: {"layers": run.layers.at[-1].multiply(1 + 1e-8)}, "entropy Hessian"),
+        (lambda run: {"times": run.times * 1.2}, "dual path"),
+        (lambda run: {"gap": run.gap.at[-1].set(1e4)}, "divergence bound"),
+        (lambda run: {"gap": run.gap.at[3].set(run.gap[0] * 1.01)}, "exponential bound"),
+        (lambda run: {"gap": run.gap.at[3].set(run.gap[0] * 1.01)}, "a-posteriori bound"),
+        (lambda run: {"gap": run.gap.at[-1].set(jnp.nan)}, "completed"),
+    ],
+)
+def test_each_claim_fails_when_what_it_names_breaks(certified, fields, claim):
+    problem, run, certificates = certified
+    assert certificates[claim].holds
+    assert not ddln.certify(problem, spoil(run, **fields(run)))[claim].holds
+
+
+def test_a_wrong_asymptotic_rate_fails():
+    problem = ddln.least_squares([[1.0, 0.5]], [2.0])
+    layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
+    run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 1.0, 41))
+    assert ddln.certify(problem, run)["asymptotic rate"].applies
+    assert ddln.certify(problem, run)["asymptotic rate"].holds
+    slower = spoil(run, gap=run.gap**0.9)
+    assert not ddln.certify(problem, slower)["asymptotic rate"].holds
+
+
+def test_layers_and_mirror_pictures_are_certified_too(certified):
+    problem, run, _ = certified
+    layers = run.layers[0]
+    assert ddln.certify(
+        problem, ddln.gradient_flow(problem, layers, TIMES, coordinates="layers")
+    ).ok
+    assert ddln.certify(problem, ddln.mirror_flow(problem, layers, TIMES)).ok
+
+
+def test_tied_networks_say_which_claims_apply(certified):
+    problem, _, _ = certified
+    layers = jnp.ones((3, 4)).at[:2, 1].set(0.0)
+    certificates = ddln.certify(problem, ddln.gradient_flow(problem, layers, TIMES))
+    assert certificates.ok
+    assert not certificates["exponential bound"].applies
+    assert certificates["mirror identity"].applies
+
+
+def test_certificates_print_as_a_table(certified):
+    text = repr(certified[2])
+    assert "mirror identity" in text
+    assert "Theorem 1" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "FAILS" not in text
+
+
+def test_transformations_agree_with_eager(certified):
+    problem, run, certificates = certified
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), run)
+    batch = jax.vmap(lambda run: ddln.certify(problem, run))(two)
+    assert batch.ok.tolist() == [True, True]
+    for one, many in zip(certificates.claims, batch.claims, strict=True):
+        np.testing.assert_allclose(many.predicted[1], one.predicted, rtol=1e-9, err_msg=one.name)
+    jitted = eqx.filter_jit(ddln.certify)(problem, run)
+    assert jitted.ok
+
+
+def test_too_few_times_are_refused(certified):
+    problem, run, _ = certified
+    short = ddln.gradient_flow(problem, run.layers[0], TIMES[:3])
+    with pytest.raises(ValueError, match="at least 5 saved times, got 3"):
+        ddln.certify(problem, short)

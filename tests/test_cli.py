@@ -1,0 +1,347 @@
+"""The command line: what it answers, with which exit status, and what it leaves behind.
+
+Its computing modules are stood in for here, so that what is tested is the command line; the last
+tests run it for real.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+import ddln
+from ddln import cli, studies
+
+ROOT = Path(__file__).parent.parent
+FIGURE4 = str(ROOT / "configs" / "figure4.toml")
+ROW = {"name": "bound", "applies": True, "holds": True, "measured": 1.0}
+
+
+class Fakes:
+    """Stand-ins for the computing modules, and what was asked of them."""
+
+    def __init__(self):
+        self.computed = []
+        self.interrupt_at = None
+        self.refuse = None
+        self.row = ROW
+
+    def validate(self, chunk):
+        if self.refuse:
+            raise ValueError(self.refuse)
+
+    def compute(self, chunk):
+        if chunk.index == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.computed.append(chunk.index)
+        status = xr.Variable(
+            "lane", 0 * chunk.lanes, {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
+        )
+        return xr.Dataset({"loss": ("lane", chunk.lanes * 1.0), "status": status})
+
+    def assemble(self, plan, datasets):
+        return xr.concat(datasets, "lane")
+
+    def summary(self, dataset):
+        return [self.row]
+
+    def render(self, rows, title):
+        return f"{title}: {[row['holds'] for row in rows]}"
+
+    def write(self, folder):
+        path = folder / "report.html"
+        path.write_text("<html>")
+        return path
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    fakes = Fakes()
+    modules = {
+        "lanes": ("validate", "compute", "assemble"),
+        "certificates": ("summary",),
+        "tables": ("render",),
+        "report": ("write",),
+    }
+    for name, functions in modules.items():
+        module = ModuleType(f"ddln.{name}")
+        for function in functions:
+            setattr(module, function, getattr(fakes, function))
+        monkeypatch.setitem(sys.modules, f"ddln.{name}", module)
+        monkeypatch.setattr(ddln, name, module, raising=False)
+    fakes.claims = [SimpleNamespace(row=lambda: ROW)]
+    study = ModuleType("experiments.figure4")
+    study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
+    monkeypatch.setattr(studies, "find", lambda *_: study)
+    monkeypatch.setattr(cli, "_start_jax", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    return fakes
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli.app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+def run_folder(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def test_a_run_leaves_everything_and_prints_the_tables_and_the_folder(fakes, tmp_path):
+    done = call("run", FIGURE4)
+    folder = run_folder(tmp_path)
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "Certificates: [True]",
+        "Claims: [True]",
+        "lanes: 3 ok",
+        f"runs/{folder.name}",
+    ]
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {
+        ".lock",
+        "config.toml",
+        "manifest.json",
+        "chunks/00000.nc",
+        "dataset.nc",
+        "claims.json",
+        "figures/figure4.png",
+        "figures/figure4.pdf",
+        "report.html",
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert manifest["versions"].keys() >= {"python", "jax"}
+
+
+def test_a_finished_run_is_printed_and_not_computed_again(fakes, tmp_path):
+    first = call("run", FIGURE4)
+    before = {path: path.stat().st_mtime_ns for path in run_folder(tmp_path).rglob("*")}
+    again = call("run", FIGURE4)
+    assert (again.out, again.code) == (first.out, 0)
+    assert fakes.computed == [0]
+    assert {path: path.stat().st_mtime_ns for path in run_folder(tmp_path).rglob("*")} == before
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(fakes, tmp_path):
+    depths = "sweep.network.depth=[2, 3, 4]"
+    fakes.interrupt_at = 1
+    stopped = call("run", FIGURE4, depths)
+    assert stopped.code == 130
+    assert "the same command goes on from here" in stopped.err
+    fakes.interrupt_at = None
+    assert call("run", FIGURE4, depths).code == 0
+    assert fakes.computed == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["chunks/00000.nc", "manifest.json"])
+def test_a_damaged_chunk_or_manifest_is_mended_by_computing_again(fakes, tmp_path, name):
+    call("run", FIGURE4)
+    path = run_folder(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:-40])
+    assert call("run", FIGURE4).code == 0
+    assert fakes.computed == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset.nc", "claims.json", "figures/figure4.pdf", "report.html"]
+)
+def test_anything_else_damaged_is_mended_without_computing(fakes, tmp_path, name):
+    call("run", FIGURE4)
+    path = run_folder(tmp_path) / name
+    path.write_text("damaged")
+    assert call("run", FIGURE4).code == 0
+    assert "damaged" not in path.read_text(errors="replace")
+    assert fakes.computed == [0]
+
+
+def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
+    failing = {**ROW, "holds": False}
+    fakes.row = failing
+    assert call("run", FIGURE4).code == 1
+    assert call("run", FIGURE4).code == 1
+    assert call("verify", FIGURE4).code == 1
+    fakes.row = {**failing, "applies": False}
+    assert call("verify", FIGURE4).code == 0
+    fakes.claims = [SimpleNamespace(row=lambda: failing)]
+    assert call("run", FIGURE4, "network.depth=3").code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope.toml"], "nope.toml: no such file"),
+        ([FIGURE4, "network.dept=3"], 'network.dept: unknown key, did you mean "depth"?'),
+        ([FIGURE4, "network.depth=0"], "network.depth: must be ≥ 2, got 0"),
+        ([FIGURE4, "study=none_such"], "study: no experiments/none_such.py"),
+        ([FIGURE4, "problem.data={kind='file', path='nan.csv'}"], 'row 2, column "a": not a fin'),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_bad_input_is_one_message_exit_status_2_and_nothing_written(
+    fakes, tmp_path, verb, arguments, told
+):
+    (tmp_path / "nan.csv").write_text("a,target\nnan,1\n")
+    refused = call(verb, *arguments)
+    assert refused.code == 2
+    assert refused.out == ""
+    assert told in refused.err
+    assert "Traceback" not in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.csv"]
+
+
+@pytest.mark.parametrize("verb", ["run", "verify"])
+def test_a_network_that_the_theory_refuses_is_refused_before_anything_is_written(
+    fakes, tmp_path, verb
+):
+    fakes.refuse = "`layers`: coordinate 3 is frozen"
+    refused = call(verb, FIGURE4)
+    assert (refused.code, refused.err) == (2, "ddln: `layers`: coordinate 3 is frozen\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_in_use_is_refused(fakes, tmp_path):
+    call("run", FIGURE4)
+    folder = run_folder(tmp_path)
+    (folder / "report.html").unlink()
+    with cli.contextlib.ExitStack() as stack:
+        cli._open(str(folder), Path("runs"), stack)
+        for arguments in (["run", FIGURE4], ["draw", "figure4"], ["report", "figure4"]):
+            refused = call(*arguments)
+            assert refused.code == 2
+            assert "another process is working on this run" in refused.err
+
+
+def test_verify_writes_nothing_and_speaks_json(fakes, tmp_path):
+    fakes.row = {**ROW, "measured": np.float64("nan"), "holds": np.True_}
+    done = call("verify", FIGURE4, "--json")
+    assert json.loads(done.out) == [{**ROW, "measured": None}]
+    assert not any(tmp_path.iterdir())
+
+
+def test_of_a_long_table_the_rows_that_fail_are_printed_first(fakes):
+    rows = [{**ROW, "holds": i != 49} for i in range(50)]
+    fakes.claims = [SimpleNamespace(row=lambda row=row: row) for row in rows]
+    done = call("run", FIGURE4)
+    assert done.code == 1
+    assert f"Claims: {[False, *[True] * 39]}" in done.out
+    assert "and 10 more; those that fail come first" in done.out
+
+
+def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
+    done = call("check", FIGURE4, "sweep.network.depth=[2, 4]")
+    assert done.code == 0
+    for told in ("10 samples × 8 features", "network.scale (3) × network.depth (2)", "0.8 MB"):
+        assert told in done.out
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
+    run = call("run", FIGURE4)
+    folder = run_folder(tmp_path)
+    assert call("show", "figure4").out == run.out
+    assert call("draw", folder.name).out == (
+        f"runs/{folder.name}/figures/figure4.png\nruns/{folder.name}/figures/figure4.pdf\n"
+    )
+    assert call("report", str(folder)).out == f"{folder}/report.html\n"
+    assert call("run", FIGURE4).code == 0
+    assert fakes.computed == [0]
+    assert call("show", "nothing").code == 2
+
+
+def test_the_schema_is_json_and_the_list_names_every_config(fakes):
+    assert json.loads(call("schema").out)["title"] == "Experiment"
+    listed = call("list").out
+    assert all(path.stem in listed for path in (ROOT / "configs").glob("*.toml"))
+
+
+def test_new_refuses_a_bad_name_and_a_file_that_is_there(fakes, tmp_path):
+    assert call("new", "../evil").code == 2
+    assert not any(tmp_path.iterdir())
+    assert call("new", "mine").code == 0
+    assert call("check", "mine").code == 0
+    assert "is there already" in call("new", "mine").err
+
+
+def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, tmp_path):
+    import jax
+
+    changed = {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for name in ("EQX_ON_ERROR", "MPLBACKEND"):
+        monkeypatch.setenv(name, os.environ.get(name, "kept"))
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    cli._start_jax()
+    folder = Path(changed["jax_compilation_cache_dir"])
+    assert folder.parent == tmp_path / "ddln"
+    assert folder.name.startswith("xla-")
+    assert changed["jax_enable_x64"] is True
+    changed.clear()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cli._start_jax()
+    assert "jax_compilation_cache_dir" not in changed
+
+
+def process(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / ".cache")}
+    return subprocess.run(
+        [sys.executable, "-m", "ddln.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", FIGURE4], ["schema"], ["list"]])
+def test_quick_verbs_import_nothing_heavy(arguments, tmp_path):
+    code = (
+        "import sys; from ddln import cli\n"
+        "try: cli.app(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print({'jax', 'xarray', 'matplotlib', 'scipy'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert done.stderr == "set()\n"
+    assert done.stdout
+
+
+def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path):
+    assert process("new", "mine", cwd=tmp_path).returncode == 0
+    small = ["network.depth=2", "dynamics.points=101", "problem.data.features=3"]
+    first = process("run", "mine", *small, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "lanes: 3 ok" in first.stdout
+    folder = tmp_path / first.stdout.splitlines()[-1]
+    assert {path.name for path in (folder / "figures").iterdir()} == {"mine.png", "mine.pdf"}
+    assert (folder / "report.html").stat().st_size > 10_000
+    again = process("run", "mine", *small, cwd=tmp_path)
+    assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
+
+
+def test_a_network_without_a_finite_start_is_refused_by_the_real_thing(tmp_path):
+    refused = process("run", "figure4", "sweep.network.scale=[1e200]", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("ddln: ")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()

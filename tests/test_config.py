@@ -1,0 +1,275 @@
+"""Configurations: what is accepted, and that everything wrong is told at once."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddln.config import (
+    ConfigError,
+    Experiment,
+    axis_values,
+    changes_shape,
+    load,
+    numeric_leaves,
+    substitute,
+)
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+FIGURE4 = ROOT / "configs" / "figure4.toml"
+
+BAD = """
+study = "Figure4"
+foo = 3
+[problem]
+data = { kind = "gausian", samples = 10, features = 8 }
+[network]
+dept = 6
+init = { kind = "uniform", low = 1.5, high = 1.2, seed = -1 }
+scale = "big"
+[dynamics]
+kind = "gradient_flo"
+until = nan
+points = 2.5
+[sweep]
+"network.scal" = [1.0, 1.4]
+"network.scale" = [1, -1]
+"network.init.seed" = "a"
+"dynamics.rtol" = { logspace = [1, 2] }
+"dynamics.until" = [1, 1]
+"dynamics.atol" = []
+"""
+TOLD = """
+study: must match ^[a-z][a-z0-9_]*$, got "Figure4"
+problem.data.kind: unknown kind "gausian", did you mean "gaussian"?
+network.depth: is missing
+network.init.seed: must be ≥ 0, got -1
+network.scale: must be a number, got "big"
+network.dept: unknown key, did you mean "depth"?
+dynamics.kind: must be one of 'gradient_flow' or 'mirror_flow', got "gradient_flo", \
+did you mean "gradient_flow"?
+dynamics.until: must be finite, got NaN
+dynamics.points: must be a whole number, got 2.5
+sweep.network.init.seed: must be a list, {linspace = …}, {logspace = …} or {range = …}
+sweep.dynamics.rtol.logspace[2]: is missing
+foo: unknown key
+sweep.network.scal: not a numeric key, did you mean "network.scale"?
+sweep.network.scale[1]: must be > 0, got -1.0
+sweep.dynamics.until: values must differ from each other
+sweep.dynamics.atol: needs at least one value
+"""
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError, match=r"figure4\.toml") as caught:
+        load(FIGURE4, overrides)
+    return "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_survives_a_round_trip_through_toml(path, tmp_path):
+    experiment = load(path)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(experiment.to_toml(), encoding="utf-8")
+    assert load(copy) == experiment
+    assert load(copy).digest() == experiment.digest()
+
+
+def test_everything_wrong_is_told_at_once_by_dotted_path(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text(BAD, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.toml:\n") as caught:
+        load(path)
+    assert sorted(caught.value.problems) == sorted(TOLD.strip().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("network.depth=0", "network.depth: must be ≥ 2, got 0"),
+        ("network.depth=true", "network.depth: must be a whole number, got true"),
+        ("network.scale=2", "network.scale: is swept; set `sweep.network.scale`, or `sweep={}`"),
+        ("network.scale.x=2", "network.scale.x: `scale` is not a table"),
+        ("network=2", "network: must be a table, got 2"),
+        ("sweep=2", "sweep: must be a table, got 2"),
+        ("problem.data=2", "problem.data: must be a table, got 2"),
+        ("network.init={}", 'network.init.kind: is missing, one of "constant", "balanced"'),
+        ("sweep.network.scale={a=[1]}", "sweep.network.scale: must be a list, {linspace = …}"),
+        ("sweep.network.depth=[2.5]", "sweep.network.depth[0]: must be a whole number, got 2.5"),
+        ("sweep.network.depth=[2, 1]", "sweep.network.depth[1]: must be ≥ 2, got 1"),
+        ("sweep.network.scale={range=[3, 3]}", "needs first < end"),
+        ("sweep.network.scale={logspace=[1, 400, 2]}", "network.scale[1]: must be finite"),
+        ("sweep.network.init.kind=[1]", "sweep.network.init.kind: not a numeric key"),
+        ("study=../evil", "study: must match"),
+        ("network.init.seed=1979-05-27", "network.init.seed: must be a whole number"),
+        ("nonsense", "nonsense: an override is NAME=VALUE"),
+        ("network..depth=3", "network..depth=3: an override is NAME=VALUE"),
+        ("network.depth=[3", "network.depth: not a TOML value: [3"),
+        ("network.depth=3\nstudy='x'", "network.depth: one value at a time"),
+        ('problem.data={kind="file", path="no.csv"}', "no.csv: no such file"),
+    ],
+)
+def test_a_bad_override_is_told(override, told):
+    assert told in refusal(override)
+
+
+def test_a_broken_file_is_one_message(tmp_path):
+    for content, told in [(b"a = [", "not|Invalid|Unclosed"), (b"\xff\xfe", "utf-8")]:
+        path = tmp_path / "broken.toml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=told):
+            load(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match="is a directory"):
+        load(tmp_path)
+
+
+def test_overrides_are_toml_and_bare_words_are_text():
+    experiment = load(
+        FIGURE4,
+        [
+            "network.depth=8",
+            "sweep.network.scale=[1,2]",
+            "dynamics.solver=dopri8",
+            "sweep.dynamics.rtol={logspace=[-9,-8,2]}",
+        ],
+    )
+    assert experiment.network.depth == 8
+    assert experiment.dynamics.solver == "dopri8"
+    assert list(experiment.sweep) == ["network.scale", "dynamics.rtol"]
+    assert load(FIGURE4, ["sweep={}", "network.scale=2"]).network.scale == 2.0
+
+
+def test_axis_names_need_no_quotes(tmp_path):
+    text = FIGURE4.read_text(encoding="utf-8").replace('"network.scale" =', "network.scale =")
+    path = tmp_path / "unquoted.toml"
+    path.write_text(text, encoding="utf-8")
+    assert load(path) == load(FIGURE4)
+
+
+def test_axes_expand_to_the_values_they_say():
+    experiment = load(
+        FIGURE4,
+        [
+            "sweep.network.scale={linspace=[1, 2, 3]}",
+            "sweep.dynamics.rtol={logspace=[-9, -7, 3]}",
+            "sweep.network.init.seed={range=[0, 3]}",
+            "sweep.network.depth={linspace=[2, 6, 3]}",
+        ],
+    )
+    leaves = numeric_leaves(experiment)
+    values = [axis_values(axis, leaves[name]) for name, axis in experiment.sweep.items()]
+    assert values[0] == [1.0, 1.5, 2.0]
+    np.testing.assert_allclose(values[1], [1e-9, 1e-8, 1e-7])
+    assert values[2:] == [[0, 1, 2], [2, 4, 6]]
+    assert {type(value) for axis in values[2:] for value in axis} == {int}
+
+
+def test_every_numeric_leaf_of_an_instance_can_be_set_and_swept():
+    experiment = load(FIGURE4, ["sweep={}"])
+    leaves = numeric_leaves(experiment)
+    document = tomllib.loads(experiment.to_toml())
+    for name in leaves:
+        value = document
+        for part in name.split("."):
+            value = value[part]
+        assert type(value) in (int, float)
+        assert experiment.with_({f"sweep.{name}": [value]}).sweep
+    shapes = {name for name, leaf in leaves.items() if changes_shape(leaf)}
+    assert shapes == {
+        "network.depth",
+        "problem.data.samples",
+        "problem.data.features",
+        "dynamics.points",
+        "dynamics.max_steps",
+    }
+
+
+def test_with_validates_takes_arrays_and_leaves_the_original_alone():
+    experiment = load(FIGURE4)
+    changed = experiment.with_({"sweep.network.scale": np.array([1.0, 3.0]), "network.depth": 3})
+    assert changed.sweep == {"network.scale": (1.0, 3.0)}
+    assert experiment.network.depth == 6
+    with pytest.raises(ConfigError, match=r"network\.depth: must be ≥ 2, got 1"):
+        experiment.with_({"network.depth": 1})
+
+
+def test_substitute_accepts_any_leaf_unchecked():
+    marker = object()
+    changed = substitute(load(FIGURE4), {"network.init.law.low": marker, "network.scale": marker})
+    assert changed.network.init.law.low is marker
+    assert changed.network.scale is marker
+
+
+def test_explicit_layers_must_fit_depth_and_features():
+    layers = "network.init={kind='explicit', layers=[[1,2,3,4,5,6,7,8], [1,2]]}"
+    assert "network.init.layers: 2 rows for depth 6" in refusal(layers)
+    assert "network.init.layers[1]: 2 weights for 8 features" in refusal(layers, "network.depth=2")
+    rows = json.dumps([[0.0] * 8, [1.0] * 8])
+    fits = [f"network.init={{kind='explicit', layers={rows}}}", "network.depth=2"]
+    assert load(FIGURE4, fits).network.depth == 2
+    told = refusal(*fits, "sweep.network.depth=[2, 3]")
+    assert "2 rows for depth 3 (swept to network.scale = 1.0, network.depth = 3)" in told
+
+
+def test_rules_between_keys_hold_over_the_whole_sweep():
+    sparse = "problem.data={kind='sparse', samples=3, features=4, nonzeros=2}"
+    told = refusal(sparse, "sweep.problem.data.nonzeros={range=[1, 6]}")
+    assert "nonzeros must be ≤ features, got 5 and 4" in told
+    told = refusal("sweep.network.init.law.low=[0.1, 2.0]")
+    assert "low must be < high, got 2.0 and 1.2" in told
+
+
+def test_the_digest_names_the_experiment_and_the_data(tmp_path):
+    assert load(FIGURE4, ["network.depth=6"]).digest() == load(FIGURE4).digest()
+    assert load(FIGURE4, ["network.depth=7"]).digest() != load(FIGURE4).digest()
+    table = tmp_path / "table.csv"
+    override = f"problem.data={{kind='file', path='{table}'}}"
+    table.write_text("a,target\n1,2\n3,5\n", encoding="utf-8")
+    before = load(FIGURE4, [override]).digest()
+    table.write_text("a,target\n1,2\n3,54\n", encoding="utf-8")
+    assert load(FIGURE4, [override]).digest() != before
+
+
+def test_a_data_path_is_relative_to_its_config(tmp_path, monkeypatch):
+    (tmp_path / "table.csv").write_text("a,target\n1,2\n", encoding="utf-8")
+    text = FIGURE4.read_text(encoding="utf-8").splitlines()
+    text = [
+        'data = { kind = "file", path = "table.csv" }' if line.startswith("data") else line
+        for line in text
+    ]
+    (tmp_path / "own.toml").write_text("\n".join(text), encoding="utf-8")
+    assert load(tmp_path / "own.toml").problem.data.path == str(tmp_path / "table.csv")
+    monkeypatch.chdir(tmp_path)
+    assert load("own.toml").problem.data.path == str(tmp_path / "table.csv")
+
+
+def test_every_key_of_the_schema_is_described():
+    schema = Experiment.model_json_schema()
+    tables = [schema, *schema["$defs"].values()]
+    for table in tables:
+        assert table.get("description"), table.get("title")
+        for name, key in table.get("properties", {}).items():
+            known = "description" in key or "$ref" in key or "oneOf" in key
+            assert known or name in ("kind", "linspace", "logspace", "range"), (
+                table["title"],
+                name,
+            )
+
+
+def test_reading_and_planning_a_config_imports_nothing_heavy():
+    code = (
+        "import sys, ddln.config, ddln.data, ddln.plan, ddln.store, ddln.studies, ddln.cli;"
+        "ddln.plan.make_plan(ddln.config.load(sys.argv[1]));"
+        "print(sorted({'jax', 'xarray', 'matplotlib', 'scipy', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FIGURE4)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,211 @@
+"""The entropy against mpmath at 30 digits, closed forms, and its own algebra."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ddln
+
+TOLERANCE = 1e-12  # relative; the inverse at depth is as ill-conditioned as its range is short
+DEPTHS = [2, 3, 4, 6, 12]
+
+
+def reference(layers, theta):
+    """ξ, Q and w of one coordinate from the definition ξ = ∫ ds / Π √(s² + λ_j), at 30 digits."""
+    with mpmath.workdps(30):
+        layers = [mpmath.mpf(float(u)) for u in layers]
+        m = min(range(len(layers)), key=lambda j: abs(layers[j]))
+        sign = mpmath.fprod(mpmath.sign(u) for j, u in enumerate(layers) if j != m)
+        gaps = [u**2 - layers[m] ** 2 for j, u in enumerate(layers) if j != m]
+        theta, start = mpmath.mpf(float(theta)), sign * layers[m]
+
+        def product(w):
+            return mpmath.fprod(mpmath.sqrt(w**2 + gap) for gap in gaps)
+
+        low, high = mpmath.mpf(0), mpmath.mpf(1)
+        while high * product(high) < abs(theta):
+            low, high = high, 2 * high
+        for _ in range(110):
+            middle = (low + high) / 2
+            below = middle * product(middle) < abs(theta)
+            low, high = (middle, high) if below else (low, middle)
+        w = mpmath.sign(theta) * high
+        unit = mpmath.sqrt(min(gaps))
+        ends = sorted([mpmath.asinh(start / unit), mpmath.asinh(w / unit)])
+        inner = [mpmath.mpf(n) for n in range(int(mpmath.ceil(ends[0])), int(ends[1]) + 1)]
+        points = sorted({ends[0], *(p for p in inner if ends[0] < p < ends[1]), ends[1]})
+        dual = mpmath.quad(lambda v: unit * mpmath.cosh(v) / product(unit * mpmath.sinh(v)), points)
+        dual = dual if w > start else -dual
+        return float(dual), float(theta * dual - (w**2 - start**2) / 2), float(w)
+
+
+def networks(depth, dim=14):
+    rng = np.random.default_rng(depth)
+    layers = rng.normal(size=(depth, dim))
+    layers[0, :3] = 0.0
+    # Nearly tied: λ from 1e-12 to 1e-4.
+    layers[1, 3:8] = np.sqrt(layers[0, 3:8] ** 2 + 10.0 ** np.arange(-12, -2, 2))
+    theta = rng.choice([-1, 1], dim) * 10.0 ** rng.permutation(np.linspace(-8, 8, dim))
+    return layers, theta
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_entropy_agrees_with_mpmath(depth):
+    layers, theta = networks(depth)
+    duals, values, ws = zip(*map(reference, layers.T, theta), strict=True)
+    entropy = ddln.Entropy(layers)
+    np.testing.assert_allclose(entropy.mirror_map(theta), duals, rtol=TOLERANCE)
+    one_by_one = [
+        float(ddln.Entropy(layers[:, k : k + 1]).value(theta[k : k + 1])) for k in range(0, 14, 5)
+    ]
+    np.testing.assert_allclose(one_by_one, values[::5], rtol=TOLERANCE)
+    np.testing.assert_allclose(entropy.value(theta), sum(values), rtol=TOLERANCE)
+    half_squares = np.array(ws) ** 2 - entropy.reduction.smallest(entropy.reduction.start) ** 2
+    position = ddln.entropy.position_of_theta(jnp.asarray(theta), entropy.reduction)
+    np.testing.assert_allclose(entropy.reduction.smallest(position), ws, rtol=TOLERANCE)
+    np.testing.assert_allclose(
+        entropy.conjugate(entropy.mirror_map(theta)), half_squares.sum() / 2, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_inverse_undoes_mirror_map(depth):
+    layers = np.random.default_rng(depth).normal(size=(depth, 40))
+    theta = layers.prod(axis=0) * np.random.default_rng(1).uniform(-3, 3, 40)
+    entropy = ddln.Entropy(layers)
+    dual = entropy.mirror_map(theta)
+    # A rounding of ξ moves θ by M times as much.
+    condition = np.abs(dual / entropy.hessian(theta) / theta)
+    error = np.abs(entropy.inverse(dual) / theta - 1)
+    assert (error <= TOLERANCE * np.maximum(1, condition)).all()
+    assert (error[condition < 10] <= TOLERANCE).all()
+
+
+def test_depth_two_is_the_hyperbolic_entropy():
+    layers = jnp.array([[0.0, 0.3, 0.0], [2.0, 1.0, 0.5]])
+    theta = jnp.array([3.0, -0.4, 1e-7])
+    gap = layers[1] ** 2 - layers[0] ** 2
+    start = layers[0] * layers[1]
+    expected = (jnp.arcsinh(2 * theta / gap) - jnp.arcsinh(2 * start / gap)) / 2
+    np.testing.assert_allclose(ddln.Entropy(layers).mirror_map(theta), expected, rtol=1e-14)
+
+
+def test_balanced_layers_have_a_power_or_a_logarithm():
+    theta = jnp.array([0.1, 5.0, 1e4])
+    start = 0.6
+    logarithm = ddln.Entropy(jnp.full((2, 3), start)).mirror_map(theta)
+    np.testing.assert_allclose(logarithm, jnp.log(theta**0.5 / start), rtol=1e-13)
+    for depth in (3, 5, 9):
+        w = theta ** (1 / depth)
+        expected = (start ** (2 - depth) - w ** (2 - depth)) / (depth - 2)
+        dual = ddln.Entropy(jnp.full((depth, 3), start)).mirror_map(theta)
+        np.testing.assert_allclose(dual, expected, rtol=1e-12)
+        negative = ddln.Entropy(jnp.full((depth, 3), -start))
+        signed = (-1) ** depth * theta
+        np.testing.assert_allclose(negative.mirror_map(signed), (-1) ** depth * dual, rtol=1e-12)
+        np.testing.assert_allclose(negative.inverse(negative.mirror_map(signed)), signed, rtol=1e-9)
+
+
+def test_three_layers_with_equal_imbalance_have_an_arctangent():
+    layers = jnp.array([[0.0], [0.5], [0.5]])
+    w = 2.0
+    theta = jnp.array([w * (w**2 + 0.25)])
+    dual = ddln.Entropy(layers).mirror_map(theta)
+    np.testing.assert_allclose(dual, np.arctan(w / 0.5) / 0.5, rtol=1e-14)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6])
+def test_derivatives_are_those_of_the_legendre_pair(depth):
+    layers = np.random.default_rng(7).normal(size=(depth, 5))
+    layers[0, 0] = 0.0
+    theta = np.random.default_rng(8).normal(size=5)
+    entropy = ddln.Entropy(layers)
+    dual = entropy.mirror_map(theta)
+    np.testing.assert_allclose(jax.grad(entropy.value)(theta), dual, atol=1e-13)
+    np.testing.assert_allclose(jax.grad(entropy.conjugate)(dual), theta, atol=1e-12)
+    curvature = jnp.diagonal(jax.hessian(entropy.value)(theta))
+    np.testing.assert_allclose(curvature, entropy.hessian(theta), rtol=1e-12)
+    np.testing.assert_allclose(
+        jnp.diagonal(jax.jacrev(entropy.inverse)(dual)), 1 / entropy.hessian(theta), rtol=1e-11
+    )
+    step = 1e-5
+    finite = (entropy.mirror_map(theta + step) - entropy.mirror_map(theta - step)) / (2 * step)
+    np.testing.assert_allclose(entropy.hessian(theta), finite, rtol=1e-5)
+    fenchel = entropy.value(theta) + entropy.conjugate(dual)
+    np.testing.assert_allclose(fenchel, theta @ dual, rtol=1e-12)
+
+
+def test_entropy_is_anchored_at_the_initialisation():
+    layers = jnp.array([[0.3, -0.2], [1.0, -2.0], [0.5, 0.7]])
+    entropy, start = ddln.Entropy(layers), ddln.effective_parameter(layers)
+    np.testing.assert_allclose(entropy.mirror_map(start), 0, atol=1e-15)
+    np.testing.assert_allclose(entropy.value(start), 0, atol=1e-15)
+    theta = jnp.array([1.0, 2.0])
+    np.testing.assert_allclose(entropy.divergence(theta, start), entropy.value(theta), rtol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    theta=st.lists(st.floats(-100, 100), min_size=4, max_size=4),
+    other=st.lists(st.floats(-100, 100), min_size=4, max_size=4),
+)
+def test_entropy_is_convex(seed, theta, other):
+    entropy = ddln.Entropy(np.random.default_rng(seed).normal(size=(3, 4)))
+    divergence = entropy.divergence(jnp.array(theta), jnp.array(other))
+    assert divergence >= -1e-12 * (1 + entropy.value(theta) + entropy.value(other))
+    slope = (entropy.mirror_map(theta) - entropy.mirror_map(other)) * (
+        jnp.array(theta) - jnp.array(other)
+    )
+    assert (slope >= 0).all()
+
+
+def test_transformations_agree_with_eager():
+    entropy = ddln.Entropy(np.random.default_rng(3).normal(size=(4, 3)))
+    batch = jnp.array([[0.1, -2.0, 3.0], [5.0, 0.0, -1e-3]])
+    eager = jnp.stack([entropy.mirror_map(theta) for theta in batch])
+    np.testing.assert_allclose(jax.vmap(entropy.mirror_map)(batch), eager, rtol=1e-14)
+    jitted = jax.jit(lambda theta: entropy.mirror_map(theta))(batch[0])
+    np.testing.assert_allclose(jitted, eager[0], rtol=1e-14)
+    np.testing.assert_allclose(jax.vmap(entropy.inverse)(eager), batch, rtol=1e-11, atol=1e-16)
+
+
+def test_single_precision_is_kept_and_accurate():
+    layers = np.random.default_rng(5).normal(size=(4, 6))
+    theta = np.random.default_rng(6).normal(size=6)
+    single = ddln.Entropy(layers.astype(np.float32)).mirror_map(theta.astype(np.float32))
+    assert single.dtype == jnp.float32
+    double = ddln.Entropy(layers).mirror_map(theta)
+    np.testing.assert_allclose(single, double, rtol=2e-5)
+
+
+def test_out_of_range_is_an_error_eagerly_and_nan_in_a_batch():
+    entropy = ddln.Entropy([[0.0], [1.0], [1.0]])  # the range of ∇Q is (−π/2, π/2)
+    with pytest.raises(ValueError, match="`xi` must lie in the range of ∇Q"):
+        entropy.inverse([1.6])
+    traced = jax.vmap(entropy.inverse)(jnp.array([[1.6], [1.5]]))
+    assert jnp.isnan(traced[0, 0])
+    np.testing.assert_allclose(traced[1, 0], np.tan(1.5) * (1 + np.tan(1.5) ** 2), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("layers", "theta", "message"),
+    [
+        ([[1.0], [1.0]], [-1.0], "`theta` must keep the sign of the initial θ_k"),
+        ([[0.0], [0.0]], [1.0], "be 0 where it is tied and zero"),
+        ([[0.0], [1.0]], [1.0, 2.0], r"`theta` must have shape \(1,\), got \(2,\)"),
+        ([[0.0], [1.0]], [np.nan], "`theta` must be finite"),
+    ],
+)
+def test_bad_arguments_are_named(layers, theta, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.Entropy(layers).mirror_map(theta)
+
+
+def test_derivatives_with_respect_to_the_layers_are_refused():
+    with pytest.raises(ValueError, match="not to its initial layers"):
+        jax.grad(lambda u: ddln.Entropy(u).value([1.0]))(jnp.array([[0.1], [1.0], [2.0]]))

@@ -1,0 +1,87 @@
+"""Every config, in a smaller copy, goes the whole way: run, claim, draw, save."""
+
+import ast
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import ddln
+from ddln import figures, plan, report, studies
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
+POINTS = 61
+
+
+def smaller(path):
+    """The experiment with fewer saved times and lanes, and a single program to compile."""
+    experiment = ddln.load(path)
+    kept = {
+        f"sweep.{axis.name}": axis.values[:1] if axis.shape_changing else axis.values[-3:]
+        for axis in plan.make_plan(experiment).axes
+    }
+    points = min(POINTS, experiment.dynamics.points)
+    return experiment.with_({"dynamics.points": points, **kept})
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
+def done(request):
+    """A config's study, and the dataset of its smaller copy."""
+    experiment = smaller(request.param)
+    study = studies.find(experiment.study, request.param.parent)
+    return study, ddln.run(experiment)
+
+
+def test_every_network_finishes(done):
+    _, dataset = done
+    assert np.all(dataset["status"] == 0)
+
+
+def test_every_certificate_holds(done):
+    _, dataset = done
+    assert dataset["certificate_applies"].any()
+    assert dataset["certificate_holds"].all()
+
+
+def test_every_certificate_has_a_meaning_in_plain_words(done):
+    _, dataset = done
+    assert set(dataset["certificate"].values.tolist()) == report.MEANINGS.keys()
+
+
+def test_every_claim_holds(done):
+    study, dataset = done
+    claims = study.claims(dataset)
+    assert claims
+    assert len({claim.name for claim in claims}) == len(claims)
+    for claim in claims:
+        assert claim.holds, claim.row()
+        assert claim.source
+        assert claim.reason
+
+
+def test_every_figure_can_be_saved_and_described(done):
+    study, dataset = done
+    for name, figure in studies.figures(study, dataset).items():
+        assert isinstance(figure, Figure)
+        assert len(figures.describe(figure)) > len(name)
+        for kind in ("png", "pdf"):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind)
+            assert file.tell() > 1000
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_a_page_that_names_its_source(path):
+    text = path.read_text(encoding="utf-8")
+    first_line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    assert "(" in first_line
+    assert len(text.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_has_its_study(path):
+    assert studies.locate(ddln.load(path).study, path.parent) in STUDIES

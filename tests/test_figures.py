@@ -1,0 +1,252 @@
+"""The house style keeps its promises, and the shared drawings show the data they are given."""
+
+import io
+import subprocess
+import sys
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from ddln import figures
+
+# Machado, Oliveira and Fernandes (2009): what each kind of colour blindness makes of linear RGB.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+SETTINGS = [name for name in matplotlib.rcParams if name != "backend"]  # chosen when read
+APART = 20  # of CIE lightness from 0 to 100: well over what an eye tells apart on a page
+
+
+@pytest.fixture
+def sweep():
+    """Three exponential decays and the bounds on them, as a run would leave them."""
+    time, rates = np.linspace(0.0, 3.0, 31), np.array([1.0, 2.0, 8.0])
+    gap = 5 * np.exp(-2 * rates[:, None] * time)
+    along = ("network.scale", "time")
+    return xr.Dataset(
+        {
+            "gap": (along, gap, {"long_name": "loss gap", "units": "1"}),
+            "bound": (along, np.sqrt(gap * gap[:, :1])),
+            "asymptotic_rate": ("network.scale", rates),
+        },
+        {
+            "network.scale": [1.0, 1.4, 1.8],
+            "time": ("time", time, {"long_name": "flow time", "units": "1"}),
+        },
+    )
+
+
+@pytest.fixture
+def network():
+    """One coordinate's three layers, the second the smallest, crossing zero."""
+    time = np.linspace(0.0, 1.0, 11)
+    smallest = 0.3 - time
+    start = np.array([2.0, smallest[0], -1.0])
+    excess = start**2 - smallest[0] ** 2
+    layers = np.sign(start) * np.sqrt(smallest[:, None] ** 2 + excess)
+    layers[:, 1] = smallest
+    return xr.Dataset(
+        {
+            "layers": (("time", "layer", "coordinate"), layers[..., None]),
+            "gap": ("time", np.exp(-time)),
+        },
+        {"time": time},
+    )
+
+
+def lightness(colour):
+    """CIE 1976 lightness L* of an sRGB colour."""
+    luminance = linear(colour) @ [0.2126, 0.7152, 0.0722]
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def linear(colour):
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def named_lines(figure):
+    return [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+
+
+def saved(figure, kind):
+    file = io.BytesIO()
+    figure.savefig(file, format=kind)
+    return file.getvalue()
+
+
+def test_colours_differ_in_grey():
+    grey = sorted(lightness(colour) for colour in figures.COLOURS)
+    assert np.diff(grey).min() > APART
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_differ_to_every_eye(kind):
+    seen = [np.clip(BLINDNESS[kind] @ linear(c), 0, 1) ** (1 / 2.2) for c in figures.COLOURS]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(distances) > 0.25
+
+
+def test_many_colours_lighten_in_order():
+    grey = [lightness(look["color"]) for look in figures.looks(12)]
+    assert np.diff(grey).min() > 0
+
+
+def test_neighbouring_curves_differ_in_their_markers():
+    markers = [look["marker"] for look in figures.looks(20)]
+    assert all(a != b for a, b in pairwise(markers))
+
+
+def test_style_leaves_the_settings_as_they_were():
+    before = [matplotlib.rcParams[name] for name in SETTINGS]
+    with figures.style():
+        assert matplotlib.rcParams["font.family"] == ["STIXGeneral"]
+    assert [matplotlib.rcParams[name] for name in SETTINGS] == before
+
+
+def test_drawing_needs_no_pyplot():
+    draws = "import sys, ddln.figures as f; f.style()(f.canvas)()"
+    code = f"{draws}; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_curve_is_its_lane(sweep):
+    figure = figures.gap_against_time(sweep, over="network.scale")
+    for line, gap in zip(named_lines(figure), sweep["gap"].values, strict=True):
+        shown = gap[gap > figures.ROUNDING * gap[0]]
+        np.testing.assert_array_equal(line.get_ydata(), shown)
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_a_bound_is_dashed_in_its_curve_s_colour(sweep):
+    figure = figures.gap_against_time(sweep, over="network.scale")
+    dashed = [line for line in figure.axes[0].lines if line.is_dashed()]
+    assert [line.get_color() for line in dashed] == list(figures.COLOURS[:3])
+    for line, bound in zip(dashed, sweep["bound"].values, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), bound)
+
+
+def test_the_slope_of_a_pure_exponential_lies_on_it(sweep):
+    lane = sweep.isel({"network.scale": 0})
+    figure = figures.gap_against_time(lane, bounds={}, slope=True)
+    _, slope = figure.axes[0].lines
+    drawn = lane["gap"].sel(time=slope.get_xdata())
+    np.testing.assert_allclose(slope.get_ydata(), drawn, rtol=1e-12)
+
+
+def test_a_slope_not_yet_reached_is_not_drawn(sweep):
+    lane = sweep.isel({"network.scale": 0}).assign(asymptotic_rate=0.5)
+    figure = figures.gap_against_time(lane, bounds={}, slope=True)
+    assert len(figure.axes[0].lines) == 1
+
+
+def test_rounding_is_not_drawn(sweep):
+    gap = sweep["gap"].where(sweep["time"] < 2, 1e-17)
+    figure = figures.gap_against_time(sweep.assign(gap=gap), over="network.scale", bounds={})
+    assert figure.axes[0].get_ylim()[0] > 1e-15
+    assert max(line.get_xdata()[-1] for line in figure.axes[0].lines) < 2
+
+
+def test_a_failed_lane_leaves_the_others_drawn(sweep):
+    gap = sweep["gap"].where(sweep["network.scale"] != 1.4)
+    figure = figures.gap_against_time(sweep.assign(gap=gap), over="network.scale", slope=True)
+    assert saved(figure, "png")
+
+
+def test_a_failed_network_s_nodes_are_left_out(network):
+    failed = network.assign(layers=network["layers"].where(network["time"] == 0))
+    assert saved(figures.nodes_against_time(failed), "png")
+
+
+def test_nothing_but_failed_lanes_is_an_empty_figure(sweep):
+    failed = sweep.assign(gap=sweep["gap"].where(False))
+    assert saved(figures.gap_against_time(failed, over="network.scale", slope=True), "png")
+
+
+def test_a_second_axis_is_refused(sweep):
+    with pytest.raises(ValueError, match=r"one value of each other axis, got \['network.scale'\]"):
+        figures.gap_against_time(sweep)
+
+
+def test_many_curves_are_named_now_and_then(sweep):
+    many = xr.concat([sweep.isel({"network.scale": 0})] * 40, "network.scale")
+    many = many.assign_coords({"network.scale": np.linspace(1, 2, 40)})
+    figure = figures.gap_against_time(many, over="network.scale")
+    assert len(figure.axes[0].lines) == 80
+    assert len(named_lines(figure)) <= figures.NAMED
+
+
+def test_the_legend_reads_in_rows(sweep):
+    figure = figures.gap_against_time(sweep, over="network.scale", slope=True)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[::2] == ["$a$ = 1", "$a$ = 1.4", "$a$ = 1.8"]
+    assert names[1::2] == ["bound of Theorem 2", "asymptotic rate", ""]
+
+
+def test_labels_have_the_dataset_s_words_and_units(sweep):
+    time = sweep["time"].assign_attrs(units="s")
+    assert figures.axis_label(time) == "flow time $t$ (s)"
+    assert figures.axis_label(sweep["gap"]).startswith("loss gap $")
+
+
+def test_nodes_and_their_floors_are_drawn(network):
+    figure = figures.nodes_against_time(network)
+    nodes = named_lines(figure)
+    np.testing.assert_array_equal([n.get_ydata() for n in nodes], network["layers"][..., 0].T)
+    levels = [line.get_ydata()[0] for line in figure.axes[0].lines if line.is_dashed()]
+    expected = [np.sqrt(4 - 0.09), np.nan, -np.sqrt(1 - 0.09)]
+    np.testing.assert_allclose(levels, expected, rtol=1e-12)
+    assert "smallest" in nodes[1].get_label()
+
+
+def test_layers_that_a_shallower_network_lacks_are_left_out(network):
+    padded = network.pad(layer=(0, 2))
+    assert len(named_lines(figures.nodes_against_time(padded))) == 3
+
+
+def test_fonts_are_in_the_pdf_as_truetype(sweep):
+    pdf = saved(figures.gap_against_time(sweep, over="network.scale"), "pdf")
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+def test_the_same_figure_is_the_same_file(sweep, kind):
+    def file():
+        figure = figures.gap_against_time(sweep, over="network.scale")
+        buffer = io.BytesIO()
+        metadata = {"CreationDate": None} if kind == "pdf" else {}
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        return buffer.getvalue()
+
+    assert file() == file()
+
+
+def test_a_png_carries_its_description(sweep):
+    figure = figures.gap_against_time(sweep, over="network.scale")
+    with Image.open(io.BytesIO(saved(figure, "png"))) as image:
+        assert image.info["Description"] == figures.describe(figure)
+    assert figures.describe(figure) == (
+        "loss gap ℒ(θ(t)) - ℒ* against flow time t. "
+        "Lines: a = 1, a = 1.4, a = 1.8, bound of Theorem 2."
+    )

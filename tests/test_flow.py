@@ -1,0 +1,175 @@
+"""Flows against SciPy's DOP853 on the layers, closed forms, and each other."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import ddln
+
+TIMES = np.linspace(0.0, 2.0, 9)
+AGREEMENT = 1e-8
+EASY = ddln.least_squares([[1.0]], [2.0])
+
+
+def network(seed, depth, samples, dim):
+    rng = np.random.default_rng(seed)
+    problem = ddln.least_squares(rng.normal(size=(samples, dim)), rng.normal(size=samples))
+    return problem, rng.uniform(0.5, 1.1, size=(depth, dim)) * rng.choice([-1, 1], (depth, dim))
+
+
+def reference(problem, layers, times):
+    """The definition: u̇^j = −∇ℒ(θ) ⊙ Π_{i≠j} uⁱ, in NumPy, by DOP853."""
+    features, targets = np.asarray(problem.features), np.asarray(problem.targets)
+    depth, dim = layers.shape
+
+    def rate(_, flat):
+        u = flat.reshape(depth, dim)
+        gradient = 2 * features.T @ (features @ u.prod(axis=0) - targets)
+        return -np.concatenate([gradient * np.delete(u, j, 0).prod(axis=0) for j in range(depth)])
+
+    span = times[0], times[-1]
+    solution = solve_ivp(rate, span, layers.ravel(), "DOP853", t_eval=times, rtol=1e-12, atol=1e-13)
+    return solution.y.T.reshape(-1, depth, dim)
+
+
+@pytest.mark.parametrize(
+    ("depth", "samples", "dim"), [(2, 6, 4), (3, 3, 5), (6, 10, 8), (12, 5, 3)]
+)
+def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
+    problem, layers = network(depth, depth, samples, dim)
+    expected = reference(problem, layers, TIMES)
+    for run in (
+        ddln.gradient_flow(problem, layers, TIMES, rtol=1e-10, atol=1e-13),
+        ddln.gradient_flow(problem, layers, TIMES, coordinates="layers", rtol=1e-11),
+        ddln.mirror_flow(problem, layers, TIMES),
+    ):
+        np.testing.assert_allclose(run.layers, expected, atol=AGREEMENT)
+        np.testing.assert_allclose(run.theta, expected.prod(axis=1), atol=AGREEMENT)
+        np.testing.assert_allclose(run.loss - problem.minimum, run.gap, atol=1e-12)
+
+
+def test_default_tolerances_keep_to_the_reference():
+    problem, layers = network(1, 4, 6, 5)
+    run = ddln.gradient_flow(problem, layers, TIMES)
+    np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=AGREEMENT)
+
+
+def test_balanced_depth_two_is_the_logistic_curve():
+    problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
+    start, target = 0.01, 2.0
+    run = ddln.gradient_flow(problem, jnp.full((2, 1), start**0.5), TIMES, rtol=1e-11)
+    curve = target / (1 + (target / start - 1) * np.exp(-2 * target * TIMES))
+    np.testing.assert_allclose(run.theta[:, 0], curve, rtol=1e-9)
+
+
+def test_frozen_coordinates_never_leave_the_saddle():
+    problem, layers = network(2, 3, 6, 4)
+    layers[:2, 1] = 0.0
+    run = ddln.gradient_flow(problem, layers, TIMES)
+    assert (run.theta[:, 1] == 0).all()
+    np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=AGREEMENT)
+
+
+def test_velocity_is_the_derivative_of_theta():
+    problem, layers = network(3, 3, 6, 4)
+    times = np.array([0.0, 0.5 - 1e-4, 0.5, 0.5 + 1e-4])
+    run = ddln.gradient_flow(problem, layers, times, rtol=1e-12, atol=1e-14)
+    finite = (run.theta[3] - run.theta[1]) / 2e-4
+    np.testing.assert_allclose(run.velocity[2], finite, rtol=1e-5, atol=1e-7)
+
+
+def test_start_time_does_not_matter():
+    problem, layers = network(4, 2, 6, 4)
+    late = ddln.gradient_flow(problem, layers, TIMES + 5)
+    np.testing.assert_allclose(
+        late.theta, ddln.gradient_flow(problem, layers, TIMES).theta, atol=AGREEMENT
+    )
+
+
+def test_an_implicit_solver_agrees():
+    problem, layers = network(5, 3, 6, 4)
+    run = ddln.gradient_flow(problem, layers, TIMES, solver=diffrax.Kvaerno5(), rtol=1e-8)
+    np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=1e-6)
+
+
+def test_transformations_agree_with_eager():
+    problem, layers = network(6, 3, 6, 4)
+    layers, times = jnp.asarray(layers), jnp.asarray(TIMES)
+    scales = jnp.array([0.8, 1.2])
+
+    def end(scale):
+        return ddln.gradient_flow(problem, scale * layers, times).theta[-1]
+
+    loop = jnp.stack([end(scale) for scale in scales])
+    np.testing.assert_allclose(jax.vmap(end)(scales), loop, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(end)(scales[0]), loop[0], rtol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences():
+    problem, layers = network(7, 3, 6, 4)
+    times = jnp.array([0.0, 0.3])
+
+    def loss(scale, adjoint=None):
+        run = ddln.gradient_flow(
+            problem, scale * layers, times, rtol=1e-10, atol=1e-13, adjoint=adjoint
+        )
+        return run.loss[-1]
+
+    step = 1e-5
+    finite = (loss(1.0 + step) - loss(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(loss)(1.0), finite, rtol=1e-6)
+    forward = jax.jacfwd(lambda scale: loss(scale, diffrax.ForwardMode()))(1.0)
+    np.testing.assert_allclose(forward, finite, rtol=1e-6)
+
+
+def test_single_precision_is_kept():
+    problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
+    layers = np.array([[0.0], [1.0]], np.float32)
+    run = ddln.gradient_flow(problem, layers, [0.0, 1.0], rtol=1e-4, atol=1e-6)
+    assert run.theta.dtype == jnp.float32
+
+
+def test_a_failed_run_says_what_to_change():
+    with pytest.raises(RuntimeError, match=r"\(max_steps\): .* raise `max_steps`"):
+        ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=3)
+    run = ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=3, throw=False)
+    assert not run.ok
+    assert jnp.isnan(run.theta[-1]).all()
+    assert "max_steps" in repr(run)
+
+
+def test_a_failing_lane_leaves_the_others_alone():
+    scales = jnp.array([1.0, 1e3])
+
+    def lane(scale):
+        layers = scale * jnp.array([[0.1], [1.0]])
+        return ddln.gradient_flow(EASY, layers, [0.0, 1.0], max_steps=200, throw=False)
+
+    runs = jax.vmap(lane)(scales)
+    assert runs.ok.tolist() == [True, False]
+    np.testing.assert_allclose(runs.theta[0], lane(1.0).theta, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layers", "times", "options", "message"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], [0.0, 1.0], {}, r"shape \(depth, 1\) .* got \(2, 2\)"),
+        ([[1.0], [2.0]], [0.0], {}, "at least two times, got 1"),
+        ([[1.0], [2.0]], [0.0, 0.0], {}, "strictly increasing"),
+        ([[1.0], [2.0]], [-1.0, 0.0], {}, "must be ≥ 0"),
+        ([[1.0], [2.0]], [0.0, 1.0], {"rtol": 0.0}, "`rtol` must be > 0, got 0.0"),
+        ([[1.0], [2.0]], [0.0, 1.0], {"max_steps": 0}, "`max_steps` must be ≥ 1, got 0"),
+        (
+            [[1.0], [2.0]],
+            [0.0, 1.0],
+            {"coordinates": "polar"},
+            "'reduced' or 'layers', got 'polar'",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(layers, times, options, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.gradient_flow(EASY, layers, times, **options)

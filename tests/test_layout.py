@@ -1,0 +1,41 @@
+"""The order of the modules: data goes one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ddln
+
+PACKAGE = Path(ddln.__file__).parent
+ORDER = [
+    "__init__",
+    *("_checks", "init", "network", "problem", "entropy", "flow", "hermite", "theory"),
+    *("tables", "claims", "certificates", "data", "schema", "_faults", "config", "plan", "lanes"),
+    *("store", "figures", "studies", "report", "cli"),
+]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ddln":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+
+
+def test_every_module_has_its_place():
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", ORDER[1:])
+def test_modules_import_only_from_above(name):
+    above = ORDER[: ORDER.index(name)]
+    typing_only = {"schema"} if name == "data" else set()
+    below = set(imports(PACKAGE / f"{name}.py")) - set(above) - typing_only
+    assert not below & set(ORDER)
+
+
+def test_no_exported_name_is_a_modules():
+    assert not (set(ddln.__all__) - {"init", "theory"}) & set(ORDER)
+    for name in ddln.__all__:
+        assert getattr(ddln, name) is not None

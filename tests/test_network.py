@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ddln
+
+ROUNDING = 1e-13  # a few dozen products of numbers near one
+
+
+def random_layers(seed, depth, dim, scale=1.0):
+    return scale * np.random.default_rng(seed).normal(size=(depth, dim))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6, 12])
+def test_mobility_is_the_squared_jacobian_of_theta(depth):
+    layers = random_layers(depth, depth, 5)
+    jacobian = jax.jacrev(ddln.effective_parameter)(layers)
+    expected = jnp.einsum("kji,kji->k", jacobian, jacobian)
+    np.testing.assert_allclose(ddln.mobility(layers), expected, rtol=ROUNDING)
+
+
+def test_mobility_is_exact_where_layers_vanish():
+    assert ddln.mobility([[0.0, 0.0], [0.0, 2.0], [3.0, 5.0]]).tolist() == [0.0, 100.0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.floats(1e-6, 1e3))
+def test_reduction_returns_the_layers_it_came_from(seed, scale):
+    layers = random_layers(seed, 4, 7, scale)
+    reduction = ddln.Reduction(layers)
+    back = reduction.layers(reduction.start)
+    np.testing.assert_allclose(back, layers, rtol=1e-9, atol=1e-13 * scale)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 7])
+def test_reduction_agrees_with_the_network_along_the_positions(depth):
+    layers = random_layers(1, depth, 6)
+    layers[:, 0] = -0.7  # half-line
+    layers[0, 1] = layers[1, 1] * (1 + 1e-12)  # nearly tied
+    reduction = ddln.Reduction(layers)
+    v = reduction.start + np.linspace(-1, 1, 6)
+    there = reduction.layers(v)
+    np.testing.assert_allclose(reduction.theta(v), ddln.effective_parameter(there), rtol=ROUNDING)
+    np.testing.assert_allclose(reduction.mobility(v), ddln.mobility(there), rtol=ROUNDING)
+    slope = jnp.diagonal(jax.jacfwd(reduction.theta)(v))
+    np.testing.assert_allclose(reduction.slope(v), slope, rtol=ROUNDING)
+    squares = there**2
+    drift = (squares - squares[:1]) - (layers**2 - layers[:1] ** 2)
+    np.testing.assert_allclose(drift, 0, atol=1e-13 * float(squares.max()))
+
+
+def test_coordinates_are_of_three_kinds():
+    layers = jnp.array([[0.0, 1.0, 0.0, 1e-9], [2.0, -1.0, 0.0, 0.0], [3.0, 4.0, 5.0, 1.0]])
+    assert ddln.coordinate_kinds(layers).tolist() == [0, 1, 2, 0]
+    text = ddln.describe(layers)
+    assert "2 of 4 coordinates open" in text
+    assert "frozen" in text
+    assert "(k = 2)" in text
+
+
+def test_frozen_coordinates_stay_zero_and_do_not_spoil_the_others():
+    layers = jnp.array([[0.0, 0.0], [0.0, 1.0], [2.0, 1.5]])
+    reduction = ddln.Reduction(layers)
+    v = reduction.start + 0.5
+    assert reduction.theta(v)[0] == 0
+    assert jnp.isfinite(reduction.layers(v)).all()
+    assert reduction.mobility(v)[0] == 0
+
+
+def test_tiny_and_huge_layers_do_not_overflow():
+    layers = np.array([[0.0, 1e-120], [1e-120, 2e-120]])
+    reduction = ddln.Reduction(layers)
+    v = reduction.start + 270.0
+    assert jnp.isfinite(reduction.theta(v)).all()
+    np.testing.assert_allclose(reduction.layers(reduction.start), layers, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([1.0, 2.0], r"must have shape \(depth, dim\) .* got \(2,\)"),
+        ([[1.0, 2.0]], r"depth ≥ 2 .* got \(1, 2\)"),
+        ([[], []], r"dim ≥ 1, got \(2, 0\)"),
+        ([[1.0], [np.nan]], r"must be finite, got nan at index \(1, 0\)"),
+        ([[1j], [1.0]], "must be real, got complex"),
+    ],
+)
+def test_bad_layers_are_named(layers, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.effective_parameter(layers)
+
+
+def test_transformations_agree_with_eager():
+    layers = jnp.asarray(random_layers(2, 3, 4))
+    batch = jnp.stack([layers, 2 * layers])
+    np.testing.assert_allclose(
+        jax.vmap(ddln.mobility)(batch)[1], jax.jit(ddln.mobility)(2 * layers), rtol=ROUNDING
+    )

@@ -1,0 +1,75 @@
+"""Plans: every lane of the grid exactly once, in chunks of one shape."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddln.config import ConfigError, load
+from ddln.plan import make_plan
+
+FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
+PLAIN = FIGURE4.with_({"sweep": {}})
+
+
+def test_no_sweep_is_one_lane():
+    plan = make_plan(PLAIN)
+    assert (plan.shape, plan.lanes, len(plan.chunks)) == ((), 1, 1)
+    assert plan.chunks[0].lanes.tolist() == [0]
+    assert plan.chunks[0].values == {}
+    assert plan.chunks[0].experiment == PLAIN
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.tuples(*[st.integers(1, 4)] * 3),
+    order=st.permutations(["network.depth", "network.scale", "network.init.seed"]),
+    chunk_lanes=st.integers(1, 7),
+)
+def test_chunks_cover_the_grid_once_with_the_values_of_their_lanes(sizes, order, chunk_lanes):
+    values = {name: [2 + i for i in range(n)] for name, n in zip(order, sizes, strict=True)}
+    plan = make_plan(PLAIN.with_({"sweep": values}), chunk_lanes=chunk_lanes)
+    assert plan.shape == sizes
+    assert sorted(np.concatenate([chunk.lanes for chunk in plan.chunks])) == list(range(plan.lanes))
+    assert len(plan.programs) == len(values["network.depth"])
+    for chunk in plan.chunks:
+        assert 1 <= chunk.lanes.size <= chunk.width <= chunk_lanes
+        place = dict(zip(order, np.unravel_index(chunk.lanes, plan.shape), strict=True))
+        assert set(chunk.values) == {"network.scale", "network.init.seed"}
+        for name, along in chunk.values.items():
+            assert along.tolist() == [values[name][i] for i in place[name]]
+        depths = {values["network.depth"][i] for i in place["network.depth"]}
+        assert depths == {chunk.experiment.network.depth}
+        assert not chunk.experiment.sweep
+
+
+def test_the_chunks_of_one_shape_share_a_width():
+    plan = make_plan(PLAIN.with_({"sweep.network.init.seed": {"range": [0, 700]}}))
+    assert [chunk.lanes.size for chunk in plan.chunks] == [234, 234, 232]
+    assert {chunk.width for chunk in plan.chunks} == {234}
+
+
+def test_an_axis_keeps_its_leafs_type():
+    plan = make_plan(PLAIN.with_({"sweep": {"network.init.seed": [1, 2], "network.scale": [1, 2]}}))
+    assert [axis.values.dtype.kind for axis in plan.axes] == ["i", "f"]
+
+
+def test_a_large_sweep_is_planned_fast_and_a_huge_one_refused():
+    large = {"network.init.seed": {"range": [0, 1000]}, "network.scale": {"linspace": [1, 2, 100]}}
+    plan = make_plan(PLAIN.with_({"sweep": large}))
+    assert len(plan.chunks) == 391
+    huge = {**large, "dynamics.until": {"linspace": [1, 2, 101]}}
+    with pytest.raises(ValueError, match="sweep: 10,100,000 lanes, more than 10,000,000"):
+        make_plan(PLAIN.with_({"sweep": huge}))
+
+
+def test_the_size_of_the_data_set_grows_with_lanes_points_depth_and_width():
+    assert make_plan(PLAIN).nbytes == 8 * 301 * (8 * 8 + 5)
+    assert make_plan(FIGURE4).nbytes == 3 * make_plan(PLAIN).nbytes
+
+
+def test_values_outside_a_leafs_range_never_reach_a_plan():
+    with pytest.raises(ConfigError, match=r"sweep.network.scale\[0\]: must be > 0, got 0.0"):
+        PLAIN.with_({"sweep": {"network.scale": [0, 1]}})

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+
+RNG = np.random.default_rng(0)
+WIDE = RNG.normal(size=(5, 8)), RNG.normal(size=5)
+TALL = RNG.normal(size=(10, 6)), RNG.normal(size=10)
+DEFICIENT = RNG.normal(size=(7, 3)) @ RNG.normal(size=(3, 6)), RNG.normal(size=7)
+
+
+@pytest.mark.parametrize("data", [WIDE, TALL, DEFICIENT], ids=["wide", "tall", "deficient"])
+@pytest.mark.parametrize(
+    ("normalisation", "factor"), [("sum", 1), ("half", 0.5), ("mean", None), ("half_mean", None)]
+)
+def test_least_squares_matches_numpy(data, normalisation, factor):
+    features, targets = data
+    samples = len(targets)
+    factor = {"mean": 1 / samples, "half_mean": 0.5 / samples}.get(normalisation, factor)
+    problem = ddln.least_squares(features, targets, normalisation=normalisation)
+    theta = RNG.normal(size=features.shape[1])
+    residual = features @ theta - targets
+    best, *_ = np.linalg.lstsq(features, targets, rcond=None)
+    singular = np.linalg.svd(features, compute_uv=False)
+    smallest = singular[singular > 1e-10][-1]
+    np.testing.assert_allclose(problem.loss(theta), factor * residual @ residual, rtol=1e-12)
+    np.testing.assert_allclose(
+        problem.gradient(theta), 2 * factor * features.T @ residual, atol=1e-11
+    )
+    np.testing.assert_allclose(problem.gradient(theta), jax.grad(problem.loss)(theta), atol=1e-11)
+    np.testing.assert_allclose(problem.hessian(theta), jax.hessian(problem.loss)(theta), atol=1e-11)
+    np.testing.assert_allclose(problem.minimiser, best, atol=1e-12)
+    np.testing.assert_allclose(
+        problem.minimum, factor * np.sum((features @ best - targets) ** 2), atol=1e-12
+    )
+    np.testing.assert_allclose(problem.pl_constant, 2 * factor * smallest**2, rtol=1e-10)
+    np.testing.assert_allclose(problem.smoothness, 2 * factor * singular[0] ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("data", [WIDE, TALL, DEFICIENT], ids=["wide", "tall", "deficient"])
+def test_pl_condition_and_smoothness_hold_and_are_attained(data):
+    problem = ddln.least_squares(*data)
+    theta = problem.minimiser[None] + RNG.normal(size=(200, data[0].shape[1]))
+    gradients, gaps = jax.vmap(problem.gradient)(theta), jax.vmap(problem.gap)(theta)
+    ratio = jnp.sum(gradients**2, axis=1) / 2 / gaps
+    assert (ratio >= problem.pl_constant * (1 - 1e-9)).all()
+    assert (ratio <= problem.smoothness * (1 + 1e-9)).all()
+    _, singular, right = np.linalg.svd(data[0])
+    slowest = right[np.sum(singular > 1e-10) - 1]
+    along = problem.minimiser + slowest
+    attained = jnp.sum(problem.gradient(along) ** 2) / 2 / problem.gap(along)
+    np.testing.assert_allclose(attained, problem.pl_constant, rtol=1e-8)
+
+
+def test_gap_has_no_cancellation_near_a_positive_minimum():
+    problem = ddln.least_squares(*TALL)
+    assert problem.minimum > 0.1
+    step = 1e-12 * np.ones(6)
+    np.testing.assert_allclose(
+        problem.gap(problem.minimiser + step), np.sum((TALL[0] @ step) ** 2), rtol=1e-2
+    )
+
+
+def test_zero_data_has_zero_constants():
+    problem = ddln.least_squares(np.zeros((3, 2)), np.ones(3))
+    assert problem.pl_constant == 0
+    assert problem.minimiser.tolist() == [0.0, 0.0]
+    assert float(problem.minimum) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("features", "targets", "options", "message"),
+    [
+        ([1.0, 2.0], [1.0], {}, r"`features` must have 2 dimension\(s\), got shape \(2,\)"),
+        ([[1.0, 2.0]], [1.0, 2.0], {}, r"`targets` must have shape \(1,\), got \(2,\)"),
+        ([[np.nan]], [1.0], {}, r"`features` must be finite, got nan at index \(0, 0\)"),
+        ([[1.0]], [np.inf], {}, r"`targets` must be finite, got inf at index \(0,\)"),
+        ([[1.0]], [1.0], {"normalisation": "sun"}, "must be one of 'sum', .* got 'sun'"),
+        (np.zeros((0, 2)), np.zeros(0), {}, "samples ≥ 1"),
+    ],
+)
+def test_bad_data_are_named(features, targets, options, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.least_squares(features, targets, **options)

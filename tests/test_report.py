@@ -1,0 +1,173 @@
+"""The page says what the run says, to any reader, and asks nobody for anything."""
+
+import base64
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ddln import config, figures, plan, report
+from ddln.store import RunFolder, StoreError
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\""
+VOID = {"img", "meta"}
+CONFIG = """
+study = "hostile"
+[problem]
+data = { kind = "gaussian", samples = 4, features = 3, seed = 0 }
+[network]
+depth = 2
+init = { kind = "normal", seed = 1 }
+[dynamics]
+until = 1.0
+[sweep]
+"network.scale" = [1.0, 2.0, 3.0]
+"""
+
+
+def row(name, **changes):
+    """A row of claims.json."""
+    base = {"source": "Theorem 2", "statement": HOSTILE, "relation": "<=", "reason": "rounding"}
+    numbers = {"measured": 0.5, "predicted": 1.0, "tolerance": 1e-6, "applies": True, "holds": True}
+    return {"name": name, **base, **numbers, **changes}
+
+
+def counted(name, **changes):
+    """A row of a certificate."""
+    return row(name, lanes=3, lanes_applicable=3, lanes_holding=2, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of three networks, the last of which diverged."""
+    (tmp_path / "hostile.toml").write_text(CONFIG, encoding="utf-8")
+    experiment = config.load(tmp_path / "hostile.toml")
+    flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
+    dataset = xr.Dataset(
+        {"status": ("network.scale", [0, 0, 2], flags)},
+        {"network.scale": [1.0, 2.0, 3.0]},
+        {"title": f"Title {HOSTILE}"},
+    )
+    figure, axes = figures.canvas(2.0, 1.0)
+    axes.set(xlabel="time", ylabel=HOSTILE)
+    run = RunFolder.of(experiment, tmp_path / "runs")
+    with run.locked():
+        made_with = {"versions": {"jax": HOSTILE}, "device": "cpu", "dtype": "float64"}
+        run.open(plan.make_plan(experiment), **made_with)
+        run.write_dataset(dataset)
+        never = counted("never", applies=False, measured=np.nan)
+        checks = [counted("sign"), never, counted("late", holds=False)]
+        run.write_claims({"certificates": checks, "claims": [row("first")]})
+        run.write_figures({"drawn": figure, "plain": Figure(figsize=(1, 1))})
+    return run
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closed in order, attributes and text collected."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(folder):
+    return Page(report.write(folder.path).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed(page):
+    assert page.open == []
+
+
+def test_every_string_is_escaped(page):
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert page.text.count(HOSTILE) >= 6
+
+
+def test_nothing_is_fetched(page):
+    addresses = [a[k] for _, a in page.elements for k in ("src", "href", "action") if k in a]
+    assert addresses
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert {tag for tag, _ in page.elements}.isdisjoint({"link", "script", "iframe", "object"})
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+
+def test_figures_are_inside_with_their_descriptions(page):
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [image["alt"] for image in images] == [f"{HOSTILE} against time.", "plain"]
+    for image in images:
+        content = base64.b64decode(image["src"].partition(",")[2])
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.size == (int(image["width"]), int(image["height"]))
+
+
+def test_the_verdict_names_what_failed(page):
+    assert "✗ 1 of 3 checks failed: late" in page.text
+
+
+def test_what_does_not_apply_is_not_counted_as_passed(page):
+    assert "– not applicable" in page.text
+    assert "nan" not in page.text
+
+
+def test_a_run_without_failures_says_so(folder):
+    with folder.locked():
+        folder.write_claims({"certificates": [], "claims": [row("only")]})
+    page = Page(report.write(folder.path).read_text(encoding="utf-8"))
+    assert "✓ 1 check passed" in page.text
+    assert "Theorems" not in page.text.replace("Theorems, checked on every network", "", 1)
+
+
+def test_unfinished_networks_are_placed_and_explained(page):
+    assert "network.scale = 3" in page.text
+    assert report.ENDINGS["diverged"] in page.text
+
+
+def test_many_unfinished_networks_are_counted(folder, monkeypatch):
+    monkeypatch.setattr(report, "LISTED", 2)
+    flags = {"flag_values": [0, 1], "flag_meanings": "ok max_steps"}
+    with folder.locked():
+        folder.write_dataset(
+            xr.Dataset(
+                {"status": ("network.scale", [1, 1, 1], flags)}, {"network.scale": [1.0, 2.0, 3.0]}
+            )
+        )
+    text = Page(report.write(folder.path).read_text(encoding="utf-8")).text
+    assert "3 networks in all; the first 2 are listed." in text
+    assert "network.scale = 3" not in text
+
+
+def test_the_page_tells_how_it_was_made_and_how_to_go_on(folder, page):
+    assert (folder.path / "config.toml").read_text(encoding="utf-8").strip() in page.text
+    assert f"ddln run runs/{folder.path.name}/config.toml" in page.text
+    assert folder.manifest()["digest"] in page.text
+
+
+def test_the_same_run_gives_the_same_page(folder):
+    first = report.write(folder.path).read_bytes()
+    assert report.write(folder.path).read_bytes() == first
+
+
+def test_a_damaged_run_is_refused(folder):
+    (folder.path / "dataset.nc").write_bytes(b"cut short")
+    with pytest.raises(StoreError, match=r"dataset\.nc is missing or damaged"):
+        report.write(folder.path)
+    assert not (folder.path / "report.html").exists()

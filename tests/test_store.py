@@ -1,0 +1,206 @@
+"""Run folders: nothing half-written, nothing damaged unnoticed, one process at a time."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.store import RunFolder, StoreError, status_counts
+
+FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
+PLAN = make_plan(FIGURE4, chunk_lanes=1)
+
+
+def lanes_of(chunk):
+    status = xr.Variable(
+        "lane",
+        np.zeros(chunk.lanes.size, int),
+        {"flag_values": [0, 1], "flag_meanings": "ok diverged"},
+    )
+    return xr.Dataset({"loss": ("lane", chunk.lanes * 1.0), "status": status})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder.of(FIGURE4, tmp_path / "runs")
+    with folder.locked():
+        folder.open(PLAN, versions={"jax": "0"})
+        for chunk in PLAN.chunks:
+            folder.write_chunk(chunk, lanes_of(chunk))
+        yield folder
+
+
+def finish(folder):
+    folder.write_dataset(xr.concat(folder.read_chunks(PLAN), "lane"))
+    folder.write_claims({"claims": []})
+    folder.finish("study")
+
+
+def test_nothing_is_made_until_the_folder_is_locked(tmp_path):
+    folder = RunFolder.of(FIGURE4, tmp_path / "runs")
+    assert folder.manifest() == {}
+    assert folder.missing(PLAN) == list(PLAN.chunks)
+    assert not folder.is_complete(PLAN)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_written_chunk_reads_back_as_it_was(folder):
+    for chunk, read in zip(PLAN.chunks, folder.read_chunks(PLAN), strict=True):
+        xr.testing.assert_identical(read, lanes_of(chunk))
+    assert folder.manifest()["chunks"]["2"]["status"] == {"ok": 1}
+    assert load(folder.path / "config.toml") == FIGURE4
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "emptied", "removed"])
+def test_a_damaged_chunk_is_found_and_never_read(folder, damage):
+    finish(folder)
+    path = folder.path / "chunks" / "00001.nc"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "removed":
+        path.unlink()
+    else:
+        kept = {"altered": len(content), "truncated": len(content) - 1, "emptied": 0}[damage]
+        path.write_bytes(content[:kept])
+    assert [chunk.index for chunk in folder.missing(PLAN)] == [1]
+    assert not folder.is_complete(PLAN, "study")
+    with pytest.raises(StoreError, match="chunk 1 is missing or damaged"):
+        folder.read_chunks(PLAN)
+    folder.write_chunk(PLAN.chunks[1], lanes_of(PLAN.chunks[1]))
+    assert folder.missing(PLAN) == []
+    with pytest.raises(StoreError, match=r"dataset\.nc is missing or damaged"):
+        folder.read_dataset()
+
+
+def test_a_chunk_without_its_lanes_is_refused(folder):
+    short = lanes_of(PLAN.chunks[0]).isel(lane=slice(0, 0))
+    with pytest.raises(StoreError, match="chunk 0: 0 lanes for 1"):
+        folder.write_chunk(PLAN.chunks[0], short)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder):
+    before = sorted(folder.path.rglob("*"))
+    figure = Figure()
+    folder.write_figures({"curve": figure})
+    png = (folder.path / "figures" / "curve.png").read_bytes()
+
+    def fail(path, **_):
+        Path(path).write_text("half")
+        raise OSError("disk full")
+
+    figure.savefig = fail
+    with pytest.raises(OSError, match="disk full"):
+        folder.write_figures({"curve": figure})
+    assert (folder.path / "figures" / "curve.png").read_bytes() == png
+    names = {path.name for path in set(folder.path.rglob("*")) - set(before)}
+    assert names == {"figures", "curve.png", "curve.pdf"}
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "chunks").mkdir(parents=True)
+    (folder.path / "chunks" / "00000.nc.part").write_text("half")
+    with folder.locked():
+        assert not list(folder.path.rglob("*.part"))
+
+
+def test_a_run_is_complete_when_all_is_whole_and_its_study_the_same(folder):
+    assert not folder.is_complete(PLAN, "study")
+    finish(folder)
+    assert folder.is_complete(PLAN, "study")
+    assert not folder.is_complete(PLAN, "another study")
+    (folder.path / "claims.json").write_text('{"claims": []}')
+    assert not folder.is_complete(PLAN, "study")
+    with pytest.raises(StoreError, match=r"claims\.json is missing or damaged"):
+        folder.read_claims()
+
+
+def test_opening_again_keeps_what_is_there_and_another_plan_starts_over(folder):
+    folder.open(PLAN)
+    assert folder.missing(PLAN) == []
+    other = make_plan(FIGURE4, chunk_lanes=2)
+    folder.open(other)
+    assert len(folder.missing(other)) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_broken_manifest_is_no_manifest_and_a_foreign_format_is_refused(folder, content):
+    path = folder.path / "manifest.json"
+    path.write_text(content)
+    if content == "{}":
+        with pytest.raises(StoreError, match="written in format None"):
+            folder.manifest()
+    else:
+        assert len(folder.missing(PLAN)) == 3
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(folder):
+    folder.write_claims({"claims": [{"measured": math.inf, "predicted": np.float64(2), "n": 1}]})
+    stored = json.loads((folder.path / "claims.json").read_text())["claims"][0]
+    assert stored == {"measured": None, "predicted": 2.0, "n": 1}
+    assert math.isnan(folder.read_claims()["claims"][0]["measured"])
+
+
+def test_figures_are_reproducible_files_with_safe_names(folder):
+    figure = Figure()
+    figure.add_subplot().plot([0, 1])
+    paths = folder.write_figures({"a": figure})
+    first = [path.read_bytes() for path in paths]
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    folder.write_figures({"a": figure})
+    assert [path.read_bytes() for path in paths] == first
+    folder.write_figures({"b": figure})
+    assert not any(path.exists() for path in paths)
+    assert set(folder.manifest()["files"]) == {"figures/b.png", "figures/b.pdf"}
+    with pytest.raises(StoreError, match="a figure cannot be called"):
+        folder.write_figures({"../a": figure})
+
+
+def test_status_codes_are_counted_by_name():
+    dataset = lanes_of(make_plan(FIGURE4).chunks[0])
+    dataset["status"][1:] = 1
+    assert status_counts(dataset) == {"ok": 1, "diverged": 2}
+
+
+def test_a_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
+    root = folder.path.parent
+    for name in (str(folder.path), folder.path.name, "figure4"):
+        assert RunFolder.existing(name, root).path.samefile(folder.path)
+    (root / "figure4-other").mkdir()
+    (root / "figure4-other" / "manifest.json").write_text("{}")
+    with pytest.raises(StoreError, match="figure4: which of figure4-"):
+        RunFolder.existing("figure4", root)
+    with pytest.raises(StoreError, match="not a run folder"):
+        RunFolder.existing("figure5", root)
+
+
+HOLD = """
+import sys, time
+from ddln.store import RunFolder
+with RunFolder(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="another process is working on this run"):
+            folder.locked().__enter__()
+        holder.kill()
+    with folder.locked():
+        pass

@@ -1,0 +1,117 @@
+"""Studies and configs: where they are found, and how a new one starts."""
+
+from types import ModuleType
+
+import pytest
+
+from ddln import studies
+from ddln.config import load
+from ddln.studies import StudyError
+
+STUDY = '"""{about}."""\ndef claims(dataset):\n    return []\ndef draw(dataset):\n    return 7\n'
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.chdir(own)
+    return own
+
+
+def write(folder, name, text):
+    (folder / "experiments").mkdir(parents=True, exist_ok=True)
+    (folder / "experiments" / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+def test_ones_own_study_comes_first_then_the_one_beside_the_config_then_the_shipped(
+    own_folder, tmp_path, monkeypatch
+):
+    beside, package = tmp_path / "beside", tmp_path / "package"
+    monkeypatch.setattr(studies, "shipped", lambda: package)
+    for about, folder in (("shipped", package), ("beside", beside), ("own", own_folder)):
+        write(folder, "mine", STUDY.format(about=about))
+        assert studies.find("mine", beside / "configs").__doc__ == f"{about}."
+
+
+def test_every_shipped_config_has_a_study_with_a_title():
+    listed = dict(studies.configs())
+    assert {path.stem for path in listed} >= {"figure3", "figure4", "diabetes", "architecture"}
+    for path, about in listed.items():
+        assert about.endswith(".")
+        assert studies.locate(load(path).study).is_file()
+
+
+def test_a_config_is_found_by_path_or_bare_name_ones_own_first(own_folder):
+    assert studies.find_config("figure4") == studies.shipped() / "configs" / "figure4.toml"
+    (own_folder / "configs").mkdir()
+    own = own_folder / "configs" / "figure4.toml"
+    own.write_text("")
+    assert studies.find_config("figure4") == own
+    assert str(studies.find_config("configs/figure4.toml")) == "configs/figure4.toml"
+    with pytest.raises(
+        StudyError, match=r'configs/figur4\.toml: no such file, did you mean "figure4"'
+    ):
+        studies.find_config("configs/figur4.toml")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "os.path", "Figure4", "a\n"])
+def test_a_name_that_could_leave_the_folder_is_refused(name):
+    with pytest.raises(StudyError, match="study: must match"):
+        studies.find(name)
+    with pytest.raises(StudyError, match="a name must match"):
+        studies.create(name, studies.Path())
+
+
+def test_a_study_that_is_not_there_is_told_with_what_is():
+    with pytest.raises(StudyError, match=r'no experiments/figur4.py, did you mean "figure4"\?'):
+        studies.find("figur4")
+    with pytest.raises(StudyError, match=r"known: .*figure3.*`ddln new zzz` makes one"):
+        studies.find("zzz")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def claims(:", "SyntaxError"),
+        ("import no_such_module", "ModuleNotFoundError: No module named"),
+        ("def claims(dataset): return []", r"must define draw\(dataset\)"),
+        ("claims = 3", r"must define claims\(dataset\)"),
+    ],
+)
+def test_a_study_that_cannot_be_used_is_one_message(own_folder, text, told):
+    write(own_folder, "broken", text)
+    with pytest.raises(StudyError, match=rf"broken\.py: {told}"):
+        studies.find("broken")
+
+
+def test_a_broken_study_is_still_listed(own_folder):
+    (own_folder / "configs").mkdir()
+    (own_folder / "configs" / "broken.toml").write_text("")
+    write(own_folder, "broken", "def claims(:")
+    assert ("broken", "") in [(path.stem, about) for path, about in studies.configs()]
+
+
+def test_figures_have_names(own_folder):
+    write(own_folder, "one", STUDY.format(about="one"))
+    assert studies.figures(studies.find("one"), None) == {"one": 7}
+    several = ModuleType("several")
+    several.draw = lambda _: {"a": 1, "b": 2}
+    assert studies.figures(several, None) == {"a": 1, "b": 2}
+
+
+def test_a_studys_fingerprint_changes_with_its_source(own_folder):
+    write(own_folder, "one", STUDY.format(about="one"))
+    before = studies.fingerprint(studies.locate("one"))
+    write(own_folder, "one", STUDY.format(about="two"))
+    assert studies.fingerprint(studies.locate("one")) != before
+
+
+def test_a_new_study_is_valid_and_never_overwrites(own_folder):
+    config, study = studies.create("mine", own_folder)
+    assert load(config).study == "mine"
+    compile(study.read_text(encoding="utf-8"), str(study), "exec")
+    config.unlink()
+    with pytest.raises(StudyError, match=r"mine\.py: is there already"):
+        studies.create("mine", own_folder)
+    assert not config.exists()

@@ -1,0 +1,69 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import theory
+
+RNG = np.random.default_rng(0)
+PROBLEM = ddln.least_squares(RNG.normal(size=(10, 6)), RNG.normal(size=10))
+LAYERS = RNG.uniform(0.5, 1.2, size=(4, 6))
+
+
+def test_rate_bound_is_its_formula():
+    squares = np.sort(LAYERS**2, axis=0)
+    gaps = squares[1:] - squares[:1]
+    expected = float(PROBLEM.pl_constant) * gaps.prod(axis=0).min()
+    np.testing.assert_allclose(ddln.rate_bound(PROBLEM, LAYERS), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1.4, 1.8])
+def test_scaling_multiplies_the_rate_bound(scale):
+    ratio = ddln.rate_bound(PROBLEM, scale * LAYERS) / ddln.rate_bound(PROBLEM, LAYERS)
+    np.testing.assert_allclose(ratio, scale ** (2 * (4 - 1)), rtol=1e-10)
+
+
+def test_tied_layers_have_no_rate_bound():
+    assert ddln.rate_bound(PROBLEM, jnp.ones((3, 6))) == 0
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_asymptotic_rate_is_what_a_long_run_shows(depth):
+    rng = np.random.default_rng(depth)
+    problem = ddln.least_squares(rng.normal(size=(4, 2)), rng.normal(size=4))
+    layers = rng.uniform(0.6, 1.2, size=(depth, 2))
+    rough = ddln.gradient_flow(problem, layers, [0.0, 50.0])
+    rates, _ = theory.mode_rates(problem, rough.theta[-1], layers)
+    # Late enough for the faster mode to be e^20 times smaller, if the gap can still be told.
+    late = min(10 / float(rates[1] - rates[0]), 12 / float(rates[0]))
+    times = jnp.array([0.0, late, late * 1.2])
+    run = ddln.gradient_flow(problem, layers, times, rtol=1e-12, atol=1e-15)
+    measured = jnp.log(run.gap[1] / run.gap[2]) / (2 * 0.2 * late)
+    predicted = ddln.asymptotic_rate(problem, run.theta[-1], layers)
+    np.testing.assert_allclose(measured, predicted, rtol=0.02)
+
+
+def test_asymptotic_rate_ignores_directions_that_do_not_move():
+    wide = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
+    rates, _ = theory.mode_rates(wide, np.ones(6), LAYERS)
+    assert (rates > 0).sum() == 3
+    assert ddln.asymptotic_rate(wide, np.ones(6), LAYERS) == rates[3]
+
+
+def test_mobility_integral_converges_with_the_saved_times():
+    integrals = []
+    for points in (21, 41, 641):
+        run = ddln.gradient_flow(PROBLEM, LAYERS, jnp.linspace(0.0, 0.5, points))
+        integral, error = theory.smallest_mobility_integral(run)
+        integrals.append((float(integral[-1]), float(error)))
+    truth = integrals[-1][0]
+    for integral, error in integrals[:2]:
+        assert abs(integral - truth) <= error + 1e-9 * truth
+    assert abs(integrals[1][0] - truth) < abs(integrals[0][0] - truth) / 5
+
+
+def test_divergence_bound_is_infinite_at_the_start_and_nan_out_of_the_domain():
+    times = jnp.array([0.0, 1.0])
+    assert jnp.isinf(theory.divergence_bound(PROBLEM, LAYERS, times)[0])
+    negative = ddln.least_squares([[1.0]], [-1.0])
+    assert jnp.isnan(theory.divergence_bound(negative, [[1.0], [1.0]], times)[1])
