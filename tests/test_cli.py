@@ -67,7 +67,7 @@ def fakes(tmp_path, monkeypatch):
     fakes = Fakes()
     modules = {
         "lanes": ("validate", "compute", "assemble"),
-        "certificates": ("summary",),
+        "claims": ("summary",),
         "tables": ("render",),
         "report": ("write",),
     }
