@@ -90,9 +90,25 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
     Returns:
         Rows as `Claim.row`, with the counts lanes, lanes_applicable and lanes_holding.
 
-    >>> dataset = ddln.run(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))
-    >>> [row["holds"] for row in summary(dataset)][:3]
-    [True, True, True]
+    >>> import xarray as xr
+    >>> texts = {"name": "a", "source": "b", "statement": "c", "relation": "=", "reason": "d"}
+    >>> dataset = xr.Dataset(
+    ...     {
+    ...         f"certificate_{name}": (("network.scale", "certificate"), values)
+    ...         for name, values in {
+    ...             "measured": [[1.0], [3.0]],
+    ...             "predicted": [[1.0], [2.0]],
+    ...             "tolerance": [[0.1], [0.1]],
+    ...             "applies": [[True], [True]],
+    ...             "holds": [[True], [False]],
+    ...         }.items()
+    ...     },
+    ...     coords={"certificate": ["a"]},
+    ...     attrs={"certificate_statements": json.dumps([texts])},
+    ... )
+    >>> row = summary(dataset)[0]
+    >>> row["measured"], row["holds"], row["lanes_holding"], row["lanes"]
+    (3.0, False, 1, 2)
     """
     rows = []
     for texts in json.loads(dataset.attrs["certificate_statements"]):

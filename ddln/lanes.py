@@ -91,8 +91,8 @@ def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
         ValueError: a name that is no numeric leaf, or a value out of its range.
 
     >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
-    >>> dict(ddln.sweep(experiment, over={"network.scale": [0.8, 1.0]})["gap"].sizes)
-    {'network.scale': 2, 'time': 11}
+    >>> dict(ddln.sweep(experiment, over={"network.scale": [0.5, 1.0, 2.0]})["gap"].sizes)
+    {'network.scale': 3, 'time': 11}
     """
     axes = {f"sweep.{name}": np.asarray(values).tolist() for name, values in over.items()}
     return run(experiment.with_(axes))

@@ -18,6 +18,7 @@ so that θ = w·g·R on either branch, and both tiny and huge weights are number
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -148,21 +149,8 @@ class Reduction(eqx.Module):
     """order[i, k]: which layer is the i-th smallest at coordinate k."""
 
     def __init__(self, layers: ArrayLike):
-        layers = as_layers(layers)
-        self.order = jnp.argsort(jnp.abs(layers), axis=0)
-        ascending = jnp.take_along_axis(layers, self.order, axis=0)
-        magnitude = jnp.abs(ascending)
-        others = jnp.where(ascending[1:] < 0, -1.0, 1.0).astype(layers.dtype)
-        self.sign = jnp.concatenate([jnp.prod(others, axis=0, keepdims=True), others])
-        w = self.sign[0] * ascending[0]
-        imbalance = (magnitude[1:] - magnitude[:1]) * (magnitude[1:] + magnitude[:1])
-        self.radius = jnp.sqrt(imbalance[0])
-        self.gaps = imbalance[1:]
-        is_open = self.radius > 0
-        self.side = jnp.where(is_open, 0.0, jnp.sign(w))
-        safe_radius = jnp.where(is_open, self.radius, 1.0)
-        safe_w = jnp.where(self.side == 0, 1.0, jnp.abs(w))
-        self.start = jnp.where(is_open, jnp.arcsinh(w / safe_radius), self.side * jnp.log(safe_w))
+        for name, value in _reduce(as_layers(layers)).items():
+            setattr(self, name, value)
 
     @property
     def is_open(self):
@@ -205,3 +193,27 @@ class Reduction(eqx.Module):
         w, g = self.smallest(v)[None], self.partner(v)[None]
         magnitude = jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)])
         return jnp.take_along_axis(self.sign * magnitude, jnp.argsort(self.order, axis=0), axis=0)
+
+
+@jax.jit
+def _reduce(layers: Float[Array, "depth dim"]) -> dict[str, Array]:
+    order = jnp.argsort(jnp.abs(layers), axis=0)
+    ascending = jnp.take_along_axis(layers, order, axis=0)
+    magnitude = jnp.abs(ascending)
+    others = jnp.where(ascending[1:] < 0, -1.0, 1.0).astype(layers.dtype)
+    sign = jnp.concatenate([jnp.prod(others, axis=0, keepdims=True), others])
+    w = sign[0] * ascending[0]
+    imbalance = (magnitude[1:] - magnitude[:1]) * (magnitude[1:] + magnitude[:1])
+    radius = jnp.sqrt(imbalance[0])
+    is_open = radius > 0
+    side = jnp.where(is_open, 0.0, jnp.sign(w))
+    on_line = jnp.arcsinh(w / jnp.where(is_open, radius, 1.0))
+    on_half_line = side * jnp.log(jnp.where(side == 0, 1.0, jnp.abs(w)))
+    return {
+        "start": jnp.where(is_open, on_line, on_half_line),
+        "radius": radius,
+        "side": side,
+        "gaps": imbalance[1:],
+        "sign": sign,
+        "order": order,
+    }

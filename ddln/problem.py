@@ -72,18 +72,9 @@ class LeastSquares(Problem):
         targets: Float[Array, " samples"],
         factor: float,
     ):
-        left, singular, right = jnp.linalg.svd(features, full_matrices=False)
-        precision = jnp.finfo(features.dtype).eps * max(features.shape)
-        in_range = singular > precision * singular[0]
-        weights = jnp.where(in_range, left.T @ targets, 0.0)
-        self.features, self.targets, self.factor = features, targets, factor
-        self.fitted = left @ weights
-        self.minimum = factor * jnp.sum((targets - self.fitted) ** 2)
-        self.minimiser = right.T @ (weights / jnp.where(in_range, singular, 1.0))
-        smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
-        self.pl_constant = 2 * factor * jnp.where(in_range[0], smallest, 0.0) ** 2
-        self.smoothness = 2 * factor * singular[0] ** 2
-        self.convex = True
+        self.features, self.targets, self.factor, self.convex = features, targets, factor, True
+        for name, value in _solve(features, targets, factor).items():
+            setattr(self, name, value)
 
     @property
     def dim(self) -> int:
@@ -100,6 +91,23 @@ class LeastSquares(Problem):
 
     def hessian(self, theta):
         return 2 * self.factor * (self.features.T @ self.features)
+
+
+@jax.jit
+def _solve(features, targets, factor) -> dict[str, Array]:
+    left, singular, right = jnp.linalg.svd(features, full_matrices=False)
+    precision = jnp.finfo(features.dtype).eps * max(features.shape)
+    in_range = singular > precision * singular[0]
+    weights = jnp.where(in_range, left.T @ targets, 0.0)
+    fitted = left @ weights
+    smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
+    return {
+        "fitted": fitted,
+        "minimum": factor * jnp.sum((targets - fitted) ** 2),
+        "minimiser": right.T @ (weights / jnp.where(in_range, singular, 1.0)),
+        "pl_constant": 2 * factor * jnp.where(in_range[0], smallest, 0.0) ** 2,
+        "smoothness": 2 * factor * singular[0] ** 2,
+    }
 
 
 def least_squares(

@@ -91,6 +91,7 @@ def posterior_bound(problem: Problem, run: Trajectory) -> Float[Array, " times"]
     return run.gap[0] * jnp.exp(-2 * _pl_constant(problem) * integral)
 
 
+@eqx.filter_jit
 def smallest_mobility_integral(
     run: Trajectory,
 ) -> tuple[Float[Array, " times"], Float[Array, ""]]:
@@ -149,7 +150,11 @@ def mode_rates(
     >>> ddln.theory.mode_rates(problem, [0.0, 0.0], [[0.0, 0.0], [3.0, 1.0]])[0].tolist()
     [0.0, 18.0]
     """
-    theta = as_vector("theta", theta, problem.dim)
+    return _mode_rates(problem, as_vector("theta", theta, problem.dim), as_layers(layers))
+
+
+@eqx.filter_jit
+def _mode_rates(problem, theta, layers):
     root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
     rates, modes = jnp.linalg.eigh(root[:, None] * problem.hessian(theta) * root[None])
     zero = rates <= rates[-1] * problem.dim * jnp.finfo(rates.dtype).eps
