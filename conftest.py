@@ -1,5 +1,11 @@
 """Strict ground for every test and doctest: float64, no silent broadcasting, checked shapes."""
 
+import os
+
+# Compiling is most of a test's time, so the compiler need not try hard; `XLA_FLAGS= make test` has
+# the code as users run it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import jaxtyping
 import pytest

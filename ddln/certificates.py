@@ -19,7 +19,7 @@ from ddln._checks import Number
 from ddln.claims import Certificates, Claim
 from ddln.entropy import Entropy
 from ddln.flow import Trajectory
-from ddln.network import effective_parameter
+from ddln.network import effective_parameter, mobility
 from ddln.problem import Problem
 
 _SAMPLES = 9
@@ -60,7 +60,7 @@ def certify(problem: Problem, run: Trajectory) -> Certificates:
 @eqx.filter_jit
 def _certify(problem: Problem, run: Trajectory) -> Certificates:
     entropy = Entropy(run.layers[0])
-    floor = gap_floor(problem, run)
+    floor, predictions = gap_floor(problem, run), theory.predict(problem, run)
     few = np.unique(np.linspace(0, run.times.size - 1, _SAMPLES).round().astype(int))
     sample = jax.tree.map(lambda saved: saved[few], (run.layers, run.theta, run.velocity))
     identity = _exactness(run, 450_000)  # 1e-10 in float64
@@ -70,13 +70,11 @@ def _certify(problem: Problem, run: Trajectory) -> Certificates:
         _dissipation(problem, *identity, *sample),
         *_mirror_identity(problem, entropy, *identity, *sample),
         _dual_path(problem, entropy, run),
-        _convex_bound(problem, run, floor),
-        _exponential_bound(problem, run, floor),
-        _posterior_bound(problem, run, floor),
+        *_bounds(problem, run, predictions, floor),
         _asymptotic_rate(problem, run, floor),
     )
     only_then = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
-    return Certificates((_completed(run), *only_then))
+    return Certificates((_completed(run), *only_then), predictions)
 
 
 def _completed(run):
@@ -201,10 +199,10 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
     hessian = jax.vmap(jax.jacfwd(jax.grad(entropy.value)))(theta)
     curvature = jnp.diagonal(hessian, axis1=1, axis2=2)
     jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
-    mobility = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
+    metric = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
     is_open = ~entropy.reduction.is_frozen
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
-    noise = _gradient_noise(problem, theta) * jnp.max(mobility, axis=1)
+    noise = _gradient_noise(problem, theta) * jnp.max(metric, axis=1)
     return (
         Claim(
             "mirror identity",
@@ -224,7 +222,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             "entropy Hessian",
             "Theorem 1",
             "∇²Q(θ) · M = 1, ∇²Q by jacfwd(grad(Q)) and M by jacfwd(θ(u¹ … u^L))",
-            jnp.max(jnp.where(is_open, jnp.abs(curvature * mobility - 1), 0.0)),
+            jnp.max(jnp.where(is_open, jnp.abs(curvature * metric - 1), 0.0)),
             0.0,
             tolerance,
             reason=reason,
@@ -276,52 +274,38 @@ def _bound(name, source, statement, run, bound, floor, applies, doubt=0.0):
     )
 
 
-def _convex_bound(problem, run, floor):
-    bound = theory.divergence_bound(problem, run.layers[0], run.times)
-    return _bound(
-        "divergence bound",
-        "Theorem 2",
-        "ℒ(θ(t)) − ℒ* ≤ D_Q(θ*, θ(0)) / t for convex ℒ",
-        run,
-        bound,
-        floor,
-        problem.convex & jnp.isfinite(bound[-1]),
-    )
-
-
-def _exponential_bound(problem, run, floor):
-    if problem.pl_constant is None:
-        bound, applies = run.gap, jnp.array(False)
-    else:
-        bound = theory.exponential_bound(problem, run.layers[0], run.times)
-        applies = theory.rate_bound(problem, run.layers[0]) > 0
-    return _bound(
-        "exponential bound",
-        "Theorem 2, Corollary 1",
-        "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μct) under PL with a unique smallest layer",
-        run,
-        bound,
-        floor,
-        applies,
-    )
-
-
-def _posterior_bound(problem, run, floor):
-    if problem.pl_constant is None:
-        bound, doubt = run.gap, jnp.inf
-    else:
-        integral, error = theory.smallest_mobility_integral(run)
-        bound = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
-        doubt = 2 * problem.pl_constant * error
-    return _bound(
-        "a-posteriori bound",
-        "from Proposition 1",
-        "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μ ∫₀ᵗ min M) under PL",
-        run,
-        bound,
-        floor,
-        doubt < _LOOSEST,
-        doubt,
+def _bounds(problem, run, predictions, floor):
+    divergence = predictions.divergence_bound
+    error = predictions.posterior_error
+    return (
+        _bound(
+            "divergence bound",
+            "Theorem 2",
+            "ℒ(θ(t)) − ℒ* ≤ D_Q(θ*, θ(0)) / t for convex ℒ",
+            run,
+            divergence,
+            floor,
+            problem.convex & jnp.isfinite(divergence[-1]),
+        ),
+        _bound(
+            "exponential bound",
+            "Theorem 2, Corollary 1",
+            "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μct) under PL with a unique smallest layer",
+            run,
+            predictions.exponential_bound,
+            floor,
+            predictions.rate_bound > 0,
+        ),
+        _bound(
+            "a-posteriori bound",
+            "from Proposition 1",
+            "ℒ(θ(t)) − ℒ* ≤ (ℒ(θ(0)) − ℒ*) exp(−2μ ∫₀ᵗ min M) under PL",
+            run,
+            predictions.posterior_bound,
+            floor,
+            error < _LOOSEST,
+            error,
+        ),
     )
 
 
@@ -335,12 +319,15 @@ def _asymptotic_rate(problem, run, floor):
     elapsed = jnp.where(elapsed > 0, elapsed, 1.0)
     measured = jnp.log(run.gap[first] / run.gap[last]) / (2 * elapsed)
 
-    predicted = theory.asymptotic_rate(problem, run.theta[last], run.layers[0])
-    rates, modes = theory.mode_rates(problem, run.theta[first], run.layers[0])
+    ends = jnp.stack([first, last])
+    all_rates, all_modes = jax.vmap(lambda theta: theory.mode_rates(problem, theta, run.layers[0]))(
+        run.theta[ends]
+    )
+    slowest, predicted = jnp.min(jnp.where(all_rates > 0, all_rates, jnp.inf), axis=1)
+    rates, modes = all_rates[0], all_modes[0]
     moves = rates > 0
-    slowest = jnp.min(jnp.where(moves, rates, jnp.inf))
-    mobility = 1 / Entropy(run.layers[0]).hessian(run.theta[first])
-    amplitude = modes.T @ (jnp.sqrt(mobility) * problem.gradient(run.theta[first]))
+    root = jnp.sqrt(mobility(run.layers[first]))
+    amplitude = modes.T @ (root * problem.gradient(run.theta[first]))
     energy = jnp.where(moves, amplitude**2 / jnp.where(moves, rates, 1.0), 0.0)
     faster = jnp.sum(energy * jnp.where(moves, rates - slowest, 0.0)) / jnp.sum(energy)
     noise = jnp.sqrt(floor / run.gap[last]) / elapsed

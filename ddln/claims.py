@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from ddln import tables
 from ddln._checks import Number, is_concrete
+from ddln.theory import Predictions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,6 +62,7 @@ class Certificates(eqx.Module):
     """The claims of one run (of many, with a leading axis on every number, under `jax.vmap`)."""
 
     claims: tuple[Claim, ...]
+    predictions: Predictions
 
     @property
     def ok(self) -> Bool[Array, "..."]:

@@ -220,9 +220,10 @@ def _dual(v, reduction):
     across = reduction.is_open & (v * reduction.start < 0)
     here, base = _outward(v, reduction), _outward(reduction.start, reduction)
     low, high = jnp.minimum(here, base), jnp.maximum(here, base)
-    main = _integral(jnp.where(across, 0.0, low), high, reduction)
-    beyond = _integral(jnp.zeros_like(low), jnp.where(across, low, 0.0), reduction)
-    return jnp.sign(v - reduction.start) * (main + beyond)
+    lows = jnp.stack([jnp.where(across, 0.0, low), jnp.zeros_like(low)])
+    highs = jnp.stack([high, jnp.where(across, low, 0.0)])
+    parts = jax.vmap(_integral, (0, 0, None))(lows, highs, reduction)
+    return jnp.sign(v - reduction.start) * jnp.sum(parts, axis=0)
 
 
 @_dual.def_jvp

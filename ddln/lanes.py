@@ -16,7 +16,7 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, data, flow, init, network, problem, theory
+from ddln import certificates, claims, data, flow, init, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.plan import Chunk, Plan, make_plan
@@ -228,9 +228,8 @@ def _program(chunk: Chunk):
 def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     loss, layers = _problem(experiment), _layers(experiment)
     trajectory = _flow(experiment)(loss, layers, _times(experiment))
-    checked = certificates.certify(loss, trajectory).claims
-    theta = jnp.where(trajectory.ok, trajectory.theta[-1], network.effective_parameter(layers))
-    rate = theory.asymptotic_rate(loss, theta, layers)
+    certified = certificates.certify(loss, trajectory)
+    checked, predictions = certified.claims, certified.predictions
     numbers = {
         "flow_time": trajectory.times,
         "loss": trajectory.loss,
@@ -238,11 +237,11 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
         "theta": trajectory.theta,
         "velocity": trajectory.velocity,
         "layers": trajectory.layers,
-        "bound": theory.exponential_bound(loss, layers, trajectory.times),
-        "posterior_bound": theory.posterior_bound(loss, trajectory),
-        "divergence_bound": theory.divergence_bound(loss, layers, trajectory.times),
-        "rate_bound": theory.rate_bound(loss, layers),
-        "asymptotic_rate": jnp.where(trajectory.ok, rate, jnp.nan),
+        "bound": predictions.exponential_bound,
+        "posterior_bound": predictions.posterior_bound,
+        "divergence_bound": predictions.divergence_bound,
+        "rate_bound": predictions.rate_bound,
+        "asymptotic_rate": predictions.asymptotic_rate,
         "status": trajectory.status,
         "steps": trajectory.stats["num_steps"],
     } | {

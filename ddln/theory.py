@@ -184,6 +184,47 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
     return jnp.min(jnp.where(rates > 0, rates, jnp.inf))
 
 
+class Predictions(eqx.Module):
+    """What the theorems say of a run; NaN where a hypothesis of theirs fails."""
+
+    rate_bound: Float[Array, ""]
+    """μc, of `rate_bound`."""
+    exponential_bound: Float[Array, " times"]
+    divergence_bound: Float[Array, " times"]
+    posterior_bound: Float[Array, " times"]
+    posterior_error: Float[Array, ""]
+    """Estimated relative error of the last posterior bound."""
+    asymptotic_rate: Float[Array, ""]
+    """r where the run ended."""
+
+
+def predict(problem: Problem, run: Trajectory) -> Predictions:
+    """Every prediction for a run.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> run = ddln.gradient_flow(problem, [[0.0], [3.0]], jnp.linspace(0.0, 0.2, 11))
+    >>> float(ddln.theory.predict(problem, run).rate_bound)
+    18.0
+    """
+    layers, unknown = run.layers[0], jnp.full_like(run.times, jnp.nan)
+    rate, exponential, posterior, error = unknown[0], unknown, unknown, unknown[0]
+    if problem.pl_constant is not None:
+        rate = rate_bound(problem, layers)
+        exponential = exponential_bound(problem, layers, run.times)
+        integral, doubt = smallest_mobility_integral(run)
+        posterior = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
+        error = 2 * problem.pl_constant * doubt
+    ended = asymptotic_rate(problem, run.theta[-1], layers)
+    return Predictions(
+        rate_bound=rate,
+        exponential_bound=exponential,
+        divergence_bound=divergence_bound(problem, layers, run.times),
+        posterior_bound=posterior,
+        posterior_error=error,
+        asymptotic_rate=jnp.where(jnp.isfinite(ended), ended, jnp.nan),
+    )
+
+
 def _pl_constant(problem: Problem) -> Float[Array, ""]:
     if problem.pl_constant is None:
         raise ValueError("`problem` must have a PL constant for an exponential bound, got None.")

@@ -44,6 +44,16 @@ def test_every_theorem_holds_on_a_thousand_networks():
     assert applies["asymptotic rate"] > 50
 
 
+@pytest.mark.parametrize(("depth", "dim"), [(2, 1), (12, 60)])
+def test_identities_hold_at_any_depth_and_width(depth, dim):
+    problem, run = random_run(jax.random.key(depth), depth, dim + 2, dim)
+    certificates = ddln.certify(problem, run)
+    assert certificates.ok
+    assert certificates["conservation"].measured < 1e-12
+    assert certificates["mirror identity"].measured < 1e-10
+    assert certificates["entropy Hessian"].measured < 1e-10
+
+
 @pytest.mark.parametrize(
     ("wrong", "claims"),
     [
