@@ -122,8 +122,8 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
         excess = measured - predicted
         excess = np.abs(excess) if texts["relation"] == "=" else excess
         with np.errstate(divide="ignore", invalid="ignore"):
-            closeness = np.where(np.isnan(excess), np.inf, excess / tolerance)
-        worst = int(np.argmax(np.where(applies, np.where(holds, closeness, np.inf), -np.inf)))
+            closeness = np.where(excess <= 0, 0.0, excess / tolerance)
+        worst = int(np.argmax(np.where(applies, np.where(holds, closeness, np.inf), -1.0)))
         rows.append(
             texts
             | {

@@ -22,6 +22,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # half the time of --help
 )
 
+REMEDIES = {
+    "max_steps": "the step budget ran out: raise dynamics.max_steps, shorten dynamics.until, or "
+    "take dynamics.solver=kvaerno5 for a stiff problem",
+    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale",
+}
 ROWS = 40
 """Rows of a table that are printed."""
 
@@ -361,6 +366,8 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
         for name, count in chunk["status"].items():
             ends[name] = ends.get(name, 0) + count
     typer.echo("lanes: " + ", ".join(f"{count:,} {name}" for name, count in ends.items()))
+    for name in ends.keys() & REMEDIES.keys():
+        typer.echo(f"{name}: {REMEDIES[name]}")
     typer.echo(_nearby(folder.path))
 
 

@@ -95,14 +95,20 @@ class Entropy(eqx.Module):
         return jnp.sum(self._half_square(self._position_of_dual(xi)))
 
     def hessian(self, theta: ArrayLike) -> Float[Array, " dim"]:
-        """The diagonal of ∇²Q(θ), which is 1/M, shape (dim,); infinite where frozen.
+        """The diagonal of ∇²Q(θ), which is 1/M, shape (dim,).
+
+        Infinite where frozen, and at the end θ_k = 0 of a half-line.
 
         >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).hessian([0.0])[0])
         0.25
         """
-        return 1 / self.reduction.mobility(
-            position_of_theta(self._in_domain(theta), self.reduction)
+        theta = as_vector("theta", theta, self.reduction.start.size)
+        at_end = ~self.reduction.is_open & (theta == 0)  # of a half-line, or frozen: M = 0
+        inner = self._in_domain(
+            jnp.where(at_end, self.reduction.theta(self.reduction.start), theta)
         )
+        mobility = self.reduction.mobility(position_of_theta(inner, self.reduction))
+        return 1 / jnp.where(at_end, 0.0, mobility)
 
     def divergence(self, theta: ArrayLike, other: ArrayLike) -> Float[Array, ""]:
         """D_Q(θ, θ') = Q(θ) − Q(θ') − ⟨∇Q(θ'), θ − θ'⟩ ≥ 0. Raises as `value` does.
@@ -155,25 +161,30 @@ def _outward(v, reduction):
     return jnp.where(reduction.is_open, jnp.abs(v), reduction.side * v)
 
 
+def _from_outward(x, reduction):
+    return jnp.where(reduction.is_open, x, reduction.side * x)
+
+
 def _density(x, reduction):
     """1/R at outward coordinate x."""
-    w = reduction.radius * jnp.sinh(x) + jnp.abs(reduction.side) * jnp.exp(x)
-    return 1 / jnp.prod(jnp.sqrt(w[None] ** 2 + reduction.gaps), axis=0)
+    return 1 / reduction.rest(_from_outward(x, reduction))
 
 
 def _decay(x, reduction):
     """κ = R'/R = Σ_j w·g/(w² + λ_j) ≥ 0 at outward coordinate x; it increases with x."""
-    side = jnp.abs(reduction.side)
-    w = reduction.radius * jnp.sinh(x) + side * jnp.exp(x)
-    g = reduction.radius * jnp.cosh(x) + side * jnp.exp(x)
+    v = _from_outward(x, reduction)
+    w, g = jnp.abs(reduction.smallest(v)), reduction.partner(v)
     squares = w[None] ** 2 + reduction.gaps
     return jnp.sum((w * g)[None] / jnp.where(squares > 0, squares, 1.0), axis=0)
 
 
 def _piece(x, reduction):
     """Length of a piece of quadrature that starts at outward coordinate x."""
-    spread = reduction.gaps.shape[0] ** 0.5
-    return jnp.minimum(_LONGEST, _FALL / (_decay(x, reduction) + spread))
+    spread, decay = reduction.gaps.shape[0] ** 0.5, _decay(x, reduction)
+    length = jnp.minimum(_LONGEST, _FALL / (decay + spread))
+    # Far down a half-line κ grows like e^{2x} at most: while it is below rounding, R is constant.
+    constant = jnp.log(jnp.finfo(x.dtype).eps / jnp.maximum(decay, jnp.finfo(x.dtype).tiny)) / 2
+    return jnp.where(reduction.is_open, length, jnp.maximum(length, constant))
 
 
 def _gauss(low, high, reduction):
@@ -241,7 +252,8 @@ def position_of_dual(xi, reduction):
     Where there is none, v is where ∇Q reaches the end of its range to rounding.
     """
     if reduction.gaps.shape[0] == 0:
-        return reduction.start + xi, jnp.full(xi.shape, True)
+        moved = jnp.where(reduction.is_frozen, 0.0, xi)
+        return reduction.start + moved, jnp.full(xi.shape, True)
     direction = jnp.where(xi < 0, -1.0, 1.0).astype(xi.dtype)
 
     def faces_outward(v):
@@ -296,7 +308,8 @@ def position_of_dual(xi, reduction):
         (near, jnp.full(xi.shape, True), 0),
     )
     end_of_range = -jnp.log(jnp.finfo(xi.dtype).eps) / reduction.gaps.shape[0]
-    return v + direction * jnp.where(inside, distance, end_of_range), inside
+    v = v + direction * jnp.where(inside, distance, end_of_range)
+    return jnp.where(reduction.is_frozen, reduction.start, v), inside
 
 
 @position_of_dual.def_jvp

@@ -7,6 +7,7 @@
 Time is flow time: k steps of gradient descent of size η reach t = kη.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -81,7 +82,7 @@ class _Reduced(eqx.Module):
         return self.reduction.start
 
     def rate(self, v, gradient):
-        return -self.reduction.rest(v) * gradient
+        return jnp.where(self.reduction.is_frozen, 0.0, -self.reduction.rest(v) * gradient)
 
     def theta(self, v):
         return self.reduction.theta(v)
@@ -157,8 +158,11 @@ def _first_step(problem: Problem, picture: Any, horizon: Array) -> Array:
 
 
 @eqx.filter_jit
-def _integrate(problem, picture, times, rtol, atol, solver, max_steps, adjoint) -> Trajectory:
-    horizon = times[-1] - times[0]
+def _integrate(
+    problem, picture, layers, times, rtol, atol, solver, max_steps, adjoint
+) -> Trajectory:
+    elapsed = times - times[0]  # the flow does not know the time
+    horizon = elapsed[-1]
     controller = diffrax.PIDController(
         rtol=rtol,
         atol=atol,
@@ -167,27 +171,28 @@ def _integrate(problem, picture, times, rtol, atol, solver, max_steps, adjoint) 
     )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # Between its long steps it has cubics only, of an accuracy that nothing controls.
-        controller = diffrax.ClipStepSizeController(controller, step_ts=times)
+        controller = diffrax.ClipStepSizeController(controller, step_ts=elapsed)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
         solver,
-        times[0],
-        times[-1],
+        elapsed[0],
+        horizon,
         _first_step(problem, picture, horizon).astype(times.dtype),
         picture.initial(),
         args=(problem, picture),
-        saveat=diffrax.SaveAt(ts=times, fn=_observe),
+        saveat=diffrax.SaveAt(ts=elapsed, fn=_observe),
         stepsize_controller=controller,
         max_steps=max_steps,
         adjoint=adjoint,
         throw=False,
     )
-    layers, theta, velocity, loss, gap = jax.tree.map(
+    path, theta, velocity, loss, gap = jax.tree.map(
         lambda saved: jnp.where(jnp.isfinite(saved), saved, jnp.nan), solution.ys
     )
     results = diffrax.RESULTS
     status = jnp.where(
-        (solution.result == results.successful) & jnp.all(jnp.isfinite(theta)),
+        (solution.result == results.successful)
+        & jnp.all(jnp.isfinite(theta) & jnp.isfinite(velocity)),
         STATUS.index("ok"),
         jnp.where(
             solution.result == results.max_steps_reached,
@@ -197,8 +202,9 @@ def _integrate(problem, picture, times, rtol, atol, solver, max_steps, adjoint) 
     )
     counts = ("num_steps", "num_accepted_steps", "num_rejected_steps")
     stats = {name: solution.stats[name] for name in counts}
+    path = path.at[0].set(layers)  # as they were given, not there and back
     return Trajectory(
-        times, layers, theta, velocity, loss, gap, status, stats, rtol, atol, picture.name
+        times, path, theta, velocity, loss, gap, status, stats, rtol, atol, picture.name
     )
 
 
@@ -207,8 +213,9 @@ def _solve(
     problem: Problem,
     layers: ArrayLike,
     times: ArrayLike,
-    rtol: ArrayLike,
-    atol: ArrayLike,
+    rtol: ArrayLike | None,
+    atol: ArrayLike | None,
+    finest: float,
     solver: diffrax.AbstractSolver | None,
     max_steps: int,
     adjoint: diffrax.AbstractAdjoint | None,
@@ -221,6 +228,14 @@ def _solve(
             f"got {layers.shape}."
         )
     dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
+    precision = float(jnp.finfo(dtype).eps)
+    rtol = max(finest, 100 * precision) if rtol is None else rtol
+    atol = max(1e-3 * finest, precision / 10) if atol is None else atol
+    if is_concrete(rtol) and 0 < np.asarray(rtol) < precision:
+        warnings.warn(
+            f"`rtol` = {float(np.asarray(rtol)):g} is finer than the {precision:.1g} of {dtype}.",
+            stacklevel=3,
+        )
     times = as_floats("times", times, 1).astype(dtype)
     rtol, atol = (as_floats(n, x, 0).astype(dtype) for n, x in (("rtol", rtol), ("atol", atol)))
     if times.size < 2:
@@ -235,6 +250,7 @@ def _solve(
     run = _integrate(
         problem,
         picture(layers.astype(dtype)),
+        layers.astype(dtype),
         times,
         rtol,
         atol,
@@ -258,8 +274,8 @@ def gradient_flow(
     times: ArrayLike,
     *,
     coordinates: Coordinates | str = "reduced",
-    rtol: ArrayLike = 1e-9,
-    atol: ArrayLike = 1e-12,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = 100_000,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -273,10 +289,14 @@ def gradient_flow(
         times: flow times to save at, strictly increasing; the first is the start.
         coordinates: "reduced" integrates one position per coordinate, from which the layers follow
             exactly; "layers" integrates the layers as they stand.
-        rtol, atol: tolerances on the state that is integrated.
+        rtol, atol: tolerances on the state that is integrated; `None` is 1e-9 and 1e-12, or 100
+            roundings and a tenth of one where that is more. A warning where rtol is finer than the
+            numbers.
         solver: a diffrax solver; `None` is `diffrax.Tsit5()`.
         max_steps: budget of steps.
         adjoint: how to differentiate; for `jax.jvp` and `jax.jacfwd` pass `diffrax.ForwardMode()`.
+            Positions are not smooth in tied layers (the derivative is NaN): there, with respect to
+            the layers, take `coordinates="layers"`.
         throw: raise when the run fails; else see `status`.
 
     Returns:
@@ -297,7 +317,9 @@ def gradient_flow(
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
     picture = _Layers if coordinates == "layers" else lambda layers: _Reduced(Reduction(layers))
-    return _solve(picture, problem, layers, times, rtol, atol, solver, max_steps, adjoint, throw)
+    return _solve(
+        picture, problem, layers, times, rtol, atol, 1e-9, solver, max_steps, adjoint, throw
+    )
 
 
 def mirror_flow(
@@ -305,8 +327,8 @@ def mirror_flow(
     layers: ArrayLike,
     times: ArrayLike,
     *,
-    rtol: ArrayLike = 1e-10,
-    atol: ArrayLike = 1e-13,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
     solver: diffrax.AbstractSolver | None = None,
     max_steps: int = 100_000,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -315,8 +337,9 @@ def mirror_flow(
     """Mirror flow d/dt ∇Q(θ) = −∇ℒ(θ) with the entropy Q of the given layers.
 
     By Theorem 1 the curve of `gradient_flow`, computed another way: the state is ξ = ∇Q(θ), and θ
-    is found from it by inverting the mirror map. Tolerances are on ξ. Arguments, results and errors
-    are those of `gradient_flow`.
+    is found from it by inverting the mirror map. Tolerances are on ξ, `None` being 1e-10 and 1e-13.
+    Where ξ nears an end of its range it no longer tells one θ from another (docs/theory.md), and
+    `gradient_flow` is the one to use. Arguments, results and errors are otherwise the same.
 
     Source: Theorem 1, arXiv 2412.16765.
 
@@ -332,6 +355,7 @@ def mirror_flow(
         times,
         rtol,
         atol,
+        1e-10,
         solver,
         max_steps,
         adjoint,

@@ -107,10 +107,18 @@ def validate(chunk: Chunk) -> None:
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
     loss, layers = _problem(experiment), _layers(experiment)
-    start = loss.loss(network.effective_parameter(layers))
-    if not bool(jnp.isfinite(start) & jnp.isfinite(network.mobility(layers)).all()):
+    start = network.effective_parameter(layers)
+    for words, value in {
+        "θ": jnp.max(jnp.abs(start)),
+        "the loss": loss.loss(start),
+        "the mobility M": jnp.max(network.mobility(layers)),
+    }.items():
+        if not bool(jnp.isfinite(value)):
+            raise ValueError(f"network.scale: {words} must be finite at the start, got {value}")
+    if not bool((network.mobility(layers) > 0).any()):
         raise ValueError(
-            f"network.scale: the network must be finite at the start, got loss {float(start)}"
+            "network.init: every coordinate is frozen, so that nothing would move: its smallest "
+            "layers are all 0, or network.scale is so small that their products are"
         )
 
 

@@ -162,15 +162,22 @@ class Reduction(eqx.Module):
 
     def smallest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """w(v): the smallest layer, up to sign."""
-        return self.radius * jnp.sinh(v) + self.side * jnp.exp(self.side * v)
+        return self.radius * jnp.sinh(self._on_line(v)) + self.side * jnp.exp(self.side * v)
 
     def partner(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """g(v) = √(w² + λ_min) = dw/dv: magnitude of the second smallest layer."""
-        return self.radius * jnp.cosh(v) + jnp.abs(self.side) * jnp.exp(self.side * v)
+        exponential = jnp.abs(self.side) * jnp.exp(self.side * v)
+        return self.radius * jnp.cosh(self._on_line(v)) + exponential
+
+    def _on_line(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return jnp.where(self.is_open, v, 0.0)  # elsewhere v may be beyond the range of sinh
 
     def rest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """R(v): product of the magnitudes of the remaining layers; 1 at depth 2."""
-        return jnp.prod(jnp.sqrt(self.smallest(v)[None] ** 2 + self.gaps), axis=0)
+        squares = self.smallest(v)[None] ** 2 + self.gaps
+        # Where a square is 0 its root has no derivative, and needs none.
+        roots = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+        return jnp.prod(roots, axis=0)
 
     def theta(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """θ(v) = w·g·R."""
@@ -204,7 +211,7 @@ def _reduce(layers: Float[Array, "depth dim"]) -> dict[str, Array]:
     sign = jnp.concatenate([jnp.prod(others, axis=0, keepdims=True), others])
     w = sign[0] * ascending[0]
     imbalance = (magnitude[1:] - magnitude[:1]) * (magnitude[1:] + magnitude[:1])
-    radius = jnp.sqrt(imbalance[0])
+    radius = jnp.sqrt(magnitude[1] - magnitude[0]) * jnp.sqrt(magnitude[1] + magnitude[0])
     is_open = radius > 0
     side = jnp.where(is_open, 0.0, jnp.sign(w))
     on_line = jnp.arcsinh(w / jnp.where(is_open, radius, 1.0))

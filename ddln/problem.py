@@ -51,7 +51,7 @@ class LeastSquares(Problem):
     """ℒ(θ) = c ‖Xθ − y‖², the residual split at the projection ŷ of y on the range of X.
 
     The part of the residual outside the range is ℒ* and never changes, so the gap c‖Xθ − ŷ‖² is
-    evaluated without cancellation, down to the smallest numbers.
+    known down to the rounding of Xθ squared, not to that of ℒ*.
     """
 
     features: Float[Array, "samples dim"]

@@ -197,7 +197,7 @@ def create(name: str, folder: Path) -> list[Path]:
         folder: where `configs/` and `experiments/` are, or are made.
 
     Returns:
-        The two paths.
+        The paths written: the study, and its config where there was none.
 
     Raises:
         StudyError: a name that cannot be used, or a file that is there already; nothing is written.
@@ -208,9 +208,11 @@ def create(name: str, folder: Path) -> list[Path]:
         folder / "configs" / f"{name}.toml": _CONFIG,
         folder / "experiments" / f"{name}.py": _STUDY,
     }
-    for path in files:
-        if path.exists():
-            raise StudyError(f"{path}: is there already")
+    config, study = files
+    if study.exists():
+        raise StudyError(f"{study}: is there already")
+    if config.exists():  # a study for it was asked for
+        del files[config]
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(name=name), encoding="utf-8")

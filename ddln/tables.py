@@ -30,6 +30,8 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
         sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
         expected = f"{sign} {row['predicted']:.4g} {margin} {row['tolerance']:.1e}"
         measured = f"{row['measured']:.3g}"
+        if not row["applies"]:
+            measured, expected = "–", "–"
         result.add_row(row["name"], row["source"], measured, expected, f"[{style}]{word}[/]")
     return result
 

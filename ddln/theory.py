@@ -62,7 +62,8 @@ def exponential_bound(
 def divergence_bound(
     problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
 ) -> Float[Array, " times"]:
-    """D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*; infinite at the start.
+    """D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*; infinite at the start
+    (NaN if that is a minimiser).
 
     NaN where the minimiser lies outside the domain of Q.
 

@@ -211,3 +211,20 @@ def test_bad_arguments_are_named(layers, theta, message):
 def test_derivatives_with_respect_to_the_layers_are_refused():
     with pytest.raises(ValueError, match="not to its initial layers"):
         jax.grad(lambda u: ddln.Entropy(u).value([1.0]))(jnp.array([[0.1], [1.0], [2.0]]))
+
+
+def test_a_half_line_reaches_as_far_as_its_logarithm():
+    balanced = ddln.Entropy([[1.0], [1.0]])
+    np.testing.assert_allclose(balanced.inverse([-300.0]), np.exp(-600.0), rtol=1e-12)
+    assert balanced.inverse([-800.0]) == 0.0  # below the smallest number
+    # With a third layer that is not tied, ξ ~ log(w)/√λ far down: no end of pieces to add.
+    mixed = ddln.Entropy([[1.0], [1.0], [1.5]])
+    theta = 1e-250
+    dual = mixed.mirror_map([theta])
+    np.testing.assert_allclose(mixed.inverse(dual), theta, rtol=1e-9)
+    assert mixed.inverse([-1e9]) == 0.0
+
+
+def test_hessian_is_infinite_where_nothing_moves():
+    hessian = ddln.Entropy([[1.0, 0.0], [1.0, 0.0]]).hessian([0.0, 0.0])
+    assert jnp.isinf(hessian).all()

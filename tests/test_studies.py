@@ -115,3 +115,11 @@ def test_a_new_study_is_valid_and_never_overwrites(own_folder):
     with pytest.raises(StudyError, match=r"mine\.py: is there already"):
         studies.create("mine", own_folder)
     assert not config.exists()
+
+
+def test_a_study_can_be_made_for_a_config_that_is_there(own_folder):
+    config, study = studies.create("mine", own_folder)
+    study.unlink()
+    config.write_text("# mine\n", encoding="utf-8")
+    assert studies.create("mine", own_folder) == [study]
+    assert config.read_text(encoding="utf-8") == "# mine\n"
