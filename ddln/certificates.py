@@ -134,8 +134,8 @@ def _tie_condition(run: Trajectory) -> Number:
 
 def _mobile(entropy: Entropy, theta: Float[Array, "times dim"]) -> Bool[Array, "times dim"]:
     """Where Q is defined: not where frozen, nor where a half-line has been followed down to 0."""
-    reduction, numbers = entropy.reduction, jnp.finfo(theta.dtype)
-    above_zero = jnp.abs(theta) > numbers.tiny / numbers.eps
+    reduction = entropy.reduction
+    above_zero = jnp.abs(theta) > jnp.finfo(theta.dtype).tiny ** 0.25  # else ∇²Q overflows
     return ~reduction.is_frozen[None] & (reduction.is_open[None] | above_zero)
 
 
@@ -220,7 +220,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
     curvature = jnp.diagonal(hessian, axis1=1, axis2=2)
     jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
     metric = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
-    mobile = _mobile(entropy, theta)
+    mobile, frozen = _mobile(entropy, theta), entropy.reduction.is_frozen[None]
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
     noise = _gradient_noise(problem, theta) * metric
     return (
@@ -229,7 +229,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             "Theorem 1",
             "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
             _relative(
-                jnp.where(mobile, velocity - predicted, velocity),
+                jnp.where(mobile, velocity - predicted, jnp.where(frozen, velocity, 0.0)),
                 jnp.where(mobile, predicted, 0.0),
                 noise,
                 tolerance,
@@ -346,11 +346,13 @@ def _asymptotic_rate(problem, run, floor):
     elapsed = jnp.where(elapsed > 0, elapsed, 1.0)
     measured = jnp.log(run.gap[first] / run.gap[last]) / (2 * elapsed)
 
-    ends = jnp.stack([first, last])
+    places = first + (last - first) * jnp.arange(5) // 4  # M can go and come back
+    # One call for both: two batches of eigenproblems side by side can lock XLA's few threads up.
     all_rates, all_modes = jax.vmap(lambda theta: theory.mode_rates(problem, theta, run.layers[0]))(
-        run.theta[ends]
+        run.theta[places]
     )
-    slowest, predicted = jnp.min(jnp.where(all_rates > 0, all_rates, jnp.inf), axis=1)
+    path = jnp.min(jnp.where(all_rates > 0, all_rates, jnp.inf), axis=1)
+    slowest, predicted = path[0], path[-1]
     rates, modes = all_rates[0], all_modes[0]
     moves = rates > 0
     root = jnp.sqrt(mobility(run.layers[first]))
@@ -360,7 +362,7 @@ def _asymptotic_rate(problem, run, floor):
     explained = jnp.abs(jnp.sum(energy) / 2 / run.gap[first] - 1) < 0.1
     faster = jnp.sum(energy * jnp.where(moves, rates - slowest, 0.0)) / jnp.sum(energy)
     noise = jnp.sqrt(floor / run.gap[last]) / elapsed
-    tolerance = 1.5 * (faster + jnp.abs(slowest - predicted)) + noise
+    tolerance = 1.5 * (faster + jnp.max(jnp.abs(path - predicted))) + noise
     return Claim(
         "asymptotic rate",
         "from Theorem 1",

@@ -249,7 +249,7 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
         "posterior_bound": predictions.posterior_bound,
         "divergence_bound": predictions.divergence_bound,
         "rate_bound": predictions.rate_bound,
-        "asymptotic_rate": predictions.asymptotic_rate,
+        "asymptotic_rate": certified["asymptotic rate"].predicted,
         "status": trajectory.status,
         "steps": trajectory.stats["num_steps"],
     } | {

@@ -186,7 +186,7 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
 
 
 class Predictions(eqx.Module):
-    """What the theorems say of a run; NaN where a hypothesis of theirs fails."""
+    """What the theorems bound of a run; NaN where a hypothesis of theirs fails."""
 
     rate_bound: Float[Array, ""]
     """μc, of `rate_bound`."""
@@ -195,12 +195,10 @@ class Predictions(eqx.Module):
     posterior_bound: Float[Array, " times"]
     posterior_error: Float[Array, ""]
     """Estimated relative error of the last posterior bound."""
-    asymptotic_rate: Float[Array, ""]
-    """r where the run ended."""
 
 
 def predict(problem: Problem, run: Trajectory) -> Predictions:
-    """Every prediction for a run.
+    """Every bound for a run.
 
     >>> problem = ddln.least_squares([[1.0]], [2.0])
     >>> run = ddln.gradient_flow(problem, [[0.0], [3.0]], jnp.linspace(0.0, 0.2, 11))
@@ -215,14 +213,12 @@ def predict(problem: Problem, run: Trajectory) -> Predictions:
         integral, doubt = smallest_mobility_integral(run)
         posterior = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
         error = 2 * problem.pl_constant * doubt
-    ended = asymptotic_rate(problem, run.theta[-1], layers)
     return Predictions(
         rate_bound=rate,
         exponential_bound=exponential,
         divergence_bound=divergence_bound(problem, layers, run.times),
         posterior_bound=posterior,
         posterior_error=error,
-        asymptotic_rate=jnp.where(jnp.isfinite(ended), ended, jnp.nan),
     )
 
 

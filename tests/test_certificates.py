@@ -73,7 +73,7 @@ def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
             return -speed(self.reduction, v) * gradient
 
     monkeypatch.setattr(flow, "_Reduced", Wrong)
-    spoilt = flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 50)
+    spoilt = flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
     failed = {c.name for c in ddln.certify(problem, spoilt).claims if not c.holds}
     assert claims <= failed
 
