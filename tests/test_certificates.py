@@ -114,6 +114,7 @@ def test_a_wrong_asymptotic_rate_fails():
     assert not ddln.certify(problem, slower)["asymptotic rate"].holds
 
 
+@pytest.mark.slow
 def test_layers_and_mirror_pictures_are_certified_too(certified):
     problem, run, _ = certified
     layers = run.layers[0]

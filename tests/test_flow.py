@@ -35,7 +35,10 @@ def reference(problem, layers, times):
     return solution.y.T.reshape(-1, depth, dim)
 
 
-@pytest.mark.parametrize(("depth", "samples", "dim"), [(2, 6, 1), (3, 30, 200), (12, 5, 3)])
+@pytest.mark.parametrize(
+    ("depth", "samples", "dim"),
+    [(2, 6, 1), (12, 5, 3), pytest.param(3, 30, 200, marks=pytest.mark.slow)],
+)
 def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
     problem, layers = network(depth, depth, samples, dim)
     expected = reference(problem, layers, TIMES)
