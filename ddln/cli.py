@@ -23,8 +23,7 @@ app = typer.Typer(
 )
 
 REMEDIES = {
-    "max_steps": "the step budget ran out: raise dynamics.max_steps, shorten dynamics.until, or "
-    "take dynamics.solver=kvaerno5 for a stiff problem",
+    "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
     "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale",
 }
 ROWS = 40

@@ -17,10 +17,15 @@ def interpolate(
     [1.0]
     """
     step, x = jnp.diff(times)[:, None, None], x[None, :, None]
+    ends = value[:-1, None], value[1:, None], slope[:-1, None], slope[1:, None]
+    return _cubic(*ends, step, x)
+
+
+def _cubic(value, next_value, slope, next_slope, step, x):
     return (
-        value[:-1, None] * (1 - x) ** 2 * (1 + 2 * x)
-        + value[1:, None] * x**2 * (3 - 2 * x)
-        + step * (slope[:-1, None] * x * (1 - x) ** 2 - slope[1:, None] * x**2 * (1 - x))
+        value * (1 - x) ** 2 * (1 + 2 * x)
+        + next_value * x**2 * (3 - 2 * x)
+        + step * (slope * x * (1 - x) ** 2 - next_slope * x**2 * (1 - x))
     )
 
 
@@ -58,11 +63,7 @@ def relative_error(
     bend = jnp.abs(step / 12 * jnp.diff(slope, axis=0)) / size
 
     span, x = step[1:] + step[:-1], step[:-1] / (step[1:] + step[:-1])
-    over_two = (
-        value[:-2] * (1 - x) ** 2 * (1 + 2 * x)
-        + value[2:] * x**2 * (3 - 2 * x)
-        + span * (slope[:-2] * x * (1 - x) ** 2 - slope[2:] * x**2 * (1 - x))
-    )
+    over_two = _cubic(value[:-2], value[2:], slope[:-2], slope[2:], span, x)
     miss = jnp.abs(over_two - value[1:-1])
     beside = jnp.maximum(
         jnp.concatenate([miss[:1], miss], axis=0), jnp.concatenate([miss, miss[-1:]], axis=0)
