@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ddln.network import mobility as mobility
     from ddln.problem import LeastSquares as LeastSquares
     from ddln.problem import Problem as Problem
+    from ddln.problem import Signed as Signed
     from ddln.problem import least_squares as least_squares
+    from ddln.problem import signed as signed
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import rate_bound as rate_bound
 
@@ -50,7 +52,7 @@ _HOMES = {
         "imbalance",
         "mobility",
     ),
-    "problem": ("LeastSquares", "Problem", "least_squares"),
+    "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "theory": ("asymptotic_rate", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -31,7 +31,8 @@ _MOST_NEWTON_STEPS = 60
 class Entropy(eqx.Module):
     """Q of a network, as a function of θ, anchored at the network's initialisation.
 
-    A frozen coordinate has no entropy of its own: there Q is 0 at 0 and not defined elsewhere.
+    Q lives on the line, or on a closed half-line, at whose end 0 it is finite with ∇Q infinite. A
+    frozen coordinate has no entropy of its own: there Q is 0 at 0 and not defined elsewhere.
 
     Args:
         layers: the initial layers, shape (depth, dim).
@@ -62,17 +63,16 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.5, -0.3], [2.0, 1.0]]).value([1.0, -0.3]))
         0.0
         """
-        theta = self._in_domain(theta)
-        v = position_of_theta(theta, self.reduction)
-        return jnp.sum(theta * _dual(v, self.reduction) - self._half_square(v))
+        theta, v = self._positions(theta)
+        return jnp.sum(theta * _dual(v, self.reduction) - self._half_square(v, theta))
 
     def mirror_map(self, theta: ArrayLike) -> Float[Array, " dim"]:
-        """∇Q(θ), shape (dim,). Raises as `value` does.
+        """∇Q(θ), shape (dim,). Raises as `value` does, and at the end 0 of a half-line.
 
         >>> float(ddln.Entropy([[0.5], [2.0]]).mirror_map([1.0])[0])
         0.0
         """
-        return _dual(position_of_theta(self._in_domain(theta), self.reduction), self.reduction)
+        return _dual(self._positions(theta, inside=True)[1], self.reduction)
 
     def inverse(self, xi: ArrayLike) -> Float[Array, " dim"]:
         """θ with ∇Q(θ) = ξ, that is ∇Q*(ξ), shape (dim,).
@@ -102,44 +102,46 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).hessian([0.0])[0])
         0.25
         """
-        theta = as_vector("theta", theta, self.reduction.start.size)
-        at_end = ~self.reduction.is_open & (theta == 0)  # of a half-line, or frozen: M = 0
-        inner = self._in_domain(
-            jnp.where(at_end, self.reduction.theta(self.reduction.start), theta)
-        )
-        mobility = self.reduction.mobility(position_of_theta(inner, self.reduction))
-        return 1 / jnp.where(at_end, 0.0, mobility)
+        theta, v = self._positions(theta)
+        return 1 / jnp.where(self._at_end(theta), 0.0, self.reduction.mobility(v))
 
     def divergence(self, theta: ArrayLike, other: ArrayLike) -> Float[Array, ""]:
-        """D_Q(θ, θ') = Q(θ) − Q(θ') − ⟨∇Q(θ'), θ − θ'⟩ ≥ 0. Raises as `value` does.
+        """D_Q(θ, θ') = Q(θ) − Q(θ') − ⟨∇Q(θ'), θ − θ'⟩ ≥ 0. Raises as `value` and `mirror_map` do.
 
         >>> entropy = ddln.Entropy([[0.0], [2.0], [1.0]])
         >>> float(entropy.divergence([0.7], [0.7]))
         0.0
         """
-        theta, other = self._in_domain(theta), self._in_domain(other)
-        v, v_other = (position_of_theta(x, self.reduction) for x in (theta, other))
+        (theta, v), (other, v_other) = self._positions(theta), self._positions(other, inside=True)
         dual, dual_other = _dual(v, self.reduction), _dual(v_other, self.reduction)
         # θξ − ½w² − (θ'ξ' − ½w'²) − ξ'(θ − θ') with the base point gone.
-        half_squares = self._half_square(v) - self._half_square(v_other)
+        half_squares = self._half_square(v, theta) - self._half_square(v_other, other)
         return jnp.sum(theta * (dual - dual_other) - half_squares)
 
-    def _half_square(self, v):
+    def _half_square(self, v, theta=None):
         w, start = self.reduction.smallest(v), self.reduction.smallest(self.reduction.start)
+        if theta is not None:
+            w = jnp.where(self._at_end(theta), 0.0, w)
         return (w - start) * (w + start) / 2
 
-    def _in_domain(self, theta):
+    def _at_end(self, theta):
+        """Where M = 0: at the end of a half-line, or frozen."""
+        return ~self.reduction.is_open & (theta == 0)
+
+    def _positions(self, theta, inside: bool = False):
+        """θ and its positions v, those of θ(0) at the end of a half-line, where v is infinite."""
         theta = as_vector("theta", theta, self.reduction.start.size)
-        half_line = ~self.reduction.is_open & ~self.reduction.is_frozen
-        outside = (half_line & (theta * self.reduction.side <= 0)) | (
-            self.reduction.is_frozen & (theta != 0)
-        )
-        return refuse(
+        beyond = theta * self.reduction.side < 0
+        at_end = self._at_end(theta) & ~self.reduction.is_frozen
+        outside = beyond | (at_end & inside) | (self.reduction.is_frozen & (theta != 0))
+        theta = refuse(
             outside,
             "`theta` must keep the sign of the initial θ_k where the smallest layer is tied "
             "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
             theta,
         )
+        inner = jnp.where(at_end, self.reduction.theta(self.reduction.start), theta)
+        return theta, position_of_theta(inner, self.reduction)
 
     def _position_of_dual(self, xi):
         xi = as_vector("xi", xi, self.reduction.start.size)

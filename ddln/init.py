@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ddln._checks import ArrayLike, Number, as_floats, is_concrete
+from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
 
 Law = Callable[[PRNGKeyArray, tuple[int, ...]], Array]
 
@@ -123,3 +123,28 @@ def imbalanced(smallest: ArrayLike, imbalance: ArrayLike) -> Float[Array, "depth
     if is_concrete(imbalance) and (np.asarray(imbalance) < 0).any():
         raise ValueError(f"`imbalance` must be ≥ 0, got {float(imbalance.min())}.")
     return jnp.concatenate([smallest[None], jnp.sqrt(smallest[None] ** 2 + imbalance)])
+
+
+def signed(positive: ArrayLike, negative: ArrayLike | None = None) -> Float[Array, "depth both"]:
+    """The layers of a signed model ∏u − ∏v side by side: u, then v, equal to it by default.
+
+    Args:
+        positive: u, shape (depth, dim).
+        negative: v, shape (depth, dim).
+
+    Returns:
+        Layers of shape (depth, 2 · dim), for `ddln.signed(problem)`.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> ddln.init.signed(ddln.init.constant(3, 4, 0.1)).shape
+    (3, 8)
+    """
+    positive = as_layers(positive)
+    negative = positive if negative is None else as_layers(negative)
+    if positive.shape != negative.shape:
+        raise ValueError(
+            f"`negative` must have the shape {positive.shape} of `positive`, got {negative.shape}."
+        )
+    return jnp.concatenate([positive, negative], axis=1)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ddln._checks import ArrayLike, as_floats
 
@@ -23,12 +23,17 @@ class Problem(eqx.Module):
     minimum: eqx.AbstractVar[Float[Array, ""]]
     """ℒ*."""
     minimiser: eqx.AbstractVar[Float[Array, " dim"]]
-    """One minimiser of ℒ; for least squares the one of least Euclidean norm."""
+    """One minimiser of ℒ, the one of least Euclidean norm for least squares; NaN without one."""
+    attained: eqx.AbstractVar[Bool[Array, ""]]
+    """Whether ℒ* is a minimum, or only an infimum."""
     pl_constant: eqx.AbstractVar[Float[Array, ""] | None]
     """μ of the Polyak–Łojasiewicz condition ½‖∇ℒ‖² ≥ μ (ℒ − ℒ*)."""
     smoothness: eqx.AbstractVar[Float[Array, ""] | None]
     """β such that ∇ℒ is β-Lipschitz."""
     convex: eqx.AbstractVar[bool]
+
+    samples: eqx.AbstractVar[int]
+    """n where ℒ is a sum over n samples, else 0."""
 
     @abstractmethod
     def loss(self, theta: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -46,8 +51,56 @@ class Problem(eqx.Module):
         """∇²ℒ(θ)."""
         return jax.hessian(self.loss)(theta)
 
+    def predictor(self, theta: Float[Array, "*times dim"]) -> Float[Array, "*times features"]:
+        """The linear predictor that θ stands for: θ itself, or θ₊ − θ₋ in a signed problem."""
+        return theta
 
-class LeastSquares(Problem):
+    def minimisers(self) -> tuple[Float[Array, "rows dim"], Float[Array, " rows"]] | None:
+        """(A, b) where {θ : Aθ = b} are the minimisers; None where they are no such set."""
+        return None
+
+    def estimate(
+        self,
+        theta: Float[Array, " dim"],
+        rows: Int[Array, " batch"],
+        noise: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, ""]:
+        """ℒ estimated from some of its samples: n/|rows| times their part of it.
+
+        Args:
+            theta: shape (dim,).
+            rows: which samples, shape (batch,).
+            noise: added to their targets, shape (batch,).
+        """
+        raise ValueError("`problem` must be a sum over samples to be estimated from some of them.")
+
+
+class LinearRisk(Problem):
+    """ℒ(θ) = c Σ_i φ(x_iᵀθ, y_i)."""
+
+    features: eqx.AbstractVar[Float[Array, "samples dim"]]
+    """X, with the rows x_i."""
+    targets: eqx.AbstractVar[Float[Array, " samples"]]
+    """y."""
+    factor: eqx.AbstractVar[float]
+    """c."""
+
+    @abstractmethod
+    def pointwise(
+        self, prediction: Float[Array, " samples"], target: Float[Array, " samples"]
+    ) -> Float[Array, " samples"]:
+        """φ(z, y), elementwise."""
+
+    def loss(self, theta):
+        return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
+
+    def estimate(self, theta, rows, noise=None):
+        targets = self.targets[rows] if noise is None else self.targets[rows] + noise
+        weight = self.factor * self.samples / rows.size
+        return weight * jnp.sum(self.pointwise(self.features[rows] @ theta, targets))
+
+
+class LeastSquares(LinearRisk):
     """ℒ(θ) = c ‖Xθ − y‖², the residual split at the projection ŷ of y on the range of X.
 
     The part of the residual outside the range is ℒ* and never changes, so the gap c‖Xθ − ŷ‖² is
@@ -62,6 +115,7 @@ class LeastSquares(Problem):
     """c."""
     minimum: Float[Array, ""]
     minimiser: Float[Array, " dim"]
+    attained: Bool[Array, ""]
     pl_constant: Float[Array, ""] | None
     smoothness: Float[Array, ""] | None
     convex: bool = eqx.field(static=True, default=True)
@@ -73,12 +127,20 @@ class LeastSquares(Problem):
         factor: float,
     ):
         self.features, self.targets, self.factor, self.convex = features, targets, factor, True
+        self.attained = jnp.asarray(True)
         for name, value in _solve(features, targets, factor).items():
             setattr(self, name, value)
 
     @property
     def dim(self) -> int:
         return self.features.shape[1]
+
+    @property
+    def samples(self) -> int:
+        return self.features.shape[0]
+
+    def pointwise(self, prediction, target):
+        return (prediction - target) ** 2
 
     def loss(self, theta):
         return self.minimum + self.gap(theta)
@@ -91,6 +153,9 @@ class LeastSquares(Problem):
 
     def hessian(self, theta):
         return 2 * self.factor * (self.features.T @ self.features)
+
+    def minimisers(self):
+        return self.features, self.fitted
 
 
 @jax.jit
@@ -148,3 +213,104 @@ def least_squares(
         raise ValueError(f"`normalisation` must be one of {names}, got {normalisation!r}.")
     dtype = jnp.promote_types(features.dtype, targets.dtype)
     return LeastSquares(features.astype(dtype), targets.astype(dtype), factors[normalisation])
+
+
+class Signed(Problem):
+    """ℒ(θ₊ − θ₋) as a loss on θ = (θ₊, θ₋) in R^{2d}: features [X, −X] in a linear model.
+
+    A network of 2d coordinates on it is the signed model ∏u − ∏v, with u the first d columns of the
+    layers and v the last: u^L − v^L where all layers start equal, u⊙u − v⊙v at depth 2.
+    """
+
+    unsigned: Problem
+
+    def __init__(self, unsigned: Problem):
+        self.unsigned = unsigned
+
+    @property
+    def dim(self) -> int:
+        return 2 * self.unsigned.dim
+
+    @property
+    def samples(self) -> int:
+        return self.unsigned.samples
+
+    @property
+    def minimum(self):
+        return self.unsigned.minimum
+
+    @property
+    def minimiser(self):
+        positive = jnp.maximum(self.unsigned.minimiser, 0.0)
+        return jnp.concatenate([positive, positive - self.unsigned.minimiser])
+
+    @property
+    def attained(self):
+        return self.unsigned.attained
+
+    @property
+    def pl_constant(self):
+        mu = self.unsigned.pl_constant
+        return None if mu is None else 2 * mu
+
+    @property
+    def smoothness(self):
+        beta = self.unsigned.smoothness
+        return None if beta is None else 2 * beta
+
+    @property
+    def convex(self) -> bool:
+        return self.unsigned.convex
+
+    def predictor(self, theta):
+        positive, negative = jnp.split(theta, 2, axis=-1)
+        return positive - negative
+
+    def loss(self, theta):
+        return self.unsigned.loss(self.predictor(theta))
+
+    def gradient(self, theta):
+        gradient = self.unsigned.gradient(self.predictor(theta))
+        return jnp.concatenate([gradient, -gradient])
+
+    def gap(self, theta):
+        return self.unsigned.gap(self.predictor(theta))
+
+    def hessian(self, theta):
+        hessian = self.unsigned.hessian(self.predictor(theta))
+        return jnp.block([[hessian, -hessian], [-hessian, hessian]])
+
+    def minimisers(self):
+        affine = self.unsigned.minimisers()
+        if affine is None:
+            return None
+        matrix, values = affine
+        return jnp.concatenate([matrix, -matrix], axis=1), values
+
+    def estimate(self, theta, rows, noise=None):
+        return self.unsigned.estimate(self.predictor(theta), rows, noise)
+
+
+def signed(problem: Problem) -> Signed:
+    """The loss of the signed model θ₊ − θ₋ = ∏_j u^j − ∏_j v^j, as a problem of twice the width.
+
+    Layers of shape (depth, 2 · dim), from `ddln.init.signed`, fit it; flows, entropies,
+    certificates and limits work on it as on any other. `problem.predictor(theta)` is θ₊ − θ₋.
+
+    Where u^L − v^L is trained as such, with one u and one v, it follows the same curve depth times
+    as fast: (u^L)' = L u^{L−1} u', and every one of L equal layers has its own share.
+
+    Args:
+        problem: the loss of the linear predictor, in R^dim.
+
+    Source: Woodworth et al. 2020 (depth 2 and above); as derived in docs/theory.md.
+
+    >>> problem = ddln.signed(ddln.least_squares([[1.0]], [-2.0]))
+    >>> layers = ddln.init.signed(ddln.init.constant(2, 1, 0.1))
+    >>> run = ddln.gradient_flow(problem, layers, [0.0, 20.0])
+    >>> round(float(problem.predictor(run.theta)[-1, 0]), 6)
+    -2.0
+    """
+    if isinstance(problem, Signed):
+        raise ValueError("`problem` must not be signed already.")
+    return Signed(problem)

@@ -228,3 +228,15 @@ def test_a_half_line_reaches_as_far_as_its_logarithm():
 def test_hessian_is_infinite_where_nothing_moves():
     hessian = ddln.Entropy([[1.0, 0.0], [1.0, 0.0]]).hessian([0.0, 0.0])
     assert jnp.isinf(hessian).all()
+
+
+def test_entropy_is_finite_at_the_end_of_a_half_line_and_its_gradient_is_not():
+    # Depth 2, w₀ = a: Q(θ) = θ ln(θ/a²)/2 − (θ − a²)/2, so Q(0) = a²/2. Any depth: Q(0) = w₀²/2.
+    for depth in (2, 3, 5):
+        entropy = ddln.Entropy(jnp.full((depth, 1), 0.5))
+        assert float(entropy.value([0.0])) == 0.125
+        near = entropy.value([1e-14])
+        np.testing.assert_allclose(near, 0.125, atol=1e-5)
+        assert jnp.isinf(entropy.hessian([0.0])[0])
+        with pytest.raises(ValueError, match="must keep the sign"):
+            entropy.mirror_map([0.0])

@@ -54,3 +54,8 @@ def test_seeds_can_be_mapped():
 def test_bad_requests_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_signed_layers_must_have_the_same_shape():
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) of `positive`, got \(3, 3\)"):
+        ddln.init.signed(jnp.ones((2, 3)), jnp.ones((3, 3)))

@@ -84,3 +84,41 @@ def test_zero_data_has_zero_constants():
 def test_bad_data_are_named(features, targets, options, message):
     with pytest.raises(ValueError, match=message):
         ddln.least_squares(features, targets, **options)
+
+
+def test_a_signed_problem_is_least_squares_on_doubled_features():
+    features, targets = WIDE
+    problem = ddln.signed(ddln.least_squares(features, targets))
+    doubled = ddln.least_squares(np.hstack([features, -features]), targets)
+    theta = RNG.normal(size=16)
+    for name in ("loss", "gap", "gradient", "hessian"):
+        np.testing.assert_allclose(
+            getattr(problem, name)(theta), getattr(doubled, name)(theta), rtol=1e-12, atol=1e-12
+        )
+    for name in ("minimum", "pl_constant", "smoothness"):
+        np.testing.assert_allclose(
+            getattr(problem, name), getattr(doubled, name), rtol=1e-10, atol=1e-25
+        )
+    assert problem.gap(problem.minimiser) < 1e-24
+    assert (problem.minimiser >= 0).all()
+    matrix, values = problem.minimisers()
+    np.testing.assert_allclose(matrix @ problem.minimiser, values, atol=1e-12)
+    np.testing.assert_allclose(problem.predictor(theta), theta[:8] - theta[8:])
+
+
+@pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
+def test_estimates_over_all_samples_average_to_the_loss(wrap):
+    problem = wrap(ddln.least_squares(*TALL, normalisation="half_mean"))
+    theta = RNG.normal(size=problem.dim)
+    batches = jnp.arange(10).reshape(5, 2)
+    estimates = [problem.estimate(theta, rows) for rows in batches]
+    np.testing.assert_allclose(np.mean(estimates), problem.loss(theta), rtol=1e-12)
+    moved = problem.estimate(theta, batches[0], jnp.array([0.5, -0.5]))
+    residual = TALL[0][:2] @ problem.predictor(theta) - TALL[1][:2] - jnp.array([0.5, -0.5])
+    np.testing.assert_allclose(moved, np.sum(residual**2) / 4, rtol=1e-12)
+
+
+def test_signed_twice_is_refused():
+    problem = ddln.signed(ddln.least_squares([[1.0]], [1.0]))
+    with pytest.raises(ValueError, match="must not be signed already"):
+        ddln.signed(problem)
