@@ -109,7 +109,7 @@ def test_a_signed_problem_is_least_squares_on_doubled_features():
 @pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
 def test_estimates_over_all_samples_average_to_the_loss(wrap):
     problem = wrap(ddln.least_squares(*TALL, normalisation="half_mean"))
-    theta = RNG.normal(size=problem.dim)
+    theta = jnp.asarray(RNG.normal(size=problem.dim))
     batches = jnp.arange(10).reshape(5, 2)
     estimates = [problem.estimate(theta, rows) for rows in batches]
     np.testing.assert_allclose(np.mean(estimates), problem.loss(theta), rtol=1e-12)
