@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
-from ddln.entropy import position_of_dual
 from ddln.network import Reduction, effective_parameter
+from ddln.positions import position_of_dual
 from ddln.problem import Problem
 
 Coordinates = Literal["reduced", "layers"]

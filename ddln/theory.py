@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from ddln import hermite
 from ddln._checks import ArrayLike, as_layers, as_vector
-from ddln.entropy import Entropy, position_of_theta
+from ddln.entropy import Entropy
 from ddln.flow import Trajectory
 from ddln.network import Reduction, imbalance
+from ddln.positions import position_of_theta
 from ddln.problem import Problem
 
 

@@ -10,7 +10,7 @@ import ddln
 PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
-    *("_checks", "init", "network", "problem", "entropy", "flow", "hermite", "theory"),
+    *("_checks", "init", "network", "problem", "positions", "entropy", "flow", "hermite", "theory"),
     *("tables", "claims", "certificates", "data", "schema", "_faults", "config", "plan", "lanes"),
     *("store", "figures", "studies", "report", "cli"),
 ]

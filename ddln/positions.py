@@ -1,0 +1,349 @@
+"""One coordinate at a time: w, θ, ξ and v are increasing functions of each other.
+
+Between θ(v) = w·g·R and ξ(v) = ∫_{v(0)}^{v} dτ / R(τ) the position v is what is computed with.
+*Outward* is the direction in which |w| grows: w² is an increasing function of the outward
+coordinate x = |v| on the line, ± v on a half-line.
+
+The integral of 1/R is x itself at depth 2, Carlson's R_F at depths 3 and 4, and from there on
+Gauss–Legendre on pieces. 1/R is analytic in the strip |Im τ| < π/2 and decays at the rate κ = R'/R,
+so pieces no longer than 2 over which it falls by less than e⁵ or so are integrated to rounding by
+16 nodes. None of this is ever differentiated: the derivatives are known, 1/R and 1/M.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ddln.network import Reduction
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_LONGEST, _FALL = 2.0, 4.0
+_MOST_NEWTON_STEPS = 60
+_BLOCK = 256
+"""Coordinates that wait for each other's last step."""
+
+
+def _in_blocks(function, x, reduction):
+    """function(x, reduction), a block of coordinates after another."""
+    dim = x.shape[0]
+    if dim <= 2 * _BLOCK:
+        return function(x, reduction)
+
+    def split(array):
+        rows = array.reshape(-1, dim)
+        padded = jnp.pad(rows, ((0, 0), (0, -dim % _BLOCK)), mode="edge")
+        blocks = padded.reshape(*array.shape[:-1], -1, _BLOCK)
+        return jnp.moveaxis(blocks, -2, 0)
+
+    parts = jax.lax.map(lambda block: function(*block), jax.tree.map(split, (x, reduction)))
+    return jax.tree.map(lambda part: part.reshape(-1)[:dim], parts)
+
+
+def _outward(v, reduction):
+    """Outward coordinate: w(v)² is an increasing function of it, even in v where open."""
+    return jnp.where(reduction.is_open, jnp.abs(v), reduction.side * v)
+
+
+def _from_outward(x, reduction):
+    return jnp.where(reduction.is_open, x, reduction.side * x)
+
+
+def _density(x, reduction):
+    """1/R at outward coordinate x."""
+    grown = jnp.exp(x)
+    # Near x = 0 known to rounding against √λ_min, which is all that counts beside λ_j ≥ λ_min.
+    w = jnp.where(reduction.is_open, reduction.radius * (grown - 1 / grown) / 2, grown)
+    return 1 / jnp.prod(jnp.sqrt(w[None] ** 2 + reduction.gaps), axis=0)
+
+
+def _decay(x, reduction):
+    """κ = R'/R = Σ_j w·g/(w² + λ_j) ≥ 0 at outward coordinate x; it increases with x."""
+    v = _from_outward(x, reduction)
+    w, g = jnp.abs(reduction.smallest(v)), reduction.partner(v)
+    squares = w[None] ** 2 + reduction.gaps
+    return jnp.sum((w * g)[None] / jnp.where(squares > 0, squares, 1.0), axis=0)
+
+
+def _piece(x, reduction):
+    """Length of a piece of quadrature that starts at outward coordinate x."""
+    spread, decay = reduction.gaps.shape[0] ** 0.5, _decay(x, reduction)
+    length = jnp.minimum(_LONGEST, _FALL / (decay + spread))
+    # Far down a half-line κ grows like e^{2x} at most: while it is below rounding, R is constant.
+    constant = jnp.log(jnp.finfo(x.dtype).eps / jnp.maximum(decay, jnp.finfo(x.dtype).tiny)) / 2
+    return jnp.where(reduction.is_open, length, jnp.maximum(length, constant))
+
+
+def _gauss(low, high, reduction):
+    """∫ dx / R over one piece [low, high] of outward coordinates."""
+    nodes = jnp.asarray(_NODES, low.dtype)[:, None]
+    weights = jnp.asarray(_WEIGHTS, low.dtype)[:, None]
+    middle, half = (low + high) / 2, (high - low) / 2
+    points = middle[None] + half[None] * nodes
+    return half * jnp.sum(weights * jax.vmap(_density, (0, None))(points, reduction), axis=0)
+
+
+def _quadrature(low, high, reduction):
+    """∫ dx / R from low to high, outwards, until the rest no longer counts."""
+    precision = jnp.finfo(low.dtype).eps / 8
+
+    def unfinished(state):
+        return jnp.any(state[2])
+
+    def add_piece(state):
+        x, total, active = state
+        end = jnp.minimum(high, x + _piece(x, reduction))
+        part = jnp.where(active, _gauss(x, end, reduction), 0.0)
+        total = total + part
+        return end, total, active & (end < high) & (part > precision * total)
+
+    return jax.lax.while_loop(unfinished, add_piece, (low, jnp.zeros_like(low), high > low))[1]
+
+
+def _carlson_rf(x, y, z):
+    """R_F(x, y, z) = ½ ∫₀^∞ dt / √((t+x)(t+y)(t+z)) by duplication; at most one argument is 0.
+
+    Source: Carlson, Numerical computation of real or complex elliptic integrals (1995).
+    """
+
+    def spread(state):
+        mean = sum(state) / 3
+        return jnp.max(jnp.stack([jnp.abs(1 - part / mean) for part in state]), axis=0)
+
+    def duplicate(state):
+        root_x, root_y, root_z = (jnp.sqrt(part) for part in state)
+        mixed = root_x * (root_y + root_z) + root_y * root_z
+        return tuple((part + mixed) / 4 for part in state)
+
+    # The series below leaves out the sixth power of the spread.
+    enough = (3 * jnp.finfo(x.dtype).eps) ** (1 / 6) / 2
+    state = jax.lax.while_loop(lambda s: jnp.any(spread(s) > enough), duplicate, (x, y, z))
+    mean = sum(state) / 3
+    a, b = 1 - state[0] / mean, 1 - state[1] / mean
+    c = -a - b
+    e2, e3 = a * b - c * c, a * b * c
+    return (1 - e2 / 10 + e3 / 14 + e2 * e2 / 24 - 3 * e2 * e3 / 44) / jnp.sqrt(mean)
+
+
+def _closed_form(low, high, reduction):
+    """∫ dx / R from low to high at depths 3 and 4, in ratios of each layer at both ends.
+
+    With t = w² it is ½ ∫ dt / √(t (t + λ₁) (t + λ₂) (t + λ₃)), the last factor absent at depth 3.
+
+    Source: DLMF 19.29.4.
+    """
+
+    def factors(x):
+        v = _from_outward(x, reduction)
+        w, partner = jnp.abs(reduction.smallest(v)), reduction.partner(v)
+        return w, partner, *jnp.sqrt(w[None] ** 2 + reduction.gaps)
+
+    near, far = factors(low), factors(high)
+    p, q, r, *s = (a / jnp.where(b > 0, b, 1.0) for a, b in zip(near, far, strict=True))
+    s = s[0] if s else jnp.ones_like(p)
+    fraction = (far[0] - near[0]) * (far[0] + near[0]) / (far[0] * far[1])
+    scale = jnp.prod(jnp.stack(far[2:]), axis=0)
+    moves = high > low
+    arguments = (r * s + p * q) ** 2, (q * s + p * r) ** 2, (p * s + q * r) ** 2
+    whole = _carlson_rf(*(jnp.where(moves, argument, 1.0) for argument in arguments))
+    return jnp.where(moves, jnp.where(moves, fraction, 0.0) / scale * whole, 0.0)
+
+
+def _integral(low, high, reduction):
+    """∫ dx / R from low to high, outwards."""
+    count = reduction.gaps.shape[0]
+    if count == 0:
+        return high - low
+    return (_closed_form if count <= 2 else _quadrature)(low, high, reduction)
+
+
+def dual_range(reduction: Reduction) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+    """Both ends of the range of ∇Q; infinite where ∇Q is unbounded, 0 and 0 where frozen."""
+    far = -3 * jnp.log(jnp.finfo(reduction.start.dtype).eps)
+    ends = []
+    for direction in (-1.0, 1.0):
+        outwards = reduction.is_open | (reduction.side == direction)
+        # 1/R falls at least as fast as its slowest factor once w exceeds every λ.
+        largest = jnp.log(jnp.max(reduction.gaps, axis=0, initial=1.0)) / 2
+        least = jnp.log(jnp.where(reduction.is_open, reduction.radius, 1.0))
+        reach = far + jnp.maximum(largest - least, 0.0) + jnp.abs(reduction.start)
+        end = jnp.where(reduction.is_open, direction * reach, reduction.side * reach)
+        bounded = outwards & (reduction.gaps.shape[0] > 0)
+        whole = dual(jnp.where(bounded, end, reduction.start), reduction)
+        unbounded = jnp.where(reduction.is_frozen, 0.0, direction * jnp.inf)
+        ends.append(jnp.where(bounded, whole, unbounded))
+    return ends[0], ends[1]
+
+
+def _refuse_layer_derivative(tangent):
+    if jax.tree.leaves(tangent):
+        raise ValueError(
+            "An entropy can be differentiated with respect to θ or ξ, not to its initial layers: "
+            "wrap the layers in `jax.lax.stop_gradient`."
+        )
+
+
+@eqx.filter_custom_jvp
+@eqx.filter_jit
+def dual(v: Float[Array, " dim"], reduction: Reduction) -> Float[Array, " dim"]:
+    """ξ(v) = ∫_{v(0)}^{v} dτ / R(τ)."""
+    return _in_blocks(_dual, v, reduction)
+
+
+def _dual(v, reduction):
+    # On either side of the peak of 1/R by itself, outwards: large integrals are never subtracted.
+    across = reduction.is_open & (v * reduction.start < 0)
+    here, base = _outward(v, reduction), _outward(reduction.start, reduction)
+    low, high = jnp.minimum(here, base), jnp.maximum(here, base)
+    lows = jnp.stack([jnp.where(across, 0.0, low), jnp.zeros_like(low)])
+    highs = jnp.stack([high, jnp.where(across, low, 0.0)])
+    parts = jax.vmap(_integral, (0, 0, None))(lows, highs, reduction)
+    return jnp.sign(v - reduction.start) * jnp.sum(parts, axis=0)
+
+
+@dual.def_jvp
+def _dual_jvp(primals, tangents):
+    (v, reduction), (v_dot, reduction_dot) = primals, tangents
+    _refuse_layer_derivative(reduction_dot)
+    return dual(v, reduction), v_dot / reduction.rest(v)
+
+
+@eqx.filter_custom_jvp
+@eqx.filter_jit
+def position_of_dual(
+    xi: Float[Array, " dim"], reduction: Reduction
+) -> tuple[Float[Array, " dim"], Bool[Array, " dim"]]:
+    """v with ξ(v) = ξ, and whether there is one.
+
+    Where there is none, v is where ∇Q reaches the end of its range to rounding.
+    """
+    return _in_blocks(_position_of_dual, xi, reduction)
+
+
+def _position_of_dual(xi, reduction):
+    if reduction.gaps.shape[0] == 0:
+        moved = jnp.where(reduction.is_frozen, 0.0, xi)
+        return reduction.start + moved, jnp.full(xi.shape, True)
+    direction = jnp.where(xi < 0, -1.0, 1.0).astype(xi.dtype)
+
+    def faces_outward(v):
+        return jnp.where(reduction.is_open, v * direction >= 0, reduction.side == direction)
+
+    def length(v):
+        to_peak = jnp.where(faces_outward(v) | ~reduction.is_open, jnp.inf, jnp.abs(v))
+        return jnp.minimum(_piece(_outward(v, reduction), reduction), to_peak)
+
+    def between(v, distance):
+        """∫ dτ / R over [v, v + direction · distance], on one side of the peak."""
+        x, y = _outward(v, reduction), _outward(v + direction * distance, reduction)
+        return _gauss(jnp.minimum(x, y), jnp.maximum(x, y), reduction)
+
+    def unfinished(state):
+        return jnp.any(state[2])
+
+    def next_piece(state):
+        v, missing, active, inside = state
+        step = length(v)
+        part = between(v, step)
+        # 1/R is log-concave, so beyond v there is at most (1/R)/κ of it left.
+        x = _outward(v, reduction)
+        decay = _decay(x, reduction)
+        out_of_reach = faces_outward(v) & (missing * decay > _density(x, reduction))
+        passes = active & ~out_of_reach & (part < missing)
+        v = jnp.where(passes, v + direction * step, v)
+        missing = jnp.where(passes, missing - part, missing)
+        return v, missing, passes, inside & ~(active & out_of_reach)
+
+    v, missing, _, inside = jax.lax.while_loop(
+        unfinished,
+        next_piece,
+        (reduction.start, jnp.abs(xi), ~reduction.is_frozen, jnp.full(xi.shape, True)),
+    )
+
+    # The integral over the last piece is concave in its length when it leads outwards and convex
+    # when it leads inwards: Newton from the near, or the far, end is monotone.
+    precision = 16 * jnp.finfo(xi.dtype).eps
+
+    def newton(state):
+        distance, _, count = state
+        density = _density(_outward(v + direction * distance, reduction), reduction)
+        change = (missing - between(v, distance)) / density
+        active = inside & ~reduction.is_frozen & (jnp.abs(change) > precision * distance)
+        return distance + jnp.where(active, change, 0.0), active, count + 1
+
+    near = jnp.where(faces_outward(v), 0.0, length(v))
+    distance, _, _ = jax.lax.while_loop(
+        lambda state: jnp.any(state[1]) & (state[2] < _MOST_NEWTON_STEPS),
+        newton,
+        (near, jnp.full(xi.shape, True), 0),
+    )
+    end_of_range = -jnp.log(jnp.finfo(xi.dtype).eps) / reduction.gaps.shape[0]
+    v = v + direction * jnp.where(inside, distance, end_of_range)
+    return jnp.where(reduction.is_frozen, reduction.start, v), inside
+
+
+@position_of_dual.def_jvp
+def _position_of_dual_jvp(primals, tangents):
+    (xi, reduction), (xi_dot, reduction_dot) = primals, tangents
+    _refuse_layer_derivative(reduction_dot)
+    v, inside = position_of_dual(xi, reduction)
+    return (v, inside), (xi_dot * reduction.rest(v), None)
+
+
+@eqx.filter_custom_jvp
+@eqx.filter_jit
+def position_of_theta(theta: Float[Array, " dim"], reduction: Reduction) -> Float[Array, " dim"]:
+    """v with θ(v) = θ.
+
+    log|θ| is a convex function of log|w| with slopes between 1 and depth. Replacing each
+    √(w² + λ_j) by max(w, √λ_j) bounds it from below by a maximum of straight lines: where that
+    reaches log|θ| Newton starts, to the right of the solution, and descends to it.
+    """
+    return _in_blocks(_position_of_theta, theta, reduction)
+
+
+def _position_of_theta(theta, reduction):
+    zero = (theta == 0) | reduction.is_frozen
+    target = jnp.log(jnp.where(zero, 1.0, jnp.abs(theta)))
+    imbalances = jnp.concatenate([reduction.radius[None] ** 2, reduction.gaps])
+    depth = imbalances.shape[0] + 1
+    floors = jnp.concatenate(
+        [jnp.cumsum(jnp.log(imbalances)[::-1] / 2, axis=0)[::-1], jnp.zeros_like(target)[None]]
+    )
+    lines = (target[None] - floors) / jnp.arange(1, depth + 1, dtype=theta.dtype)[:, None]
+    start = jnp.min(lines, axis=0)
+
+    def descend(state):
+        x, _, count = state
+        squares = jnp.exp(2 * x)[None] + imbalances
+        excess = x + jnp.sum(jnp.log(squares), axis=0) / 2 - target
+        change = excess / (1 + jnp.sum(jnp.exp(2 * x)[None] / squares, axis=0))
+        active = jnp.abs(change) > 1e3 * jnp.finfo(theta.dtype).eps * (1 + jnp.abs(x))
+        return x - change, active & ~zero, count + 1
+
+    x, _, _ = jax.lax.while_loop(
+        lambda state: jnp.any(state[1]) & (state[2] < _MOST_NEWTON_STEPS),
+        descend,
+        (jnp.where(zero, 0.0, start), ~zero, 0),
+    )
+    # Logarithms know w to |log w| roundings: a last step in w itself.
+    w = jnp.exp(x)
+    squares = w[None] ** 2 + imbalances
+    product = w * jnp.prod(jnp.sqrt(squares), axis=0)
+    correction = (product / jnp.where(zero, 1.0, jnp.abs(theta)) - 1) / (
+        1 + jnp.sum(w[None] ** 2 / squares, axis=0)
+    )
+    w = jnp.where(zero, 0.0, w * (1 - correction))
+    scale = jnp.where(reduction.is_open, reduction.radius, 1.0)
+    on_line = jnp.arcsinh(jnp.sign(theta) * w / scale)
+    on_half_line = reduction.side * jnp.log(jnp.where(w > 0, w, 1.0))
+    return jnp.where(reduction.is_open, on_line, on_half_line)
+
+
+@position_of_theta.def_jvp
+def _position_of_theta_jvp(primals, tangents):
+    (theta, reduction), (theta_dot, reduction_dot) = primals, tangents
+    _refuse_layer_derivative(reduction_dot)
+    v = position_of_theta(theta, reduction)
+    return v, theta_dot / reduction.slope(v)
