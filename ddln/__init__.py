@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddln.flow import Trajectory as Trajectory
     from ddln.flow import gradient_flow as gradient_flow
     from ddln.flow import mirror_flow as mirror_flow
+    from ddln.hypotheses import check_hypotheses as check_hypotheses
     from ddln.lanes import run as run
     from ddln.lanes import sweep as sweep
     from ddln.network import Reduction as Reduction
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ddln.problem import Signed as Signed
     from ddln.problem import least_squares as least_squares
     from ddln.problem import signed as signed
+    from ddln.profiles import entropy_profile as entropy_profile
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import rate_bound as rate_bound
 
@@ -43,6 +45,7 @@ _HOMES = {
     "config": ("Experiment", "load"),
     "entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
+    "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
     "network": (
         "Reduction",
@@ -53,6 +56,7 @@ _HOMES = {
         "mobility",
     ),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
+    "profiles": ("entropy_profile",),
     "theory": ("asymptotic_rate", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

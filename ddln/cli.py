@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ddln.runtime import provenance, start_jax
 
 if TYPE_CHECKING:
     from ddln.config import Experiment
@@ -78,11 +79,11 @@ def run(config: Config, overrides: Overrides = None, out: Out = Path("runs")) ->
             folder = RunFolder.of(experiment, out)
             if folder.is_complete(plan, fingerprint):
                 _conclude(folder)
-            _start_jax()
+            start_jax()
             study = studies.find(experiment.study, beside)
             _validate(plan)
             stack.enter_context(folder.locked())
-            folder.open(plan, **_provenance())
+            folder.open(plan, **provenance())
 
         from ddln import claims, lanes, report
 
@@ -123,14 +124,14 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
         studies.locate(experiment.study, beside)
         samples, features = shape_of(experiment.problem.data)
-    init, dynamics = experiment.network.init, experiment.dynamics
+    network, dynamics = experiment.network, experiment.dynamics
     depths = ", ".join(str(chunk.experiment.network.depth) for chunk in plan.programs)
     axes = " × ".join(f"{axis.name} ({axis.values.size})" for axis in plan.axes) or "none"
     for name, value in {
         "study": experiment.study,
         "digest": experiment.digest(),
         "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
-        "network": f"depth {depths}; {init.kind} layers",
+        "network": f"depth {depths}; {network.init.kind} layers{', signed' * network.signed}",
         "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
         "axes": axes,
         "lanes": f"{plan.lanes:,}",
@@ -146,12 +147,15 @@ def verify(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Check every theorem on an experiment; nothing is written."""
+    """Check every theorem on an experiment, its hypotheses first; nothing is written.
+
+    The exit status is 1 when a theorem whose hypotheses hold fails.
+    """
     with _refusing():
         _, plan, _ = _prepare(config, overrides)
-        _start_jax()
+        start_jax()
         _validate(plan)
-    from ddln import claims, lanes
+    from ddln import claims, hypotheses, lanes
     from ddln.store import finite
 
     computed = []
@@ -159,10 +163,13 @@ def verify(
         for chunk in plan.chunks:
             computed.append(lanes.compute(chunk))
             advance(chunk.lanes.size)
-    rows = claims.summary(lanes.assemble(plan, computed))
+    dataset = lanes.assemble(plan, computed)
+    assumed, rows = hypotheses.summary(dataset), claims.summary(dataset)
     if as_json:
-        typer.echo(json.dumps(finite(rows), indent=1, ensure_ascii=False))
+        both = {"hypotheses": assumed, "certificates": rows}
+        typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))
     else:
+        typer.echo(hypotheses.render(assumed) + "\n")
         _print_table(rows, "Certificates")
     raise typer.Exit(_failed(rows))
 
@@ -186,7 +193,7 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
         with _refusing():
             folder = _open(run, out, stack)
             dataset = folder.read_dataset()
-            _start_jax()
+            start_jax()
             study = studies.find(folder.manifest()["study"])
         for path in folder.write_figures(studies.figures(study, dataset)):
             typer.echo(path)
@@ -256,56 +263,6 @@ def _validate(plan: "Plan") -> None:
 
     for chunk in plan.programs:
         lanes.validate(chunk)
-
-
-def _start_jax() -> None:
-    """Float64, and compiled programs that outlive the process."""
-    # Read when equinox is imported: its default puts a callback into programs, and such programs
-    # are not cached. What could raise has been checked before they run.
-    os.environ.setdefault("EQX_ON_ERROR", "nan")
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # Without a place to write to, every process compiles for itself.
-        with contextlib.suppress(OSError, RuntimeError):
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            folder = home / "ddln" / f"xla-{_cpu()}"
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _cpu() -> str:
-    """A name for this type of processor: a program compiled for one may not run on another."""
-    import hashlib
-    import platform
-
-    text = platform.machine() + platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        text += "".join(sorted({line for line in lines if line.startswith(("model", "flags"))}))
-    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _provenance() -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    import jax
-
-    from ddln import __version__
-
-    packages = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray")
-    own = {"python": platform.python_version(), "ddln": __version__}
-    device = jax.devices()[0]
-    return {
-        "versions": own | {package: version(package) for package in packages},
-        "device": device.device_kind,
-        "dtype": str(jax.numpy.result_type(float)),
-    }
 
 
 @contextlib.contextmanager

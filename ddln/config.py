@@ -66,11 +66,23 @@ class Experiment(Table):
             rows, where = self.network.init.layers, "network.init.layers"
             if len(rows) != self.network.depth:
                 raise ValueError(f"{where}: {len(rows)} rows for depth {self.network.depth}")
-            _, width = datasets.shape_of(self.problem.data)
             for j, row in enumerate(rows):
-                if len(row) != width:
-                    raise ValueError(f"{where}[{j}]: {len(row)} weights for {width} features")
+                if len(row) != self.width:
+                    sides = "2 × " if self.network.signed else ""
+                    raise ValueError(
+                        f"{where}[{j}]: {len(row)} weights for {sides}{self.features} features"
+                    )
         return self
+
+    @property
+    def features(self) -> int:
+        """Columns of X."""
+        return datasets.shape_of(self.problem.data)[1]
+
+    @property
+    def width(self) -> int:
+        """Coordinates of the network: the features, twice in a signed one."""
+        return self.features * (2 if self.network.signed else 1)
 
     def with_(self, changes: Mapping[str, Any]) -> "Experiment":
         """The experiment with other values, by dotted name, validated.

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ddln import certificates, claims, data, flow, init, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.plan import Chunk, Plan, make_plan
 
 _SOLVERS = {
@@ -30,12 +31,14 @@ _SOLVERS = {
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
 _CERTIFICATE = ("certificate",)
+_PREDICTOR = ("time", "feature")
 # name: (dimensions, units, long name)
 _VARIABLES = {
     "flow_time": (_TIME, "flow time", "flow time"),
     "loss": (_TIME, "loss", "loss ℒ(θ)"),
     "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
     "theta": (_THETA, "1", "effective parameter θ"),
+    "predictor": (_PREDICTOR, "1", "linear predictor θ₊ − θ₋"),
     "velocity": (_THETA, "1 / flow time", "dθ/dt"),
     "layers": (_LAYERS, "1", "layers u"),
     "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
@@ -45,6 +48,7 @@ _VARIABLES = {
     "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
     "status": ((), "1", "how the run ended"),
     "steps": ((), "1", "steps of the integrator"),
+    "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
     "certificate_measured": (_CERTIFICATE, "1", "measured"),
     "certificate_predicted": (_CERTIFICATE, "1", "predicted"),
     "certificate_tolerance": (_CERTIFICATE, "1", "tolerance"),
@@ -139,7 +143,11 @@ def compute(chunk: Chunk) -> xr.Dataset:
             name: (("lane", *_VARIABLES[name][0]), np.asarray(values)[: chunk.lanes.size])
             for name, values in numbers.items()
         },
-        coords={"lane": chunk.lanes, "certificate": [claim.name for claim in checked]},
+        coords={
+            "lane": chunk.lanes,
+            "certificate": [claim.name for claim in checked],
+            "hypothesis": list(STATEMENTS),
+        },
     )
     for name, variable in dataset.data_vars.items():
         _, units, words = _VARIABLES[str(name)]
@@ -183,7 +191,7 @@ def assemble(plan: Plan, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     dataset = xr.Dataset(
         variables,
         coords={axis.name: axis.values for axis in plan.axes}
-        | {"certificate": first["certificate"].values},
+        | {name: first[name].values for name in ("certificate", "hypothesis")},
         attrs={
             "title": plan.experiment.study,
             "study": plan.experiment.study,
@@ -238,6 +246,7 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
     trajectory = _flow(experiment)(loss, layers, _times(experiment))
     certified = certificates.certify(loss, trajectory)
     checked, predictions = certified.claims, certified.predictions
+    assumed = check_hypotheses(loss, trajectory)
     numbers = {
         "flow_time": trajectory.times,
         "loss": trajectory.loss,
@@ -252,17 +261,21 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
         "asymptotic_rate": certified["asymptotic rate"].predicted,
         "status": trajectory.status,
         "steps": trajectory.stats["num_steps"],
+        "hypothesis_holds": jnp.stack([assumed[name] for name in STATEMENTS]),
     } | {
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     }
+    if experiment.network.signed:
+        numbers["predictor"] = loss.predictor(trajectory.theta)
     return numbers, checked
 
 
 def _problem(experiment: Experiment) -> problem.Problem:
     features, targets = data.draw(experiment.problem.data)
     normalisation = experiment.problem.loss.normalisation
-    return problem.least_squares(features, targets, normalisation=normalisation)
+    loss = problem.least_squares(features, targets, normalisation=normalisation)
+    return problem.signed(loss) if experiment.network.signed else loss
 
 
 def _law(law) -> init.Law:
@@ -292,6 +305,8 @@ def _layers(experiment: Experiment) -> Array:
             layers = init.zero_first_layer(key, depth, dim, law=_law(table.law))
         else:
             layers = init.independent(key, depth, dim, law=_law(table))
+    if experiment.network.signed and table.kind != "explicit":
+        layers = init.signed(layers)
     return experiment.network.scale * layers
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddln.config import Experiment, axis_values, changes_shape, numeric_leaves
-from ddln.data import shape_of
 
 MAX_LANES = 10_000_000
 
@@ -85,7 +84,7 @@ class Plan:
         experiments = [chunk.experiment for chunk in self.programs]
         points = max(experiment.dynamics.points for experiment in experiments)
         depth = max(experiment.network.depth for experiment in experiments)
-        width = max(shape_of(experiment.problem.data)[1] for experiment in experiments)
+        width = max(experiment.width for experiment in experiments)
         return 8 * self.lanes * points * ((depth + 2) * width + 5)
 
 

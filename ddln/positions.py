@@ -21,6 +21,7 @@ from ddln.network import Reduction
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _LONGEST, _FALL = 2.0, 4.0
 _MOST_NEWTON_STEPS = 60
+_MOST_DUPLICATIONS = 60
 _BLOCK = 256
 """Coordinates that wait for each other's last step."""
 
@@ -101,29 +102,35 @@ def _quadrature(low, high, reduction):
     return jax.lax.while_loop(unfinished, add_piece, (low, jnp.zeros_like(low), high > low))[1]
 
 
-def _carlson_rf(x, y, z):
-    """R_F(x, y, z) = ½ ∫₀^∞ dt / √((t+x)(t+y)(t+z)) by duplication; at most one argument is 0.
+def _carlson_rf(a, b, c):
+    """R_F(a², b², c²) = ½ ∫₀^∞ dt / √((t+a²)(t+b²)(t+c²)) by duplication; at most one may be 0.
+
+    From the roots, since the squares of small ones are nothing.
 
     Source: Carlson, Numerical computation of real or complex elliptic integrals (1995).
     """
 
-    def spread(state):
-        mean = sum(state) / 3
-        return jnp.max(jnp.stack([jnp.abs(1 - part / mean) for part in state]), axis=0)
-
     def duplicate(state):
-        root_x, root_y, root_z = (jnp.sqrt(part) for part in state)
-        mixed = root_x * (root_y + root_z) + root_y * root_z
-        return tuple((part + mixed) / 4 for part in state)
+        *roots, count = state
+        a, b, c = roots
+        mixed = a * (b + c) + b * c
+        return *(jnp.sqrt(root**2 + mixed) / 2 for root in roots), count + 1
 
-    # The series below leaves out the sixth power of the spread.
-    enough = (3 * jnp.finfo(x.dtype).eps) ** (1 / 6) / 2
-    state = jax.lax.while_loop(lambda s: jnp.any(spread(s) > enough), duplicate, (x, y, z))
-    mean = sum(state) / 3
-    a, b = 1 - state[0] / mean, 1 - state[1] / mean
-    c = -a - b
-    e2, e3 = a * b - c * c, a * b * c
-    return (1 - e2 / 10 + e3 / 14 + e2 * e2 / 24 - 3 * e2 * e3 / 44) / jnp.sqrt(mean)
+    def shares(state):
+        squares = jnp.stack(state[:3]) ** 2
+        return 1 - squares / jnp.mean(squares, axis=0)[None]
+
+    # The series leaves out the sixth power of the shares.
+    enough = (3 * jnp.finfo(a.dtype).eps) ** (1 / 6) / 2
+    state = jax.lax.while_loop(
+        lambda state: jnp.any(jnp.abs(shares(state)) > enough) & (state[3] < _MOST_DUPLICATIONS),
+        duplicate,
+        duplicate((a, b, c, 0)),
+    )
+    x, y, z = shares(state)
+    second, third = x * y - z * z, x * y * z
+    series = 1 - second / 10 + third / 14 + second**2 / 24 - 3 * second * third / 44
+    return series / jnp.sqrt(jnp.mean(jnp.stack(state[:3]) ** 2, axis=0))
 
 
 def _closed_form(low, high, reduction):
@@ -145,8 +152,8 @@ def _closed_form(low, high, reduction):
     fraction = (far[0] - near[0]) * (far[0] + near[0]) / (far[0] * far[1])
     scale = jnp.prod(jnp.stack(far[2:]), axis=0)
     moves = high > low
-    arguments = (r * s + p * q) ** 2, (q * s + p * r) ** 2, (p * s + q * r) ** 2
-    whole = _carlson_rf(*(jnp.where(moves, argument, 1.0) for argument in arguments))
+    roots = r * s + p * q, q * s + p * r, p * s + q * r
+    whole = _carlson_rf(*(jnp.where(moves, root, 1.0) for root in roots))
     return jnp.where(moves, jnp.where(moves, fraction, 0.0) / scale * whole, 0.0)
 
 
@@ -160,7 +167,7 @@ def _integral(low, high, reduction):
 
 def dual_range(reduction: Reduction) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
     """Both ends of the range of ∇Q; infinite where ∇Q is unbounded, 0 and 0 where frozen."""
-    far = -3 * jnp.log(jnp.finfo(reduction.start.dtype).eps)
+    far = -1.5 * jnp.log(jnp.finfo(reduction.start.dtype).eps)
     ends = []
     for direction in (-1.0, 1.0):
         outwards = reduction.is_open | (reduction.side == direction)

@@ -99,7 +99,9 @@ class Explicit(Table):
     """The weights themselves."""
 
     kind: Literal["explicit"]
-    layers: tuple[tuple[float, ...], ...] = Field(description="one row per layer")
+    layers: tuple[tuple[float, ...], ...] = Field(
+        description="one row per layer; of twice the width in a signed network"
+    )
 
 
 class _Drawn(Table):
@@ -179,6 +181,10 @@ class Network(Table):
     depth: int = Field(ge=2, description="number of layers", json_schema_extra=_SHAPE)
     init: Annotated[Init, Field(discriminator="kind")]
     scale: float = Field(default=1.0, gt=0, description="multiplies every layer")
+    signed: bool = Field(
+        default=False,
+        description="∏u − ∏v, u and v starting equal (explicit layers: u's columns, then v's)",
+    )
 
 
 class Dynamics(Table):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli, studies
+from ddln import cli, runtime, studies
 
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
@@ -53,7 +53,7 @@ class Fakes:
     def summary(self, dataset):
         return [self.row]
 
-    def render(self, rows, title):
+    def render(self, rows, title="Hypotheses"):
         return f"{title}: {[row['holds'] for row in rows]}"
 
     def write(self, folder):
@@ -69,6 +69,7 @@ def fakes(tmp_path, monkeypatch):
         "lanes": ("validate", "compute", "assemble"),
         "claims": ("summary",),
         "tables": ("render",),
+        "hypotheses": ("summary", "render"),
         "report": ("write",),
     }
     for name, functions in modules.items():
@@ -81,7 +82,7 @@ def fakes(tmp_path, monkeypatch):
     study = ModuleType("experiments.figure4")
     study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
     monkeypatch.setattr(studies, "find", lambda *_: study)
-    monkeypatch.setattr(cli, "_start_jax", lambda: None)
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
     return fakes
 
@@ -226,7 +227,8 @@ def test_a_run_in_use_is_refused(fakes, tmp_path):
 def test_verify_writes_nothing_and_speaks_json(fakes, tmp_path):
     fakes.row = {**ROW, "measured": np.float64("nan"), "holds": np.True_}
     done = call("verify", FIGURE4, "--json")
-    assert json.loads(done.out) == [{**ROW, "measured": None}]
+    rows = [{**ROW, "measured": None}]
+    assert json.loads(done.out) == {"hypotheses": rows, "certificates": rows}
     assert not any(tmp_path.iterdir())
 
 
@@ -283,7 +285,7 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
     for name in ("EQX_ON_ERROR", "MPLBACKEND"):
         monkeypatch.setenv(name, os.environ.get(name, "kept"))
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
-    cli._start_jax()
+    runtime.start_jax()
     folder = Path(changed["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "ddln"
     assert folder.name.startswith("xla-")
@@ -291,7 +293,7 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
     changed.clear()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cli._start_jax()
+    runtime.start_jax()
     assert "jax_compilation_cache_dir" not in changed
 
 

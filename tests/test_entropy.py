@@ -1,5 +1,7 @@
 """The entropy against mpmath at 30 digits, closed forms, and its own algebra."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -12,34 +14,55 @@ import ddln
 from ddln import positions
 
 TOLERANCE = 1e-12  # relative; the inverse at depth is as ill-conditioned as its range is short
+SINGLE = 2e-5  # relative, in float32
 DEPTHS = [2, 3, 4, 6, 12]
+
+
+@cache
+def gauss_legendre(count):
+    """Nodes and weights at the working precision."""
+    nodes = [
+        mpmath.findroot(lambda x: mpmath.legendre(count, x), mpmath.mpf(float(start)))
+        for start in np.polynomial.legendre.leggauss(count)[0]
+    ]
+    slopes = [count * mpmath.legendre(count - 1, x) / (1 - x * x) for x in nodes]
+    return [(x, 2 / ((1 - x * x) * slope**2)) for x, slope in zip(nodes, slopes, strict=True)]
 
 
 def reference(layers, theta):
     """ξ, Q and w of one coordinate from the definition ξ = ∫ ds / Π √(s² + λ_j), at 30 digits."""
     with mpmath.workdps(30):
-        layers = [mpmath.mpf(float(u)) for u in layers]
-        m = min(range(len(layers)), key=lambda j: abs(layers[j]))
-        sign = mpmath.fprod(mpmath.sign(u) for j, u in enumerate(layers) if j != m)
-        gaps = [u**2 - layers[m] ** 2 for j, u in enumerate(layers) if j != m]
-        theta, start = mpmath.mpf(float(theta)), sign * layers[m]
+        layers = sorted((mpmath.mpf(float(u)) for u in layers), key=abs)
+        sign = mpmath.fprod(mpmath.sign(u) for u in layers[1:])
+        theta, start = mpmath.mpf(float(theta)), sign * layers[0]
+        gaps = [u**2 - layers[0] ** 2 for u in layers[1:]]
+        unit = mpmath.sqrt(gaps[0])
 
         def product(w):
             return mpmath.fprod(mpmath.sqrt(w**2 + gap) for gap in gaps)
 
-        low, high = mpmath.mpf(0), mpmath.mpf(1)
-        while high * product(high) < abs(theta):
-            low, high = high, 2 * high
-        for _ in range(110):
+        # log θ against log w rises with a slope between 1 and the depth.
+        low, high = mpmath.mpf(-2000), mpmath.mpf(2000)
+        while high - low > mpmath.mpf(10) ** -28 * (1 + abs(high)):
             middle = (low + high) / 2
-            below = middle * product(middle) < abs(theta)
+            below = mpmath.exp(middle) * product(mpmath.exp(middle)) < abs(theta)
             low, high = (middle, high) if below else (low, middle)
-        w = mpmath.sign(theta) * high
-        unit = mpmath.sqrt(min(gaps))
-        ends = sorted([mpmath.asinh(start / unit), mpmath.asinh(w / unit)])
-        inner = [mpmath.mpf(n) for n in range(int(mpmath.ceil(ends[0])), int(ends[1]) + 1)]
-        points = sorted({ends[0], *(p for p in inner if ends[0] < p < ends[1]), ends[1]})
-        dual = mpmath.quad(lambda v: unit * mpmath.cosh(v) / product(unit * mpmath.sinh(v)), points)
+        w = mpmath.sign(theta) * mpmath.exp(high)
+        if unit:
+            place, ends = (lambda v: unit * mpmath.sinh(v)), (start / unit, w / unit)
+            ends, slope = map(mpmath.asinh, ends), lambda v: unit * mpmath.cosh(v)
+        else:
+            place, slope = (lambda v: mpmath.sign(start) * mpmath.exp(v)), mpmath.exp
+            ends = map(mpmath.log, (abs(start), abs(w)))
+        low, high = sorted(ends)
+        count = int(mpmath.ceil((high - low) * max(1, len(gaps)) ** 0.5))
+        half = (high - low) / (2 * count)
+        points = (
+            (weight, low + (2 * i + 1 + x) * half)
+            for i in range(count)
+            for x, weight in gauss_legendre(24)
+        )
+        dual = half * mpmath.fsum(weight * slope(v) / product(place(v)) for weight, v in points)
         dual = dual if w > start else -dual
         return float(dual), float(theta * dual - (w**2 - start**2) / 2), float(w)
 
@@ -52,6 +75,113 @@ def networks(depth, dim=14):
     layers[1, 3:8] = np.sqrt(layers[0, 3:8] ** 2 + 10.0 ** np.arange(-12, -2, 2))
     theta = rng.choice([-1, 1], dim) * 10.0 ** rng.permutation(np.linspace(-8, 8, dim))
     return layers, theta
+
+
+def column(rng, depth, kind, scale):
+    """One coordinate of a random network of a kind, and a θ in Q's domain."""
+    layers = scale * rng.normal(size=depth) * np.exp(rng.normal(size=depth))
+    first, second = np.argsort(np.abs(layers))[:2]
+    reach = np.abs(np.prod(layers))
+    if kind == "zero first":
+        layers[first] = 0.0
+    if kind == "near-tie":
+        layers[second] = layers[first] * np.sqrt(1 + 10 ** rng.uniform(-14, -2))
+    if kind == "half-line":
+        layers[second] = -layers[first]
+    sign = np.prod(np.sign(layers)) if kind == "half-line" else rng.choice([-1, 1])
+    return layers, sign * reach * 10 ** rng.uniform(-3, 3)
+
+
+KINDS = ["open", "zero first", "near-tie", "half-line"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mirror_map_and_inverse_agree_with_mpmath_at_random_depths(kind):
+    rng = np.random.default_rng(KINDS.index(kind))
+    for depth in [2, 3, 4, 5, 7, *rng.integers(8, 60, 2), 100]:
+        layers, theta = column(rng, int(depth), kind, 1.0)
+        entropy = ddln.Entropy(layers[:, None])
+        dual, _, _ = reference(layers, theta)
+        found = entropy.mirror_map([theta])
+        np.testing.assert_allclose(found, [dual], rtol=TOLERANCE, err_msg=f"depth {depth}")
+        condition = float(jnp.abs(found / entropy.hessian([theta]) / theta)[0])
+        np.testing.assert_allclose(
+            entropy.inverse([dual]), [theta], rtol=TOLERANCE * max(1, condition)
+        )
+
+
+@pytest.mark.parametrize(
+    ("depth", "scale"), [(2, 1e-120), (2, 1e120), (3, 1e-90), (4, 1e-70), (6, 1e40)]
+)
+def test_scales_that_fit_in_float64_lose_nothing(depth, scale):
+    rng = np.random.default_rng(depth)
+    for kind in KINDS:
+        layers, theta = column(rng, depth, kind, scale)
+        dual, _, _ = reference(layers, theta)
+        entropy = ddln.Entropy(layers[:, None])
+        np.testing.assert_allclose(entropy.mirror_map([theta]), [dual], rtol=TOLERANCE)
+        np.testing.assert_allclose(entropy.inverse([dual]), [theta], rtol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 6, 40])
+def test_single_precision_has_its_stated_accuracy(depth):
+    rng = np.random.default_rng(depth)
+    layers = rng.normal(size=(depth, 14)).astype(np.float32)
+    theta = (layers.prod(axis=0) * rng.uniform(-3, 3, 14)).astype(np.float32)
+    single, double = ddln.Entropy(layers), ddln.Entropy(layers.astype(float))
+    found, expected = single.mirror_map(theta), double.mirror_map(theta.astype(float))
+    assert found.dtype == jnp.float32
+    bend = np.abs(theta.astype(float) * double.hessian(theta.astype(float)) / expected)
+    assert (np.abs(found / expected - 1) <= SINGLE * np.maximum(1, bend)).all()
+    back = double.inverse(found.astype(float))  # what the rounded ξ stands for
+    condition = np.abs(expected / double.hessian(theta.astype(float)) / theta)
+    error = np.abs(single.inverse(found) / back - 1)
+    assert (error <= SINGLE * np.maximum(1, condition)).all()
+
+
+def test_range_of_the_mirror_map_has_closed_forms():
+    # THEORY: layers (s, …, s, 0) reach ± s^{2−L} (√π/2) Γ((L−2)/2) / Γ((L−1)/2); balanced ones
+    # reach w₀^{2−L}/(L−2) outwards and are unbounded towards 0.
+    for depth in (3, 4, 5, 9, 60):
+        s = 0.5
+        low, high = ddln.Entropy(jnp.full((depth, 1), s).at[0].set(0.0)).range()
+        half, whole = (
+            mpmath.gamma(mpmath.mpf(depth - 2) / 2),
+            mpmath.gamma(mpmath.mpf(depth - 1) / 2),
+        )
+        expected = float(s ** (2 - depth) * mpmath.sqrt(mpmath.pi) / 2 * half / whole)
+        np.testing.assert_allclose([low[0], high[0]], [-expected, expected], rtol=TOLERANCE)
+        low, high = ddln.Entropy(jnp.full((depth, 1), s)).range()
+        np.testing.assert_allclose(high[0], s ** (2 - depth) / (depth - 2), rtol=TOLERANCE)
+        assert low[0] == -jnp.inf
+    low, high = ddln.Entropy([[0.0, 0.3, 0.0], [0.5, 0.3, 0.0]]).range()
+    assert low.tolist() == [-jnp.inf, -jnp.inf, 0.0]
+    assert high.tolist() == [jnp.inf, jnp.inf, 0.0]
+
+
+def test_inverse_answers_just_inside_its_range_and_says_where_it_does_not():
+    layers = np.random.default_rng(3).normal(size=(5, 6))
+    entropy = ddln.Entropy(layers)
+    low, high = entropy.range()
+    inside = jnp.where(jnp.arange(6) % 2 == 0, low, high) * (1 - 1e-6)
+    assert entropy.in_range(inside).all()
+    assert jnp.isfinite(entropy.inverse(inside)).all()
+    outside = jnp.where(jnp.arange(6) == 2, high * (1 + 1e-6), inside)
+    assert entropy.in_range(outside).tolist() == [True, True, False, True, True, True]
+    batched = jax.vmap(entropy.inverse)(jnp.stack([inside, outside]))
+    assert (jnp.isnan(batched) == ~jax.vmap(entropy.in_range)(jnp.stack([inside, outside]))).all()
+
+
+def test_blocks_of_coordinates_change_nothing():
+    rng = np.random.default_rng(0)
+    layers = rng.normal(size=(5, 1000))
+    theta = layers.prod(axis=0) * rng.uniform(-3, 3, 1000)
+    entropy, few = ddln.Entropy(layers), ddln.Entropy(layers[:, 700:710])
+    dual = entropy.mirror_map(theta)
+    np.testing.assert_allclose(dual[700:710], few.mirror_map(theta[700:710]), rtol=1e-14)
+    np.testing.assert_allclose(
+        entropy.inverse(dual)[700:710], few.inverse(dual[700:710]), rtol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

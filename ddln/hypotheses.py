@@ -1,0 +1,95 @@
+"""What the theorems assume of a network and a loss, checked on a run."""
+
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from ddln.flow import Trajectory
+from ddln.network import OPEN, coordinate_kinds
+from ddln.problem import Problem
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+STATEMENTS = {
+    "unique smallest layer": (
+        "Theorems 1, 2, Corollary 1",
+        "at the start one layer is smallest in every coordinate",
+    ),
+    "convex loss": ("Theorem 2", "ℒ is convex as a function of θ"),
+    "minimum attained": ("Theorem 2", "ℒ has a minimiser"),
+    "PL condition": (
+        "Theorem 2, Corollary 1",
+        "½‖∇ℒ‖² ≥ μ (ℒ − ℒ*) for a known μ > 0, all along",
+    ),
+}
+"""name: (what needs it, what it says)."""
+
+
+@eqx.filter_jit
+def check_hypotheses(problem: Problem, run: Trajectory) -> dict[str, Bool[Array, ""]]:
+    """Which of the theorems' hypotheses hold; the names are those of `STATEMENTS`.
+
+    Where a smallest layer is tied the theorems still hold on the half-lines that the coordinates
+    cannot leave (docs/theory.md); only the rate bound μc is then 0.
+
+    Args:
+        problem: the loss.
+        run: from `gradient_flow` or `mirror_flow`.
+
+    Source: arXiv 2412.16765.
+
+    >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])
+    >>> run = ddln.gradient_flow(problem, [[0.0, 1.0], [1.0, 1.0]], [0.0, 1.0])
+    >>> [name for name, holds in ddln.check_hypotheses(problem, run).items() if not holds]
+    ['unique smallest layer']
+    """
+    mu = problem.pl_constant
+    satisfied = jnp.asarray(False)
+    if mu is not None:
+        steepness = jnp.sum(jax.vmap(problem.gradient)(run.theta) ** 2, axis=1) / 2
+        rounding = 1e3 * jnp.finfo(run.gap.dtype).eps
+        lost = run.gap <= rounding**2 * (run.gap[0] + problem.minimum)
+        satisfied = (mu > 0) & jnp.all((steepness >= mu * run.gap * (1 - rounding)) | lost)
+    return {
+        "unique smallest layer": jnp.all(coordinate_kinds(run.layers[0]) == OPEN),
+        "convex loss": jnp.asarray(problem.convex),
+        "minimum attained": problem.attained,
+        "PL condition": satisfied,
+    }
+
+
+def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
+    """One row per hypothesis over all lanes of a dataset from `ddln.run`.
+
+    Returns:
+        Rows with name, source, statement, lanes, lanes_holding and holds (on every lane).
+    """
+    rows = []
+    for name, (source, statement) in STATEMENTS.items():
+        here = dataset["hypothesis_holds"].sel(hypothesis=name).values
+        rows.append(
+            {
+                "name": name,
+                "source": source,
+                "statement": statement,
+                "lanes": int(here.size),
+                "lanes_holding": int(here.sum()),
+                "holds": bool(here.all()),
+            }
+        )
+    return rows
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The rows as plain text, 80 columns wide."""
+    lines = ["Hypotheses"]
+    for row in rows:
+        of_all = f" {row['lanes_holding']}/{row['lanes']}" if row["lanes"] > 1 else ""
+        verdict = "holds" if row["holds"] else "does not hold"
+        lines.append(f"  {row['name']:22} {row['source']:27} {verdict}{of_all}")
+        lines.append(f"      {row['statement']}")
+    return "\n".join(lines)

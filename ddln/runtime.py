@@ -1,0 +1,57 @@
+"""The process that computes: jax's settings, its cache of compiled programs, and what it is."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+
+def start_jax() -> None:
+    """Float64, and compiled programs that outlive the process."""
+    # Read when equinox is imported: its default puts a callback into programs, and such programs
+    # are not cached. What could raise has been checked before they run.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Without a place to write to, every process compiles for itself.
+        with contextlib.suppress(OSError, RuntimeError):
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            folder = home / "ddln" / f"xla-{_cpu()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu() -> str:
+    """A name for this type of processor: a program compiled for one may not run on another."""
+    import hashlib
+    import platform
+
+    text = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text += "".join(sorted({line for line in lines if line.startswith(("model", "flags"))}))
+    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device and dtype, for a run's manifest."""
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    from ddln import __version__
+
+    packages = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray")
+    own = {"python": platform.python_version(), "ddln": __version__}
+    device = jax.devices()[0]
+    return {
+        "versions": own | {package: version(package) for package in packages},
+        "device": device.device_kind,
+        "dtype": str(jax.numpy.result_type(float)),
+    }

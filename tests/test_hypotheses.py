@@ -1,0 +1,82 @@
+"""What the theorems assume: seen where it holds, and where it does not."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import hypotheses
+
+RNG = np.random.default_rng(0)
+PROBLEM = ddln.least_squares(RNG.normal(size=(4, 3)), RNG.normal(size=4))
+TIMES = jnp.linspace(0.0, 0.5, 5)
+
+
+class Wrong(ddln.LeastSquares):
+    """A constant larger than the true one."""
+
+    def __init__(self, problem, factor):
+        super().__init__(problem.features, problem.targets, 1.0)
+        self.pl_constant = factor * problem.pl_constant
+
+
+def holding(problem, layers):
+    run = ddln.gradient_flow(problem, layers, TIMES)
+    return {name for name, holds in ddln.check_hypotheses(problem, run).items() if holds}
+
+
+def test_a_random_network_on_least_squares_meets_every_hypothesis():
+    layers = RNG.normal(size=(3, 3))
+    assert holding(PROBLEM, layers) == set(hypotheses.STATEMENTS)
+    assert holding(ddln.signed(PROBLEM), RNG.normal(size=(3, 6))) == set(hypotheses.STATEMENTS)
+
+
+def test_tied_layers_break_the_unique_smallest_layer_alone():
+    missing = set(hypotheses.STATEMENTS) - holding(PROBLEM, jnp.full((3, 3), 0.5))
+    assert missing == {"unique smallest layer"}
+
+
+def test_a_pl_constant_that_is_too_large_is_found_on_the_run():
+    layers = RNG.normal(size=(3, 3))
+    assert "PL condition" in holding(Wrong(PROBLEM, 1.0), layers)
+    assert "PL condition" not in holding(Wrong(PROBLEM, 1e3), layers)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed):
+    experiment = ddln.load("configs/figure4.toml").with_(
+        {
+            "dynamics.points": 11,
+            "network.signed": signed,
+            "problem.data.samples": 4,
+            "problem.data.features": 3,
+            "sweep.network.scale": [1.0],
+        }
+    )
+    dataset = ddln.run(experiment)
+    assert dataset.sizes["coordinate"] == (6 if signed else 3)
+    rows = hypotheses.summary(dataset)
+    assert [row["holds"] for row in rows] == [True] * 4
+    assert all(len(line) <= 80 for line in hypotheses.render(rows).splitlines())
+    if signed:
+        positive, negative = np.split(dataset["theta"].values, 2, axis=-1)
+        np.testing.assert_array_equal(dataset["predictor"].values, positive - negative)
+        assert dataset["certificate_holds"].values.all()
+    else:
+        assert "predictor" not in dataset
+
+
+def test_explicit_layers_of_a_signed_network_have_twice_the_width():
+    plain = ddln.load("configs/figure4.toml").with_({"sweep": {}})
+    rows = [[0.0] * 8, [1.0] * 8]
+    message = r"network.init.layers\[0\]: 8 weights for 2 × 8 features"
+    with pytest.raises(ValueError, match=message):
+        plain.with_(
+            {
+                "network": {
+                    "depth": 2,
+                    "signed": True,
+                    "init": {"kind": "explicit", "layers": rows},
+                }
+            }
+        )
