@@ -51,7 +51,8 @@ def entropy_profile(layers: ArrayLike, theta: ArrayLike | None = None) -> Figure
     for k, look in zip(shown, figures.looks(shown.size), strict=True):
         entropy = Entropy(layers[:, k : k + 1])
         side = float(entropy.reduction.side[0])
-        here = theta if side == 0 else theta[theta * side > 0]
+        # Towards the end of a half-line ∇Q is infinite.
+        here = theta if side == 0 else theta[theta * side > 0.01 * jnp.max(jnp.abs(theta))]
         start = float(entropy.reduction.theta(entropy.reduction.start)[0])
         curves = jax.vmap(
             lambda x, entropy=entropy: (
@@ -72,5 +73,6 @@ def entropy_profile(layers: ArrayLike, theta: ArrayLike | None = None) -> Figure
     for panel, name in zip(panels, names, strict=True):
         panel.set(xlabel=r"$\theta_k$", ylabel=name)
         panel.margins(x=0.0)
+    panels[2].set_yscale("log")
     figures.legend(figure, {})
     return figure
