@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ddln.problem import signed as signed
     from ddln.profiles import entropy_profile as entropy_profile
     from ddln.theory import asymptotic_rate as asymptotic_rate
+    from ddln.theory import escape_times as escape_times
+    from ddln.theory import limit_point as limit_point
     from ddln.theory import rate_bound as rate_bound
 
 __version__ = "0.1.0"
@@ -57,7 +59,7 @@ _HOMES = {
     ),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
-    "theory": ("asymptotic_rate", "rate_bound"),
+    "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = ("init", "theory", *_HOMES)

@@ -32,10 +32,12 @@ def _in_blocks(function, x, reduction):
     if dim <= 2 * _BLOCK:
         return function(x, reduction)
 
+    count = -(-dim // _BLOCK)
+
     def split(array):
-        rows = array.reshape(-1, dim)
-        padded = jnp.pad(rows, ((0, 0), (0, -dim % _BLOCK)), mode="edge")
-        blocks = padded.reshape(*array.shape[:-1], -1, _BLOCK)
+        rows = array.shape[:-1]
+        last = jnp.broadcast_to(array[..., -1:], (*rows, count * _BLOCK - dim))
+        blocks = jnp.concatenate([array, last], axis=-1).reshape(*rows, count, _BLOCK)
         return jnp.moveaxis(blocks, -2, 0)
 
     parts = jax.lax.map(lambda block: function(*block), jax.tree.map(split, (x, reduction)))
