@@ -200,7 +200,7 @@ def time_to_gap(problem: Problem, layers: ArrayLike, gap: ArrayLike) -> Float[Ar
 
     >>> problem = ddln.least_squares([[1.0]], [2.0])  # gap(0) = 4, μc = 18
     >>> round(float(ddln.theory.time_to_gap(problem, [[0.0], [3.0]], 1e-6)), 6)
-    0.422269
+    0.422272
     """
     gap = as_floats("gap", gap, 0)
     gap = refuse(gap <= 0, f"`gap` must be > 0, got {gap}.", gap)

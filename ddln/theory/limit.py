@@ -20,6 +20,7 @@ from ddln.problem import Problem
 
 _MOST_HALVINGS = 1100  # from a step of 1e308 to one of 1e-16
 _ARMIJO = 1e-4
+_LONGEST = 4.0  # step of a position where the dual is flat
 
 
 def limit_point(
@@ -33,12 +34,14 @@ def limit_point(
     """θ_∞ = argmin { D_Q(θ, θ(0)) : θ minimises ℒ }, where gradient flow from the layers ends.
 
     Newton's method on the dual, each step halved until the dual falls: the plain method overshoots,
-    since θ grows exponentially in ν, or without bound at an end of the range of ∇Q.
+    since θ grows exponentially in ν, or without bound at an end of the range of ∇Q. Where the dual
+    is flat, near small initialisations, a damping in proportion to ‖Aθ − b‖ bounds the step.
 
     Args:
         problem: a loss whose minimisers are an affine set, such as least squares.
         layers: initial layers, shape (depth, dim).
-        rtol: on Aθ = b, with A's rows made orthonormal; `None` is 1e4 roundings.
+        rtol: on Aθ = b, with A's rows made orthonormal, beside what the rounding of ξ = Aᵀν and θ
+            leaves of it; `None` is 1e4 roundings.
         max_steps: of Newton's method.
         throw: raise without convergence; else, and under transformations, the result is NaN.
 
@@ -90,26 +93,31 @@ def _dual_newton(matrix, values, reduction, rtol, max_steps):
     start = reduction.smallest(reduction.start)
 
     def at(nu):
-        """The dual's value and gradient, and M."""
-        v, inside = position_of_dual(rows.T @ nu, reduction)
-        w = reduction.smallest(v)
+        """The dual's value, its gradient, how much of that is rounding, M, and the least R."""
+        dual = rows.T @ nu
+        v, inside = position_of_dual(dual, reduction)
+        w, theta, mobility = reduction.smallest(v), reduction.theta(v), reduction.mobility(v)
         value = jnp.sum((w - start) * (w + start)) / 2 - target @ nu
-        residual = rows @ reduction.theta(v) - target
+        residual = rows @ theta - target
+        doubt = jnp.linalg.norm(jnp.abs(theta) + mobility * jnp.abs(dual))
+        rounding = 8 * jnp.finfo(v.dtype).eps * doubt
         finite = jnp.all(inside) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
-        return jnp.where(finite, value, jnp.inf), residual, reduction.mobility(v)
+        slowest = jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.rest(v)))
+        return jnp.where(finite, value, jnp.inf), residual, rounding, mobility, slowest
 
     def newton(state):
-        nu, value, residual, mobility, step, _ = state
+        nu, value, residual, rounding, mobility, slowest, step, _ = state
         hessian = (rows * mobility[None]) @ rows.T
-        floor = jnp.finfo(nu.dtype).eps * jnp.max(jnp.diagonal(hessian))
-        damping = jnp.where(kept, floor + jnp.finfo(nu.dtype).tiny, 1.0)
+        least = jnp.finfo(nu.dtype).eps * jnp.max(jnp.diagonal(hessian))
+        bound = jnp.linalg.norm(residual) * slowest / _LONGEST
+        damping = jnp.where(kept, least + bound, 1.0)
         direction = -jax.scipy.linalg.cho_solve(
             jax.scipy.linalg.cho_factor(hessian + jnp.diag(damping)), residual
         )
         slope = direction @ residual
 
         def too_long(trial):
-            length, halvings, new_value, new_residual, _ = trial
+            length, halvings, new_value, new_residual, *_ = trial
             falls = new_value <= value + _ARMIJO * length * slope
             # Near the end the dual's own changes are rounding.
             shrinks = jnp.linalg.norm(new_residual) <= (1 - length / 4) * jnp.linalg.norm(residual)
@@ -125,21 +133,23 @@ def _dual_newton(matrix, values, reduction, rtol, max_steps):
         )
         stuck = (halvings == _MOST_HALVINGS) | ~jnp.all(jnp.isfinite(direction))
         moved = (nu + length * direction, *there)
-        kept_state = (nu, value, residual, mobility)
+        kept_state = (nu, value, residual, rounding, mobility, slowest)
         moved = jax.tree.map(lambda new, old: jnp.where(stuck, old, new), moved, kept_state)
         return *moved, step + 1, stuck
 
+    def converged(state):
+        _, value, residual, rounding, *_ = state
+        return jnp.isfinite(value) & (jnp.linalg.norm(residual) <= rtol * size + rounding)
+
     def unfinished(state):
-        _, _, residual, _, step, stuck = state
-        return (jnp.linalg.norm(residual) > rtol * size) & (step < max_steps) & ~stuck
+        *_, step, stuck = state
+        return ~converged(state) & (step < max_steps) & ~stuck
 
     nu = jnp.zeros_like(target)
-    nu, _, residual, *_ = jax.lax.while_loop(
-        unfinished, newton, (nu, *at(nu), 0, jnp.asarray(False))
-    )
-    v, inside = position_of_dual(rows.T @ nu, reduction)
-    converged = jnp.all(inside) & (jnp.linalg.norm(residual) <= rtol * size)
-    return jnp.where(converged, reduction.theta(v), jnp.nan)
+    first = nu, *at(nu), 0, jnp.asarray(False)
+    last = jax.lax.while_loop(unfinished, newton, first)
+    v, _ = position_of_dual(rows.T @ last[0], reduction)
+    return jnp.where(converged(last), reduction.theta(v), jnp.nan)
 
 
 def kkt_residual(

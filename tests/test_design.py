@@ -1,0 +1,63 @@
+"""The theorems read backwards, put back into them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import theory
+
+RNG = np.random.default_rng(0)
+PROBLEM = ddln.least_squares(RNG.normal(size=(4, 3)), RNG.normal(size=4))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6])
+def test_the_designed_rate_is_the_rate_bound(depth):
+    layers = RNG.normal(size=(depth, 3))
+    scale = theory.scale_for_rate(PROBLEM, layers, 7.0)
+    np.testing.assert_allclose(ddln.rate_bound(PROBLEM, scale * layers), 7.0, rtol=1e-12)
+    imbalance = theory.imbalance_for_rate(PROBLEM, depth, 7.0)
+    network = ddln.init.imbalanced(np.zeros(3), jnp.full((depth - 1, 3), imbalance))
+    np.testing.assert_allclose(ddln.rate_bound(PROBLEM, network), 7.0, rtol=1e-12)
+
+
+def test_the_designed_network_has_the_wished_entropy():
+    wished = np.array([0.0, 0.4, 0.9, 1.7])
+    theta = np.linspace(-2, 2, 21)
+    curvature = ddln.Entropy(np.repeat(wished[:, None], 21, axis=1)).hessian(theta)
+    layers = theory.layers_for_entropy(theta, curvature, 4)
+    np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-5)
+
+
+def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():
+    theta = np.linspace(-1, 1, 9)
+    with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest is .* off"):
+        theory.layers_for_entropy(theta, 1 + theta**2, 2)
+
+
+def test_time_to_a_gap_is_kept_by_the_flow_and_is_the_bounds_own():
+    layers = RNG.normal(size=(3, 3))
+    start = PROBLEM.gap(jnp.prod(layers, axis=0))
+    for gap in (0.1, 1e-6):
+        time = theory.time_to_gap(PROBLEM, layers, gap)
+        run = ddln.gradient_flow(PROBLEM, layers, [0.0, float(time)])
+        assert run.gap[-1] <= gap * (1 + 1e-9)
+        exponential = np.log(start / gap) / (2 * ddln.rate_bound(PROBLEM, layers))
+        divergence = ddln.Entropy(layers).value(PROBLEM.minimiser) / gap
+        np.testing.assert_allclose(time, min(exponential, divergence), rtol=1e-9)
+    assert theory.time_to_gap(PROBLEM, layers, 2 * start) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.time_to_gap(PROBLEM, np.ones((2, 3)), 0.0), r"`gap` must be > 0, got 0\.0"),
+        (lambda: theory.scale_for_rate(PROBLEM, np.ones((2, 3)), 1.0), "unique smallest layer"),
+        (lambda: theory.scale_for_rate(PROBLEM, np.eye(2, 3), -1.0), "`rate` must be > 0, got -1"),
+        (lambda: theory.imbalance_for_rate(PROBLEM, 1, 1.0), "`depth` must be ≥ 2, got 1"),
+        (lambda: theory.layers_for_entropy([0.0], [-1.0], 2), "`curvature` be > 0"),
+    ],
+)
+def test_bad_wishes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,161 @@
+"""The limit point against the flow's own end, published numbers and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import ddln
+from ddln import theory
+
+RNG = np.random.default_rng(0)
+PROBLEM = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
+DATUM = ddln.signed(ddln.least_squares([[1.0, 0.4]], [1.0]))
+KKT = 1e-11
+
+
+def balanced(depth, scale, dim):
+    return ddln.init.signed(ddln.init.constant(depth, dim, scale))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+@pytest.mark.parametrize("signed", [False, True], ids=["open", "signed balanced"])
+def test_limit_point_is_where_the_flow_ends(depth, signed):
+    problem = ddln.signed(PROBLEM) if signed else PROBLEM
+    layers = balanced(depth, 0.7, 6) if signed else np.random.default_rng(1).normal(size=(depth, 6))
+    run = ddln.gradient_flow(problem, layers, [0.0, 500.0], rtol=1e-11, atol=1e-13)
+    assert run.gap[-1] < 1e-18
+    limit = ddln.limit_point(problem, layers)
+    np.testing.assert_allclose(limit, run.theta[-1], atol=1e-8)
+    assert max(theory.kkt_residual(problem, layers, limit)) < KKT
+    # The residual sees a minimiser that is not the limit.
+    assert theory.kkt_residual(problem, layers, problem.minimiser + 0.01)[0] > 1e-3
+
+
+def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
+    features = RNG.normal(size=(4, 2)) @ RNG.normal(size=(2, 6))
+    problem = ddln.least_squares(features, RNG.normal(size=4))
+    layers = np.random.default_rng(2).normal(size=(3, 6))
+    layers[:2, 4] = 0.0
+    limit = ddln.limit_point(problem, layers)
+    assert limit[4] == 0.0
+    assert max(theory.kkt_residual(problem, layers, limit)) < KKT
+
+
+def test_limit_point_under_transformations_is_the_eager_one():
+    layers = np.random.default_rng(3).normal(size=(4, 3, 6))
+    one_by_one = jnp.stack([ddln.limit_point(PROBLEM, lane) for lane in layers])
+    together = jax.jit(jax.vmap(lambda lane: ddln.limit_point(PROBLEM, lane)))(layers)
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-10, atol=1e-12)
+
+
+def test_what_has_no_limit_point_is_said():
+    frozen = jnp.zeros((2, 6))
+    with pytest.raises(RuntimeError, match="no minimiser is within reach"):
+        ddln.limit_point(PROBLEM, frozen)
+    assert jnp.isnan(ddln.limit_point(PROBLEM, frozen, throw=False)).all()
+    with pytest.raises(ValueError, match=r"shape \(depth, 6\), got \(2, 5\)"):
+        ddln.limit_point(PROBLEM, jnp.ones((2, 5)))
+
+
+def single_datum(depth, scale):
+    """REFERENCE: the flow's limit in closed form, at 30 digits."""
+    with mpmath.workdps(30):
+        x, a = (mpmath.mpf(1), mpmath.mpf("0.4")), mpmath.mpf(scale)
+
+        def model(k):
+            if depth == 2:
+                return [2 * a**2 * mpmath.sinh(k * c) for c in x]
+            p = -mpmath.mpf(depth) / (depth - 2)
+            return [a**depth * ((1 - k * c) ** p - (1 + k * c) ** p) for c in x]
+
+        low, high = mpmath.mpf(0), mpmath.mpf(1000 if depth == 2 else 1)
+        for _ in range(110):
+            middle = (low + high) / 2
+            if (depth > 2 and middle == 1) or sum(c * w for c, w in zip(x, model(middle))) > 1:  # noqa: B905
+                high = middle
+            else:
+                low = middle
+        return [float(w) for w in model(low)]
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(2, "1"), (2, "0.1"), (3, "0.1"), (4, "0.3")])
+def test_limit_of_a_single_datum_has_its_closed_form(depth, scale):
+    limit = DATUM.predictor(ddln.limit_point(DATUM, balanced(depth, float(scale), 2)))
+    np.testing.assert_allclose(limit, single_datum(depth, scale), rtol=1e-11)
+    published = {
+        (2, "1"): (0.86496013, 0.33759968),
+        (2, "0.1"): (0.97564852, 0.06087869),
+        (3, "0.1"): (0.99863326, 0.00341685),
+    }
+    if (depth, scale) in published:
+        np.testing.assert_allclose(limit, published[depth, scale], atol=5e-9)
+
+
+@pytest.mark.parametrize(("depth", "power"), [(2, 1.2), (3, 3.0)])
+def test_distance_to_the_least_l1_norm_falls_like_a_power_of_the_scale(depth, power):
+    # α^{2(1−|x₂|)} at depth 2, α^depth from 3 on.
+    problem = ddln.least_squares([[1.0, 0.4]], [1.0])
+    nearest = theory.min_l1(problem)
+    scales = np.array([1e-2, 1e-3])
+    errors = [
+        float(
+            jnp.linalg.norm(
+                DATUM.predictor(ddln.limit_point(DATUM, balanced(depth, a, 2))) - nearest
+            )
+        )
+        for a in scales
+    ]
+    slope = np.diff(np.log(errors)) / np.diff(np.log(scales))
+    np.testing.assert_allclose(slope, power, rtol=2e-2)
+
+
+def test_kernel_and_rich_regimes_have_their_published_numbers():
+    # Woodworth et al. 2020, in the setting of Azulay et al. 2021: u² − v², u = v = √α.
+    state = np.random.RandomState(1993)
+    features = state.multivariate_normal(np.zeros(1000), np.eye(1000), 100)
+    state.multivariate_normal(np.zeros(1000), np.eye(1000), 2000)
+    truth = np.zeros(1000)
+    truth[state.choice(np.arange(1000), 5, replace=False)] = 1 / np.sqrt(5)
+    targets = features @ truth + 0.1 * state.randn(100)
+    plain = ddln.least_squares(features, targets)
+    problem = ddln.signed(plain)
+
+    def numbers(predictor):
+        return np.sum((np.asarray(predictor) - truth) ** 2), np.sum(np.abs(predictor))
+
+    for scale, expected in {
+        1e-4: (0.0374862742, 3.0163632853),
+        1e-2: (0.7736112072, 7.3798800810),
+    }.items():
+        layers = balanced(2, scale**0.5, 1000)
+        limit = ddln.limit_point(problem, layers)
+        np.testing.assert_allclose(numbers(problem.predictor(limit)), expected, atol=5e-10)
+        assert max(theory.kkt_residual(problem, layers, limit)) < KKT
+    least = numbers(theory.min_l1(plain)), numbers(theory.min_l2(plain))
+    np.testing.assert_allclose(least[0], (0.0111233700, 2.6466022760), atol=1e-9)
+    np.testing.assert_allclose(least[1], (0.8933581565, 7.9608096922), atol=1e-9)
+
+
+def test_small_scales_tend_to_the_least_l1_norm_and_large_ones_to_the_least_l2_norm():
+    problem = ddln.signed(PROBLEM)
+    small = problem.predictor(ddln.limit_point(problem, balanced(2, 1e-60, 6)))
+    np.testing.assert_allclose(small, theory.min_l1(PROBLEM), atol=1e-8)
+    large = problem.predictor(ddln.limit_point(problem, balanced(2, 1e3, 6)))
+    np.testing.assert_allclose(large, theory.min_l2(PROBLEM), atol=1e-5)
+
+
+def test_lasso_meets_its_optimality_conditions():
+    for normalisation in ("sum", "half_mean"):
+        problem = ddln.least_squares(
+            np.asarray(PROBLEM.features), np.asarray(PROBLEM.targets), normalisation=normalisation
+        )
+        penalty = 0.3 * float(jnp.max(jnp.abs(problem.gradient(jnp.zeros(6)))))
+        theta = theory.lasso(problem, penalty)
+        gradient = np.asarray(problem.gradient(jnp.asarray(theta)))
+        active = theta != 0
+        np.testing.assert_allclose(gradient[active], -penalty * np.sign(theta[active]), rtol=1e-6)
+        assert (np.abs(gradient[~active]) <= penalty).all()
+    with pytest.raises(ValueError, match=r"`penalty` must be > 0, got 0\.0"):
+        theory.lasso(PROBLEM, 0.0)

@@ -1,0 +1,103 @@
+"""Escape times and saddle paths against closed forms, published numbers and the flow itself."""
+
+import diffrax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import optimistix
+import pytest
+
+import ddln
+from ddln import theory
+
+ONE = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+STAIRS = ddln.least_squares(
+    [[1.0, 0.5, 0.7, 0.0], [0.5, 1.0, 0.1, 0.7]], [1.0, 0.0], normalisation="half"
+)
+
+
+def zero_last(depth, scale, dim=1):
+    return jnp.full((depth, dim), scale).at[-1].set(0.0)
+
+
+def crossings(times, theta, levels):
+    """When each |θ_k| first passes a level, between saved times on a straight line."""
+    found = []
+    for k, level in levels.items():
+        height = np.sign(level) * np.asarray(theta)[:, k]
+        i = int(np.argmax(height > abs(level)))
+        found.append(np.interp(abs(level), height[i - 1 : i + 1], times[i - 1 : i + 1]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("depth", "published", "half_time"),
+    [(3, 157.080, 156.229), (4, 10000.0, 9999.73), (5, 785398.16, None)],
+)
+def test_escape_time_has_its_closed_form_and_the_flow_escapes_then(depth, published, half_time):
+    layers = zero_last(depth, 0.01)
+    gammas = mpmath.gammaprod([mpmath.mpf(depth - 2) / 2], [mpmath.mpf(depth - 1) / 2])
+    expected = float(mpmath.mpf("0.01") ** (2 - depth) * mpmath.sqrt(mpmath.pi) / 2 * gammas)
+    found = float(ddln.escape_times(ONE, layers)[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, published, rtol=5e-6)
+    if half_time is not None:
+        near = half_time + np.linspace(-0.02, 0.02, 9)
+        run = ddln.gradient_flow(ONE, layers, np.concatenate([[0.0], near]))
+        (crossed,) = crossings(np.asarray(run.times), run.theta, {0: 0.5})
+        np.testing.assert_allclose(crossed, half_time, atol=6e-3)
+
+
+def test_escape_is_never_without_a_gradient_at_depth_two_or_where_frozen():
+    assert jnp.isinf(ddln.escape_times(ONE, zero_last(2, 0.1))[0])
+    assert jnp.isinf(ddln.escape_times(ONE, zero_last(3, 0.1), [1.0])[0])
+    assert jnp.isinf(ddln.escape_times(ONE, jnp.zeros((3, 1)))[0])
+    down = ddln.least_squares([[1.0]], [-1.0])
+    assert jnp.isinf(ddln.escape_times(down, jnp.full((3, 1), 0.1))[0])  # towards the end 0
+
+
+def test_saddle_path_of_depth_two_has_its_published_visits():
+    path = theory.saddle_path(STAIRS, zero_last(2, 1.0, 4))
+    np.testing.assert_allclose(path.times, [0, 1, 4, 5.63265306], atol=1e-8)
+    visits = [[0, 0, 0, 0], [0.8, 0, 0, 0], [0, 0, 1.4, 0], [0, 0, 10 / 7, -10 / 49]]
+    np.testing.assert_allclose(path.theta, visits, atol=1e-12)
+    signed = theory.saddle_path(ddln.signed(STAIRS), ddln.init.signed(jnp.ones((2, 4))))
+    np.testing.assert_allclose(signed.times, path.times, atol=1e-8)
+    np.testing.assert_allclose(signed.theta[:, :4] - signed.theta[:, 4:], visits, atol=1e-12)
+
+
+def test_flow_climbs_the_staircase_at_scale_1e_minus_60():
+    # A jump is when the entering coordinate passes half its height at the next saddle: .4, .7, .1.
+    unit = 60 * np.log(10)
+    jumps = [1.0018, 4.0358, 5.5117]
+    times = np.concatenate([[0.0], *[t + np.linspace(-0.02, 0.02, 81) for t in jumps]]) * unit
+    run = ddln.gradient_flow(STAIRS, zero_last(2, np.sqrt(2) * 1e-60, 4), times, rtol=1e-8)
+    found = crossings(times / unit, run.theta, {0: 0.4, 2: 0.7, 3: -0.1})
+    np.testing.assert_allclose(found, jumps, atol=1.1e-4)
+
+
+def test_saddle_path_of_depth_three_is_the_flows_at_small_scale():
+    scale = 1e-3
+    path = theory.saddle_path(STAIRS, zero_last(3, 1.0, 4))
+    times = np.linspace(0, 1.3 * path.times[-1] / scale, 1301)
+    run = ddln.gradient_flow(
+        STAIRS,
+        zero_last(3, scale, 4),
+        times,
+        rtol=1e-6,
+        atol=1e-9,
+        solver=diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=1e-8, atol=1e-10)),
+    )
+    entering, levels = set(), {}
+    for before, after in zip(path.theta[:-1], path.theta[1:], strict=True):
+        for k in np.flatnonzero((before == 0) & (after != 0)):
+            entering.add(int(k))
+            levels[int(k)] = after[k] / 2
+    found = crossings(times * scale, run.theta, levels)
+    np.testing.assert_allclose(found, path.times[1:], rtol=2e-2)
+    np.testing.assert_allclose(run.theta[-1], path.theta[-1], atol=2e-2)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(RuntimeError, match="more than 1 jumps"):
+        theory.saddle_path(STAIRS, zero_last(2, 1.0, 4), max_jumps=1)
