@@ -16,7 +16,7 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, data, flow, init, network, problem
+from ddln import certificates, claims, data, flow, init, losses, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.plan import Chunk, Plan, make_plan
@@ -26,6 +26,14 @@ _SOLVERS = {
     "dopri8": diffrax.Dopri8,
     # With its own root finder half the steps are rejected (docs/decisions.md).
     "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
+}
+
+_LOSSES = {
+    "least_squares": problem.least_squares,
+    "logistic": losses.logistic,
+    "exponential": losses.exponential,
+    "poisson": losses.poisson,
+    "huber": losses.huber,
 }
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
@@ -261,8 +269,9 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
 
 def _problem(experiment: Experiment) -> problem.Problem:
     features, targets = data.draw(experiment.problem.data)
-    normalisation = experiment.problem.loss.normalisation
-    return problem.least_squares(features, targets, normalisation=normalisation)
+    loss = experiment.problem.loss
+    options = {name: getattr(loss, name) for name in type(loss).model_fields if name != "kind"}
+    return _LOSSES[loss.kind](features, targets, **options)
 
 
 def _law(law) -> init.Law:

@@ -10,9 +10,20 @@ import ddln
 PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
-    *("_checks", "init", "network", "problem", "positions", "entropy", "flow", "hermite", "theory"),
-    *("tables", "claims", "certificates", "data", "schema", "_faults", "config", "plan", "lanes"),
-    *("store", "figures", "studies", "report", "cli"),
+    *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
+    *(
+        "entropy",
+        "flow",
+        "hermite",
+        "theory",
+        "tables",
+        "claims",
+        "certificates",
+        "data",
+        "schema",
+        "_faults",
+    ),
+    *("config", "plan", "lanes", "store", "figures", "studies", "report", "cli"),
 ]
 
 
