@@ -74,10 +74,10 @@ def _solve(terms, factor, features, targets, *delta):
     samples, dim = features.shape
     escapes = np.zeros(samples, bool)
     if terms in (logistic, exponential):
-        escapes = _escaping(targets[:, None] * features)
+        escapes = _escaping(targets[:, None] * features, np.eye(dim))
     elif terms is poisson:
         zero = targets == 0
-        escapes[zero] = _escaping(-features[zero] @ _null_space(features[~zero]))
+        escapes[zero] = _escaping(-features[zero], _null_space(features[~zero]))
     kept = ~escapes
     left, singular, right = np.linalg.svd(features[kept], full_matrices=False)
     rank = _rank(singular, features.shape)
@@ -100,16 +100,17 @@ def _null_space(rows):
     return right[_rank(singular, rows.shape) :].T
 
 
-def _escaping(margins):
-    """The rows a_i for which some w has a_iᵀw > 0, and a_jᵀw ≥ 0 for all j.
+def _escaping(rows, directions):
+    """The rows a_i for which some w has a_iᵀw > 0, and a_jᵀw ≥ 0 for all j; w in the directions.
 
-    Directions add up, so that one w serves all such rows: max Σ s_i with 0 ≤ s_i ≤ min(1, a_iᵀw).
+    Such w add up, so that one serves all such rows: max Σ s_i with 0 ≤ s_i ≤ min(1, a_iᵀw).
     """
     from scipy.optimize import linprog
 
+    margins = rows @ directions
     samples, dim = margins.shape
     size = np.linalg.norm(margins, axis=1, keepdims=True)
-    real = size > 1e-12 * np.max(size, initial=0.0)
+    real = size > 1e-12 * np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.where(real, margins / np.where(real, size, 1.0), 0.0)
     if not real.any():
         return np.zeros(samples, bool)

@@ -1,12 +1,13 @@
 """Losses beside least squares: where they are least, their derivatives, and runs on them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from sklearn.linear_model import LogisticRegression
 
 import ddln
 
@@ -33,12 +34,12 @@ def phi(name, z, y, m=mpmath):
     return (r * r / 2, r) if inside else (abs(r) - m.mpf(1) / 2, m.sign(r))
 
 
-def mp_loss(name, theta):
+def mp_loss(name, theta) -> Any:
     z = mpmath.matrix(X.tolist()) * mpmath.matrix(list(theta))
     return mpmath.fsum(phi(name, z[i], mpmath.mpf(TARGETS[name][i]))[0] for i in range(12))
 
 
-def mp_minimiser(name, near):
+def mp_minimiser(name, near) -> list:
     """In 50 digits, by Newton's method from the one of the code, which only starts it."""
     rows = mpmath.matrix(X.tolist())
 
@@ -67,7 +68,10 @@ def test_minimum_and_minimiser_are_those_of_mpmath_and_of_scipy(problems, name):
         np.testing.assert_allclose(problem.minimiser, [float(x) for x in exact], rtol=1e-13)
         np.testing.assert_allclose(problem.minimum, float(least), rtol=1e-14)
     found = minimize(
-        jax.jit(problem.loss), np.zeros(3), jac=jax.jit(problem.gradient), options={"gtol": 1e-9}
+        jax.jit(lambda theta: problem.loss(theta)),
+        np.zeros(3),
+        jac=jax.jit(lambda theta: problem.gradient(theta)),
+        options={"gtol": 1e-7},
     )
     np.testing.assert_allclose(problem.minimum, found.fun, rtol=1e-12)
     np.testing.assert_allclose(problem.minimiser, found.x, atol=1e-6)
@@ -126,6 +130,8 @@ def test_smoothness_bounds_the_gradient_where_it_is_known(problems, name):
 
 
 def test_logistic_regression_agrees_with_scikit_learn(problems):
+    from sklearn.linear_model import LogisticRegression
+
     fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(X, LABELS)
     np.testing.assert_allclose(problems["logistic"].minimiser, fitted.coef_[0], rtol=1e-6)
 
@@ -154,9 +160,9 @@ def test_quasi_separable_labels_have_the_infimum_of_those_on_the_hyperplane(name
     assert not problem.attained
     np.testing.assert_array_equal(problem.escapes, np.arange(16) >= 12)
     np.testing.assert_allclose(problem.minimum, alone.minimum, rtol=1e-13)
-    far = jnp.concatenate([alone.minimiser, jnp.array([400.0])]) @ turn
+    far = jnp.concatenate([alone.minimiser, jnp.array([4000.0])]) @ turn
     assert problem.gap(far) < 1e-15
-    assert problem.loss(far) >= problem.minimum - 1e-13
+    assert problem.loss(far) >= problem.minimum - 1e-11
 
 
 def test_counts_of_zero_escape_only_where_no_other_count_is_moved():
