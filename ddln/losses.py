@@ -285,8 +285,7 @@ def poisson(
     features, targets, factor = as_data(features, targets, normalisation)
     wrong = (targets < 0) | (targets != jnp.floor(targets))
     targets = _refuse_targets(wrong, "must be whole numbers ≥ 0", targets)
-    found = infima.infimum(infima.poisson, factor, features, targets)
-    return Poisson(features, targets, factor, None, found)
+    return _risk(Poisson, infima.poisson, None, features, targets, factor)
 
 
 def huber(
@@ -327,9 +326,13 @@ def huber(
     return Huber(features, targets, factor, smoothness, found, delta)
 
 
-def _labelled(form: Callable, terms, steepest, features, targets, normalisation):
+def _labelled(form, terms, steepest, features, targets, normalisation):
     features, targets, factor = as_data(features, targets, normalisation)
     targets = _refuse_targets(jnp.abs(targets) != 1, "must be −1 or 1", targets)
+    return _risk(form, terms, steepest, features, targets, factor)
+
+
+def _risk(form: Callable, terms, steepest, features, targets, factor):
     found = infima.infimum(terms, factor, features, targets)
     smoothness = (
         None if steepest is None else steepest * factor * infima.spectral_norm(features) ** 2

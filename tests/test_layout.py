@@ -11,19 +11,9 @@ PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *(
-        "entropy",
-        "flow",
-        "hermite",
-        "theory",
-        "tables",
-        "claims",
-        "certificates",
-        "data",
-        "schema",
-        "_faults",
-    ),
-    *("config", "plan", "lanes", "store", "figures", "studies", "report", "cli"),
+    *("entropy", "flow", "hermite", "theory", "tables", "claims", "certificates", "data"),
+    *("schema", "_faults", "config", "plan", "lanes"),
+    *("store", "figures", "studies", "report", "cli"),
 ]
 
 
