@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddln.claims import Claim as Claim
     from ddln.config import Experiment as Experiment
     from ddln.config import load as load
+    from ddln.custom import from_function as from_function
     from ddln.entropy import Entropy as Entropy
     from ddln.flow import Trajectory as Trajectory
     from ddln.flow import gradient_flow as gradient_flow
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from ddln.hypotheses import check_hypotheses as check_hypotheses
     from ddln.lanes import run as run
     from ddln.lanes import sweep as sweep
+    from ddln.losses import exponential as exponential
+    from ddln.losses import huber as huber
+    from ddln.losses import logistic as logistic
+    from ddln.losses import poisson as poisson
     from ddln.network import Reduction as Reduction
     from ddln.network import coordinate_kinds as coordinate_kinds
     from ddln.network import describe as describe
@@ -45,10 +50,12 @@ _HOMES = {
     "certificates": ("certify",),
     "claims": ("Certificates", "Claim"),
     "config": ("Experiment", "load"),
+    "custom": ("from_function",),
     "entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
+    "losses": ("exponential", "huber", "logistic", "poisson"),
     "network": (
         "Reduction",
         "coordinate_kinds",

@@ -46,13 +46,13 @@ def explain(fault: Mapping[str, Any], document: Any, root: type[BaseModel]) -> t
         if isinstance(part, int):
             where += f"[{part}]"
             node = node[part] if isinstance(node, list) and part < len(node) else None
-        elif isinstance(node, Mapping) and (part in node or part != node.get("kind")):
+        elif isinstance(node, Mapping) and (part in node or part not in _kinds_of(tables)):
             where += f".{part}" if where else part
             holders, node = tables, node.get(part)
             fields = [table.model_fields[part] for table in tables if part in table.model_fields]
             tables = [member for field in fields for member in members_of(field.annotation, node)]
             keys = [key for table in holders for key in table.model_fields]
-    kinds = [kind for table in tables for kind in kinds_of(table)]
+    kinds = _kinds_of(tables)
     one_of = "one of " + ", ".join(f'"{kind}"' for kind in kinds)
     match fault["type"]:
         case "extra_forbidden":
@@ -89,9 +89,19 @@ def members_of(annotation: Any, raw: Any) -> list[type[BaseModel]]:
         if isinstance(member, type) and issubclass(member, BaseModel)
     ]
     kind = raw.get("kind") if isinstance(raw, Mapping) else None
+    if kind is None:
+        return [member for member in members if _has_default_kind(member)] or members
     return [member for member in members if kind in kinds_of(member)] or members
+
+
+def _has_default_kind(table: type[BaseModel]) -> bool:
+    return "kind" in table.model_fields and not table.model_fields["kind"].is_required()
 
 
 def kinds_of(table: type[BaseModel]) -> tuple[Any, ...]:
     """The values that a table's `kind` can have; none where it has no `kind`."""
     return get_args(table.model_fields["kind"].annotation) if "kind" in table.model_fields else ()
+
+
+def _kinds_of(tables: Iterable[type[BaseModel]]) -> list[Any]:
+    return [kind for table in tables for kind in kinds_of(table)]

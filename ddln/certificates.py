@@ -61,8 +61,7 @@ def certify(problem: Problem, run: Trajectory) -> Certificates:
 def _certify(problem: Problem, run: Trajectory) -> Certificates:
     entropy = Entropy(run.layers[0])
     floor, predictions = gap_floor(problem, run), theory.predict(problem, run)
-    few = np.unique(np.linspace(0, run.times.size - 1, _SAMPLES).round().astype(int))
-    sample = jax.tree.map(lambda saved: saved[few], (run.layers, run.theta, run.velocity))
+    sample = jax.tree.map(lambda saved: saved[_few(run)], (run.layers, run.theta, run.velocity))
     exactness, reason = _exactness(run, 450_000)  # 1e-10 in float64
     identity = exactness * _tie_condition(run), reason
     claims = (
@@ -99,20 +98,29 @@ def _accuracy(run: Trajectory) -> Float[Array, ""]:
     return 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
 
 
+def _few(run: Trajectory) -> np.ndarray:
+    return np.unique(np.linspace(0, run.times.size - 1, _SAMPLES).round().astype(int))
+
+
+def _steepness(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
+    """β, or where there is none the largest ‖∇²ℒ‖ that was met."""
+    if problem.smoothness is not None:
+        return problem.smoothness
+    # In the Frobenius norm: eigenvalues of a batch are what `_asymptotic_rate` needs alone.
+    return jnp.max(jnp.linalg.norm(jax.vmap(problem.hessian)(theta), axis=(1, 2)))
+
+
 def gap_floor(problem: Problem, run: Trajectory) -> Float[Array, ""]:
     """The gap ½ β δ² that an error δ of the integrator in θ makes at the minimum."""
-    beta = problem.smoothness
-    if beta is None:
-        beta = jnp.linalg.norm(problem.hessian(run.theta[-1]), ord=2)
     error = _accuracy(run) * jnp.max(jnp.linalg.norm(run.theta, axis=1)) + run.atol
-    return beta * error**2 / 2
+    return _steepness(problem, run.theta[_few(run)]) * error**2 / 2
 
 
 def _gradient_noise(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
     """Rounding error of ∇ℒ, which near a minimiser is all there is of it."""
-    beta = 1.0 if problem.smoothness is None else problem.smoothness
-    size = jnp.max(jnp.abs(theta)) + jnp.max(jnp.abs(problem.minimiser))
-    return 30 * jnp.finfo(theta.dtype).eps * beta * size
+    minimiser = jnp.where(problem.attained, problem.minimiser, 0.0)
+    size = jnp.max(jnp.abs(theta)) + jnp.max(jnp.abs(minimiser))
+    return 30 * jnp.finfo(theta.dtype).eps * _steepness(problem, theta) * size
 
 
 def _exactness(run: Trajectory, rounding: int) -> tuple[Number, str]:
@@ -308,11 +316,11 @@ def _bounds(problem, run, predictions, floor):
         _bound(
             "divergence bound",
             "Theorem 2",
-            "ℒ(θ(t)) − ℒ* ≤ D_Q(θ*, θ(0)) / t for convex ℒ",
+            "ℒ(θ(t)) − ℒ* ≤ D_Q(θ*, θ(0)) / t for convex ℒ with a minimiser θ*",
             run,
             divergence,
             floor,
-            problem.convex & (jnp.isfinite(divergence[-1]) | jnp.all(is_open)),
+            problem.convex & problem.attained & (jnp.isfinite(divergence[-1]) | jnp.all(is_open)),
         ),
         _bound(
             "exponential bound",
@@ -371,5 +379,8 @@ def _asymptotic_rate(problem, run, floor):
         predicted,
         tolerance,
         reason="faster modes still present, and M still moving",
-        applies=jnp.any(earlier) & explained & ~(tolerance > _LOOSEST * predicted),
+        applies=problem.attained
+        & jnp.any(earlier)
+        & explained
+        & ~(tolerance > _LOOSEST * predicted),
     )

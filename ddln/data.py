@@ -51,12 +51,13 @@ def draw(data: "Data") -> tuple[Any, Any]:
     """Features (samples, features) and targets (samples,) of a `problem.data` table.
 
     Args:
-        data: the table; its `seed`, `noise` and `nonzeros` may be traced.
+        data: the table; its `seed`, `noise`, `nonzeros` and `strength` may be traced.
 
     Returns:
         jax arrays for the random kinds, float64 numpy arrays for the others. *gaussian*: X and y
         are independent standard normal. *sparse*: y = Xθ* + noise · N(0, 1), with θ* = ±1 on
-        `nonzeros` entries chosen at random and 0 elsewhere.
+        `nonzeros` entries chosen at random and 0 elsewhere. *classification*: its signs, ±1.
+        *counts*: y of the Poisson law of mean exp(strength · Xθ*).
 
     Raises:
         DataError: a file that cannot be read, or a constant column to be standardised.
@@ -96,7 +97,14 @@ def _draw_random(data: Any) -> tuple[Any, Any]:
     support_key, sign_key = jax.random.split(truth_key)
     chosen = jax.random.permutation(support_key, data.features) < data.nonzeros
     truth = jnp.where(chosen, jax.random.rademacher(sign_key, (data.features,), features.dtype), 0)
-    return features, features @ truth + data.noise * targets
+    fitted = features @ truth
+    if data.kind == "counts":
+        counts = jax.random.poisson(targets_key, jnp.exp(data.strength * fitted))
+        return features, counts.astype(features.dtype)
+    targets = fitted + data.noise * targets
+    if data.kind == "classification":
+        targets = jnp.where(targets >= 0, 1.0, -1.0)
+    return features, targets
 
 
 def _standardise(table: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:

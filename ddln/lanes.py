@@ -16,7 +16,7 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, data, flow, init, network, problem
+from ddln import certificates, claims, data, flow, init, losses, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.hypotheses import STATEMENTS, check_hypotheses
@@ -27,6 +27,14 @@ _SOLVERS = {
     "dopri8": diffrax.Dopri8,
     # With its own root finder half the steps are rejected (docs/decisions.md).
     "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
+}
+
+_LOSSES = {
+    "least_squares": problem.least_squares,
+    "logistic": losses.logistic,
+    "exponential": losses.exponential,
+    "poisson": losses.poisson,
+    "huber": losses.huber,
 }
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
@@ -273,8 +281,9 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
 
 def _problem(experiment: Experiment) -> problem.Problem:
     features, targets = data.draw(experiment.problem.data)
-    normalisation = experiment.problem.loss.normalisation
-    loss = problem.least_squares(features, targets, normalisation=normalisation)
+    table = experiment.problem.loss
+    options = {name: getattr(table, name) for name in type(table).model_fields if name != "kind"}
+    loss = _LOSSES[table.kind](features, targets, **options)
     return problem.signed(loss) if experiment.network.signed else loss
 
 

@@ -175,6 +175,28 @@ def _solve(features, targets, factor) -> dict[str, Array]:
     }
 
 
+def as_data(
+    features: ArrayLike, targets: ArrayLike, normalisation: Normalisation | str
+) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"], float]:
+    """X and y of one dtype, checked, and the factor c of a normalisation.
+
+    >>> as_data([[1.0], [2.0]], [1.0, 2.0], "mean")[2]
+    0.5
+    """
+    features, targets = as_floats("features", features, 2), as_floats("targets", targets, 1)
+    samples, dim = features.shape
+    if samples < 1 or dim < 1:
+        raise ValueError(f"`features` must have samples ≥ 1 and dim ≥ 1, got {features.shape}.")
+    if targets.shape != (samples,):
+        raise ValueError(f"`targets` must have shape ({samples},), got {targets.shape}.")
+    factors = {"sum": 1.0, "half": 0.5, "mean": 1 / samples, "half_mean": 0.5 / samples}
+    if normalisation not in factors:
+        names = ", ".join(map(repr, get_args(Normalisation)))
+        raise ValueError(f"`normalisation` must be one of {names}, got {normalisation!r}.")
+    dtype = jnp.promote_types(features.dtype, targets.dtype)
+    return features.astype(dtype), targets.astype(dtype), factors[normalisation]
+
+
 def least_squares(
     features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
 ) -> LeastSquares:
@@ -201,18 +223,7 @@ def least_squares(
     >>> float(problem.pl_constant), float(problem.smoothness)
     (2.0, 8.0)
     """
-    features, targets = as_floats("features", features, 2), as_floats("targets", targets, 1)
-    samples, dim = features.shape
-    if samples < 1 or dim < 1:
-        raise ValueError(f"`features` must have samples ≥ 1 and dim ≥ 1, got {features.shape}.")
-    if targets.shape != (samples,):
-        raise ValueError(f"`targets` must have shape ({samples},), got {targets.shape}.")
-    factors = {"sum": 1.0, "half": 0.5, "mean": 1 / samples, "half_mean": 0.5 / samples}
-    if normalisation not in factors:
-        names = ", ".join(map(repr, get_args(Normalisation)))
-        raise ValueError(f"`normalisation` must be one of {names}, got {normalisation!r}.")
-    dtype = jnp.promote_types(features.dtype, targets.dtype)
-    return LeastSquares(features.astype(dtype), targets.astype(dtype), factors[normalisation])
+    return LeastSquares(*as_data(features, targets, normalisation))
 
 
 class Signed(Problem):

@@ -7,7 +7,15 @@ that a sweep over it compiles one program per value.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 NAME = r"^[a-z][a-z0-9_]*$"
@@ -116,12 +124,8 @@ class Gaussian(_Drawn):
     kind: Literal["gaussian"]
 
 
-class Sparse(_Drawn):
-    """Standard normal features; targets Xθ* + noise · N(0, 1), θ* = ±1 on few entries."""
-
-    kind: Literal["sparse"]
+class _Planted(_Drawn):
     nonzeros: int = Field(ge=0, description="entries of θ* that are not zero")
-    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
 
     @model_validator(mode="after")
     def _fits(self):
@@ -130,6 +134,27 @@ class Sparse(_Drawn):
                 f"nonzeros must be ≤ features, got {self.nonzeros} and {self.features}"
             )
         return self
+
+
+class Sparse(_Planted):
+    """Standard normal features; targets Xθ* + noise · N(0, 1), θ* = ±1 on few entries."""
+
+    kind: Literal["sparse"]
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
+
+
+class Classification(_Planted):
+    """Standard normal features; labels ±1, the sign of Xθ* + noise · N(0, 1)."""
+
+    kind: Literal["classification"]
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
+
+
+class Counts(_Planted):
+    """Standard normal features; targets Poisson of mean exp(strength · Xθ*)."""
+
+    kind: Literal["counts"]
+    strength: float = Field(default=0.5, description="multiplies Xθ*")
 
 
 class File(Table):
@@ -155,24 +180,59 @@ class Diabetes(Table):
     )
 
 
-Data = Gaussian | Sparse | File | Diabetes
+Data = Gaussian | Sparse | Classification | Counts | File | Diabetes
 Init = Constant | Balanced | Uniform | Normal | ZeroFirstLayer | Imbalanced | Explicit
 
 
-class Loss(Table):
-    """ℒ(θ) = c ‖Xθ − y‖²."""
-
-    kind: Literal["least_squares"] = "least_squares"
+class _Loss(Table):
     normalisation: Literal["sum", "half", "mean", "half_mean"] = Field(
         default="sum", description="c = 1 (the paper's), 1/2, 1/n, 1/(2n)"
     )
+
+
+class LeastSquares(_Loss):
+    """ℒ(θ) = c ‖Xθ − y‖²."""
+
+    kind: Literal["least_squares"] = "least_squares"
+
+
+class Logistic(_Loss):
+    """ℒ(θ) = c Σ_i log(1 + exp(−y_i x_iᵀθ)), y_i = ±1."""
+
+    kind: Literal["logistic"]
+
+
+class Exponential(_Loss):
+    """ℒ(θ) = c Σ_i exp(−y_i x_iᵀθ), y_i = ±1."""
+
+    kind: Literal["exponential"]
+
+
+class Poisson(_Loss):
+    """ℒ(θ) = c Σ_i [exp(x_iᵀθ) − y_i x_iᵀθ], y_i = 0, 1, 2, …"""
+
+    kind: Literal["poisson"]
+
+
+class Huber(_Loss):
+    """ℒ(θ) = c Σ_i φ(x_iᵀθ − y_i), φ(r) = r²/2 up to |r| = δ and linear from there."""
+
+    kind: Literal["huber"]
+    delta: float = Field(default=1.0, gt=0, description="threshold δ")
+
+
+Loss = LeastSquares | Logistic | Exponential | Poisson | Huber
+
+
+def _with_kind(loss: Any) -> Any:
+    return {"kind": "least_squares", **loss} if isinstance(loss, Mapping) else loss
 
 
 class Problem(Table):
     """What is fitted."""
 
     data: Annotated[Data, Field(discriminator="kind")]
-    loss: Loss = Loss()
+    loss: Annotated[Loss, Field(discriminator="kind"), BeforeValidator(_with_kind)] = LeastSquares()
 
 
 class Network(Table):

@@ -10,20 +10,10 @@ import ddln
 PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
-    *(
-        "_checks",
-        "init",
-        "network",
-        "problem",
-        "positions",
-        "entropy",
-        "flow",
-        "hypotheses",
-        "hermite",
-        "theory",
-    ),
-    *("tables", "claims", "certificates", "data", "schema", "_faults", "config", "plan", "lanes"),
-    *("store", "figures", "profiles", "studies", "report", "runtime", "cli"),
+    *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
+    *("entropy", "flow", "hypotheses", "hermite", "theory", "tables", "claims", "certificates"),
+    *("data", "schema", "_faults", "config", "plan", "lanes", "store", "figures", "profiles"),
+    *("studies", "report", "runtime", "cli"),
 ]
 
 

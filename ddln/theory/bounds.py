@@ -62,7 +62,7 @@ def divergence_bound(
     """D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*; infinite at the start
     (NaN if that is a minimiser).
 
-    NaN where the minimiser lies outside the domain of Q.
+    NaN where there is no minimiser, or it lies outside the domain of Q.
 
     Source: Theorem 2, arXiv 2412.16765.
 
