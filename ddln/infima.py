@@ -135,8 +135,8 @@ def _newton(phi, basis):
         size = np.linalg.norm(slope)
         if not place.size or size <= 1e-15 * first or last == 0:
             break
-        # Huber's curvature can vanish; (‖g‖/‖φ'‖)² keeps the convergence quadratic.
-        shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / size) ** 2
+        # Huber's curvature can vanish; a shift like ‖g‖² keeps the convergence quadratic.
+        shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / first) ** 2
         hessian = basis.T @ (curvature[:, None] * basis) + shift * np.eye(place.size)
         step = np.linalg.lstsq(hessian, -gradient, rcond=None)[0]
         fall, rounding = -gradient @ step, 1e-15 * np.sum(np.abs(value))
