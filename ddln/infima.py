@@ -128,15 +128,15 @@ def _escaping(rows, directions):
 def _newton(phi, basis):
     """The a at which Σ φ(basis a) is least, by regularised Newton steps with backtracking."""
     place = np.zeros(basis.shape[1])
-    last = 3
+    last, first = 3, np.linalg.norm(phi(basis @ place)[1])
     for _ in range(_NEWTON_STEPS):
         value, slope, curvature = phi(basis @ place)
         gradient = basis.T @ slope
         size = np.linalg.norm(slope)
-        if not place.size or size == 0 or last == 0:
+        if not place.size or size <= 1e-15 * first or last == 0:
             break
-        # Huber's curvature can vanish; (‖g‖/‖φ'‖)² keeps the convergence quadratic.
-        shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / size) ** 2
+        # Huber's curvature can vanish; a shift like ‖g‖² keeps the convergence quadratic.
+        shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / first) ** 2
         hessian = basis.T @ (curvature[:, None] * basis) + shift * np.eye(place.size)
         step = np.linalg.lstsq(hessian, -gradient, rcond=None)[0]
         fall, rounding = -gradient @ step, 1e-15 * np.sum(np.abs(value))
