@@ -1,6 +1,8 @@
 """The order of the modules: data goes one way."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,14 @@ def test_no_exported_name_is_a_modules():
     assert not (set(ddln.__all__) - {"init", "theory"}) & set(ORDER)
     for name in ddln.__all__:
         assert getattr(ddln, name) is not None
+
+
+def test_the_theory_page_names_tests_and_functions_that_exist():
+    root = PACKAGE.parent
+    page = (root / "docs" / "theory.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").glob("*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert named
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    for module, function in re.findall(r"`(theory|init|hermite)\.(\w+)`", page):
+        assert hasattr(importlib.import_module(f"ddln.{module}"), function)
