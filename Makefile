@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run verify test test-slow lint format lock wheel clean
+.PHONY: help run verify test test-slow bench lint format lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET [VARIABLE=value]; the first target sets up $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -29,6 +29,9 @@ test: $(VENV)/.dev ## run the tests and doctests: [ARGS="-k entropy"]
 
 test-slow: $(VENV)/.dev ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
+
+bench: $(VENV)/.run ## measure: writes benchmarks/RESULTS.md (some minutes)
+	@$(PY) -m benchmarks
 
 lint: $(VENV)/.dev ## check style, format and types
 	@$(PY) -m ruff check .

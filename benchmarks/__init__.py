@@ -1,0 +1,1 @@
+"""Measurements beside what else one would use, each module a question: `make bench`."""

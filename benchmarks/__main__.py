@@ -1,0 +1,36 @@
+"""Run every benchmark and write benchmarks/RESULTS.md."""
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+from benchmarks import entropy  # noqa: E402
+
+
+def main() -> None:
+    """Write the page."""
+    names = ("jax", "jaxlib", "diffrax", "numpy", "scipy")
+    head = [
+        "# Measured",
+        "",
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}; Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in names)
+        + ". Ratios within a table carry over to other machines, times do not.",
+        "",
+        "Written by `make bench`.",
+        "",
+    ]
+    page = "\n".join(head) + "\n" + entropy.table() + "\n"
+    Path(__file__).with_name("RESULTS.md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
