@@ -37,13 +37,15 @@ def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
     return array
 
 
-def as_layers(layers: ArrayLike) -> Float[Array, "depth dim"]:
-    """`layers` as an array of shape (depth, dim), with depth ≥ 2 and dim ≥ 1."""
+def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth dim"]:
+    """`layers` as an array of shape (depth, dim), with depth ≥ 2 and dim ≥ 1, or the given one."""
     shape = np.shape(layers)
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise ValueError(
             f"`layers` must have shape (depth, dim) with depth ≥ 2 and dim ≥ 1, got {shape}."
         )
+    if dim is not None and shape[1] != dim:
+        raise ValueError(f"`layers` must have shape (depth, {dim}), got {shape}.")
     return as_floats("layers", layers, 2)
 
 

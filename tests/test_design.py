@@ -31,7 +31,7 @@ def test_the_designed_network_has_the_wished_entropy():
 
 def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():
     theta = np.linspace(-1, 1, 9)
-    with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest is .* off"):
+    with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest found is .* off"):
         theory.layers_for_entropy(theta, 1 + theta**2, 2)
 
 

@@ -159,3 +159,9 @@ def test_lasso_meets_its_optimality_conditions():
         assert (np.abs(gradient[~active]) <= penalty).all()
     with pytest.raises(ValueError, match=r"`penalty` must be > 0, got 0\.0"):
         theory.lasso(PROBLEM, 0.0)
+
+
+def test_references_are_of_plain_least_squares():
+    for reference in (theory.min_l1, theory.min_l2, lambda problem: theory.lasso(problem, 1.0)):
+        with pytest.raises(ValueError, match=r"least squares \(of a signed one, its `.unsigned`\)"):
+            reference(DATUM)

@@ -101,3 +101,13 @@ def test_saddle_path_of_depth_three_is_the_flows_at_small_scale():
 def test_bad_input_is_named():
     with pytest.raises(RuntimeError, match="more than 1 jumps"):
         theory.saddle_path(STAIRS, zero_last(2, 1.0, 4), max_jumps=1)
+    with pytest.raises(ValueError, match=r"shape \(depth, 4\), got \(3, 1\)"):
+        ddln.escape_times(STAIRS, zero_last(3, 1.0), jnp.zeros(4))
+
+
+def test_saddle_path_is_the_same_in_single_precision():
+    problem = ddln.least_squares(
+        *(np.asarray(part, np.float32) for part in STAIRS.minimisers()), normalisation="half"
+    )
+    path = theory.saddle_path(problem, np.asarray(zero_last(2, 1.0, 4), np.float32))
+    np.testing.assert_allclose(path.times, [0, 1, 4, 5.63265306], rtol=1e-5)

@@ -123,6 +123,6 @@ def layers_for_entropy(
     if not error <= float(np.asarray(tolerance)):
         raise ValueError(
             f"`curvature` must be that of a network of depth {depth} within "
-            f"{float(np.asarray(tolerance)):g}; the nearest is {error:.2g} off."
+            f"{float(np.asarray(tolerance)):g}; the nearest found is {error:.2g} off."
         )
     return jnp.asarray(layers_of(fit.x))

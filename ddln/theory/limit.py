@@ -41,7 +41,8 @@ def limit_point(
         problem: a loss whose minimisers are an affine set, such as least squares.
         layers: initial layers, shape (depth, dim).
         rtol: on Aθ = b, with A's rows made orthonormal, beside what the rounding of ξ = Aᵀν and θ
-            leaves of it; `None` is 1e4 roundings.
+            leaves of it; `None` is 2e-12, or 50 roundings
+            where that is more.
         max_steps: of Newton's method.
         throw: raise without convergence; else, and under transformations, the result is NaN.
 
@@ -61,10 +62,8 @@ def limit_point(
     >>> [round(float(x), 6) for x in problem.predictor(theta)]
     [0.975649, 0.060879]
     """
-    affine, layers = _minimisers(problem), as_layers(layers)
-    if layers.shape[1] != problem.dim:
-        raise ValueError(f"`layers` must have shape (depth, {problem.dim}), got {layers.shape}.")
-    precision = 1e4 * jnp.finfo(layers.dtype).eps if rtol is None else rtol
+    affine, layers = _minimisers(problem), as_layers(layers, problem.dim)
+    precision = max(2e-12, 50 * float(jnp.finfo(layers.dtype).eps)) if rtol is None else rtol
     theta = _dual_newton(*affine, Reduction(layers), precision, max_steps)
     if throw and is_concrete(theta) and np.isnan(np.asarray(theta)).any():
         raise RuntimeError(
@@ -77,7 +76,10 @@ def limit_point(
 def _minimisers(problem):
     affine = problem.minimisers()
     if affine is None:
-        raise ValueError("`problem` must have an affine set of minimisers for a limit point.")
+        raise ValueError(
+            "`problem` must have an affine set of minimisers for a limit point: either its infimum "
+            "is not attained, or its loss is not strictly convex in the predictions."
+        )
     return affine
 
 
@@ -164,7 +166,7 @@ def kkt_residual(
 
     Returns:
         Stationarity, the distance of ∇Q(θ) from the range of Aᵀ over ‖∇Q(θ)‖ (frozen coordinates
-        left out), and infeasibility, ‖Aθ − b‖ / ‖b‖; shape () each.
+        left out), and infeasibility, ‖Aθ − b‖ / ‖b‖; shape () each. NaN where ∇Q(θ) is not defined.
 
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 

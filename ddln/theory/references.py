@@ -3,10 +3,19 @@
 import numpy as np
 
 from ddln._checks import Number
-from ddln.problem import LeastSquares
+from ddln.problem import LeastSquares, Problem
 
 
-def min_l1(problem: LeastSquares) -> np.ndarray:
+def _unsigned(problem: Problem) -> LeastSquares:
+    if not isinstance(problem, LeastSquares):
+        raise ValueError(
+            "`problem` must be least squares (of a signed one, its `.unsigned`), "
+            f"got {type(problem).__name__}."
+        )
+    return problem
+
+
+def min_l1(problem: Problem) -> np.ndarray:
     """argmin { ‖θ‖₁ : Xθ = ŷ }, basis pursuit by SciPy's HiGHS; ŷ is y projected on X's range.
 
     Args:
@@ -16,6 +25,7 @@ def min_l1(problem: LeastSquares) -> np.ndarray:
         shape (dim,), of NumPy: not for use under transformations.
 
     Raises:
+        ValueError: another loss.
         RuntimeError: HiGHS found no optimum.
 
     >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
@@ -24,6 +34,7 @@ def min_l1(problem: LeastSquares) -> np.ndarray:
     """
     from scipy.optimize import linprog
 
+    problem = _unsigned(problem)
     matrix = np.asarray(problem.features)
     doubled = np.hstack([matrix, -matrix])
     found = linprog(np.ones(doubled.shape[1]), A_eq=doubled, b_eq=np.asarray(problem.fitted))
@@ -33,17 +44,17 @@ def min_l1(problem: LeastSquares) -> np.ndarray:
     return positive - negative
 
 
-def min_l2(problem: LeastSquares) -> np.ndarray:
+def min_l2(problem: Problem) -> np.ndarray:
     """argmin { ‖θ‖₂ : Xθ = ŷ }, shape (dim,).
 
     >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
     >>> ddln.theory.min_l2(problem).round(6).tolist()
     [0.862069, 0.344828]
     """
-    return np.asarray(problem.minimiser)
+    return np.asarray(_unsigned(problem).minimiser)
 
 
-def lasso(problem: LeastSquares, penalty: Number) -> np.ndarray:
+def lasso(problem: Problem, penalty: Number) -> np.ndarray:
     """argmin ℒ(θ) + penalty · ‖θ‖₁ by scikit-learn's coordinate descent, shape (dim,).
 
     scikit-learn minimises ‖Xθ − y‖²/(2n) + a ‖θ‖₁: its a is penalty / (2cn) for ℒ = c‖Xθ − y‖².
@@ -61,6 +72,7 @@ def lasso(problem: LeastSquares, penalty: Number) -> np.ndarray:
     """
     from sklearn.linear_model import Lasso
 
+    problem = _unsigned(problem)
     weight = float(np.asarray(penalty))
     if not weight > 0:
         raise ValueError(f"`penalty` must be > 0, got {weight}.")

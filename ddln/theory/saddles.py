@@ -43,7 +43,7 @@ def escape_times(
     >>> round(float(ddln.escape_times(problem, [[0.0], [0.01], [0.01]])[0]), 3)
     157.08
     """
-    layers = as_layers(layers)
+    layers = as_layers(layers, problem.dim)
     start = effective_parameter(layers)
     theta = start if theta is None else as_vector("theta", theta, problem.dim)
     low, high = Entropy(layers).range()
@@ -53,7 +53,10 @@ def escape_times(
 
 
 class SaddlePath(NamedTuple):
-    """The saddles of the small-scale limit, in the order of the flow; the last is a minimiser."""
+    """The saddles of the small-scale limit, in the order of the flow.
+
+    The last is a minimiser of the loss over what the network can reach.
+    """
 
     times: np.ndarray
     """When each is reached, shape (saddles,), in units of log(1/α) or α^{2−L}; the first is 0."""
@@ -92,9 +95,9 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
     inner = problem.unsigned if isinstance(problem, Signed) else problem
     if not isinstance(inner, LeastSquares):
         raise ValueError(f"`problem` must be least squares, got {type(inner).__name__}.")
-    entropy = Entropy(layers)
+    entropy = Entropy(as_layers(layers, problem.dim))
     affine = problem.minimisers()
-    matrix, values = (np.asarray(part) for part in affine or ())
+    matrix, values = (np.asarray(part, float) for part in affine or ())
     low, high = (np.asarray(end) for end in entropy.range())
     if entropy.reduction.gaps.shape[0] == 0:
         side = np.asarray(entropy.reduction.side)
@@ -105,7 +108,7 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
     theta, dual, time = np.zeros(problem.dim), np.zeros(problem.dim), 0.0
     times, saddles, first = [time], [theta], None
     for _ in range(max_jumps):
-        drive = -np.asarray(problem.gradient(jnp.asarray(theta)))
+        drive = 2 * inner.factor * matrix.T @ (values - matrix @ theta)
         first = np.max(np.abs(drive)) if first is None else first
         sign = np.where(np.abs(drive) > _NOTHING * first, np.sign(drive), 0.0)
         room = np.where(sign > 0, high - dual, np.where(sign < 0, dual - low, np.inf))

@@ -31,14 +31,14 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     >>> round(float(ddln.theory.sharpness(problem, [[2.0], [3.0]])), 12)  # M = 2² + 3²
     13.0
     """
-    layers = as_layers(layers)
+    layers = as_layers(layers, problem.dim)
     size = layers.size
     hessian = jax.hessian(lambda layers: problem.loss(effective_parameter(layers)))(layers)
     return jnp.linalg.eigvalsh(hessian.reshape(size, size))[-1]
 
 
 def largest_stable_step(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
-    """2 / sharpness: from a larger step on gradient descent on the layers leaves this point.
+    """2 / sharpness: with a larger step gradient descent on the layers leaves this minimiser.
 
     Infinite where no direction curves upwards.
 
