@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ddln.config import Experiment as Experiment
     from ddln.config import load as load
     from ddln.custom import from_function as from_function
+    from ddln.engine import Flows as Flows
+    from ddln.engine import gradient_flows as gradient_flows
     from ddln.entropy import Entropy as Entropy
     from ddln.flow import Trajectory as Trajectory
     from ddln.flow import gradient_flow as gradient_flow
@@ -51,6 +53,7 @@ _HOMES = {
     "claims": ("Certificates", "Claim"),
     "config": ("Experiment", "load"),
     "custom": ("from_function",),
+    "engine": ("Flows", "gradient_flows"),
     "entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),

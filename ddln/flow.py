@@ -72,7 +72,7 @@ class Trajectory(eqx.Module):
         )
 
 
-class _Reduced(eqx.Module):
+class Reduced(eqx.Module):
     """State v."""
 
     name = "reduced"
@@ -90,8 +90,15 @@ class _Reduced(eqx.Module):
     def layers(self, v):
         return self.reduction.layers(v)
 
+    def jacobian(self, v, gradient, hessian):
+        """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
+        moves = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.rest(v))
+        turns = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.bend(v) * gradient)
+        identity = jnp.eye(len(v), dtype=v.dtype).reshape(len(v), *v.shape[:1], *[1] * (v.ndim - 1))
+        return -moves[:, None] * hessian * self.reduction.slope(v)[None] - identity * turns[None]
 
-class _Mirror(_Reduced):
+
+class _Mirror(Reduced):
     """State ξ = ∇Q(θ)."""
 
     name = "mirror"
@@ -131,24 +138,26 @@ class _Layers(eqx.Module):
         return layers
 
 
-def _field(t, state, args):
+def field(t, state, args):
+    """The right-hand side, in diffrax's form."""
     problem, picture = args
     return picture.rate(state, problem.gradient(picture.theta(state)))
 
 
-def _observe(t, state, args):
+def observe(t, state, args):
+    """Layers, θ, dθ/dt, loss and gap at a state."""
     problem, picture = args
-    theta, velocity = jax.jvp(picture.theta, (state,), (_field(t, state, args),))
+    theta, velocity = jax.jvp(picture.theta, (state,), (field(t, state, args),))
     return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
 
 
-def _first_step(problem: Problem, picture: Any, horizon: Array) -> Array:
+def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
     """A hundredth of the time scale on which the state moves, or on which its speed changes."""
     state = picture.initial()
     rate, change = jax.jvp(
-        lambda state: _field(0.0, state, (problem, picture)),
+        lambda state: field(0.0, state, (problem, picture)),
         (state,),
-        (_field(0.0, state, (problem, picture)),),
+        (field(0.0, state, (problem, picture)),),
     )
     speed = jnp.max(jnp.abs(rate))
     stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
@@ -173,14 +182,14 @@ def _integrate(
         # Between its long steps it has cubics only, of an accuracy that nothing controls.
         controller = diffrax.ClipStepSizeController(controller, step_ts=elapsed)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_field),
+        diffrax.ODETerm(field),
         solver,
         elapsed[0],
         horizon,
-        _first_step(problem, picture, horizon).astype(times.dtype),
+        first_step(problem, picture, horizon).astype(times.dtype),
         picture.initial(),
         args=(problem, picture),
-        saveat=diffrax.SaveAt(ts=elapsed, fn=_observe),
+        saveat=diffrax.SaveAt(ts=elapsed, fn=observe),
         stepsize_controller=controller,
         max_steps=max_steps,
         adjoint=adjoint,
@@ -208,6 +217,43 @@ def _integrate(
     )
 
 
+def as_times(times: Float[Array, "*lanes times"]) -> Float[Array, "*lanes times"]:
+    """`times`, which must increase from a first one that is not negative."""
+    if times.shape[-1] < 2:
+        raise ValueError(f"`times` must hold at least two times, got {times.shape[-1]}.")
+    if is_concrete(times):
+        seen = np.asarray(times)
+        if not ((np.diff(seen) > 0).all() and (seen[..., 0] >= 0).all()):
+            raise ValueError("`times` must be ≥ 0 and strictly increasing; the first is the start.")
+    return times
+
+
+def as_tolerances(
+    rtol: ArrayLike | None,
+    atol: ArrayLike | None,
+    finest: float,
+    dtype: jnp.dtype,
+    lanes: tuple[int, ...] = (),
+) -> tuple[Float[Array, "*lanes"], Float[Array, "*lanes"]]:
+    """Tolerances of shape `lanes`; `None` is `finest`, a thousandth of it, or what dtype allows."""
+    precision = float(jnp.finfo(dtype).eps)
+    rtol = max(finest, 100 * precision) if rtol is None else rtol
+    atol = max(1e-3 * finest, precision / 10) if atol is None else atol
+    checked = []
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if np.shape(value) not in ((), lanes):
+            raise ValueError(f"`{name}` must have shape {lanes or ()}, got {np.shape(value)}.")
+        tolerance = as_floats(name, value, np.ndim(value))
+        if is_concrete(tolerance) and not (np.asarray(tolerance) > 0).all():
+            raise ValueError(f"`{name}` must be > 0, got {float(np.min(tolerance))}.")
+        checked.append(jnp.broadcast_to(tolerance.astype(dtype), lanes))
+    if is_concrete(checked[0]) and (finest := float(np.min(checked[0]))) < precision:
+        warnings.warn(
+            f"`rtol` = {finest:g} is finer than the {precision:.1g} of {dtype}.", stacklevel=4
+        )
+    return checked[0], checked[1]
+
+
 def _solve(
     picture: Callable[[Float[Array, "depth dim"]], Any],
     problem: Problem,
@@ -228,23 +274,8 @@ def _solve(
             f"got {layers.shape}."
         )
     dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
-    precision = float(jnp.finfo(dtype).eps)
-    rtol = max(finest, 100 * precision) if rtol is None else rtol
-    atol = max(1e-3 * finest, precision / 10) if atol is None else atol
-    if is_concrete(rtol) and 0 < np.asarray(rtol) < precision:
-        warnings.warn(
-            f"`rtol` = {float(np.asarray(rtol)):g} is finer than the {precision:.1g} of {dtype}.",
-            stacklevel=3,
-        )
-    times = as_floats("times", times, 1).astype(dtype)
-    rtol, atol = (as_floats(n, x, 0).astype(dtype) for n, x in (("rtol", rtol), ("atol", atol)))
-    if times.size < 2:
-        raise ValueError(f"`times` must hold at least two times, got {times.size}.")
-    if is_concrete(times) and not (np.diff(seen := np.asarray(times)) > 0).all() & (seen[0] >= 0):
-        raise ValueError("`times` must be ≥ 0 and strictly increasing; the first is the start.")
-    for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if is_concrete(tolerance) and not np.asarray(tolerance) > 0:
-            raise ValueError(f"`{name}` must be > 0, got {float(tolerance)}.")
+    times = as_times(as_floats("times", times, 1).astype(dtype))
+    rtol, atol = as_tolerances(rtol, atol, finest, dtype)
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
     run = _integrate(
@@ -316,7 +347,7 @@ def gradient_flow(
     if coordinates not in get_args(Coordinates):
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
-    picture = _Layers if coordinates == "layers" else lambda layers: _Reduced(Reduction(layers))
+    picture = _Layers if coordinates == "layers" else lambda layers: Reduced(Reduction(layers))
     return _solve(
         picture, problem, layers, times, rtol, atol, 1e-9, solver, max_steps, adjoint, throw
     )

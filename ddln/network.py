@@ -17,6 +17,8 @@ for the product over the remaining ones. The *position* v is the coordinate with
 so that θ = w·g·R on either branch, and both tiny and huge weights are numbers of moderate size.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -125,7 +127,8 @@ def describe(layers: ArrayLike) -> str:
 class Reduction(eqx.Module):
     """The change of variables between layers (depth, dim) and positions v (dim,).
 
-    Built from the initial layers; exact, so the imbalance is conserved by construction.
+    Built from the initial layers; exact, so the imbalance is conserved by construction. What it
+    computes is elementwise, so that positions and fields may have more axes, such as lanes.
 
     Source: as derived in docs/theory.md from Proposition 1 and Theorem 1, arXiv 2412.16765.
 
@@ -160,38 +163,52 @@ class Reduction(eqx.Module):
     def is_frozen(self):
         return (self.radius == 0) & (self.side == 0)
 
-    def smallest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def smallest(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
         """w(v): the smallest layer, up to sign."""
-        return self.radius * jnp.sinh(self._on_line(v)) + self.side * jnp.exp(self.side * v)
+        return self._smallest_and_partner(v)[0]
 
-    def partner(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def partner(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
         """g(v) = √(w² + λ_min) = dw/dv: magnitude of the second smallest layer."""
-        exponential = jnp.abs(self.side) * jnp.exp(self.side * v)
-        return self.radius * jnp.cosh(self._on_line(v)) + exponential
+        return self._smallest_and_partner(v)[1]
 
-    def _on_line(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return jnp.where(self.is_open, v, 0.0)  # elsewhere v may be beyond the range of sinh
+    def _smallest_and_partner(self, v):
+        # All from one exponential, of |v|, so that sinh keeps its relative accuracy near 0. Where
+        # it would overflow, w·g does in any case.
+        largest = jnp.log(jnp.finfo(v.dtype).max)
+        grown = jnp.expm1(jnp.minimum(jnp.abs(v), largest))
+        up, down = 1 + grown, 1 / (1 + grown)
+        sinh, cosh = jnp.sign(v) * (grown + grown * down) / 2, (up + down) / 2
+        exponential = jnp.where(self.side * v > 0, up, down)  # e^{side · v}
+        return (
+            self.radius * sinh + self.side * exponential,
+            self.radius * cosh + jnp.abs(self.side) * exponential,
+        )
 
-    def rest(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def rest(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
         """R(v): product of the magnitudes of the remaining layers; 1 at depth 2."""
-        squares = self.smallest(v)[None] ** 2 + self.gaps
-        # Where a square is 0 its root has no derivative, and needs none.
-        roots = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-        return jnp.prod(roots, axis=0)
+        squares = list(self.smallest(v)[None] ** 2 + self.gaps)
+        # One root for two layers: more at once would leave the range of the numbers.
+        pairs = [math.prod(squares[i : i + 2]) for i in range(0, len(squares), 2)]
+        # Where a square is 0, as on frozen coordinates, its root has no derivative, and needs none.
+        least = jnp.finfo(v.dtype).tiny
+        return math.prod((jnp.sqrt(jnp.maximum(x, least)) for x in pairs), start=jnp.ones_like(v))
 
-    def theta(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def theta(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
         """θ(v) = w·g·R."""
         return self.smallest(v) * self.partner(v) * self.rest(v)
 
-    def slope(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        """dθ/dv = R · (w² + g² + w²g² Σ_j 1/(w² + λ_j)) = M/R."""
-        w2, g2 = self.smallest(v) ** 2, self.partner(v) ** 2
-        # A layer tied with a vanishing w makes 1/(w² + λ_j) infinite: w²/(w² + λ_j) stays ≤ 1.
-        squares = w2[None] + self.gaps
-        share = jnp.sum(w2[None] / jnp.where(squares > 0, squares, 1.0), axis=0)
-        return self.rest(v) * (w2 + g2 * (1 + share))
+    def bend(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
+        """dR/dv = R · w g Σ_j 1/(w² + λ_j)."""
+        w, g = self._smallest_and_partner(v)
+        squares = jnp.maximum(w[None] ** 2 + self.gaps, jnp.finfo(v.dtype).tiny)
+        return self.rest(v) * sum((w * g / x for x in squares), start=jnp.zeros_like(v))
 
-    def mobility(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def slope(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
+        """dθ/dv = (w² + g²) R + w g dR/dv = M/R."""
+        w, g = self._smallest_and_partner(v)
+        return self.rest(v) * (w**2 + g**2) + w * g * self.bend(v)
+
+    def mobility(self, v: Float[Array, "dim *lanes"]) -> Float[Array, "dim *lanes"]:
         """M(v) = R · dθ/dv."""
         return self.rest(v) * self.slope(v)
 

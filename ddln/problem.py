@@ -111,6 +111,8 @@ class LeastSquares(LinearRisk):
     targets: Float[Array, " samples"]
     fitted: Float[Array, " samples"]
     """ŷ = Xθ*."""
+    gram: Float[Array, "dim dim"] | None
+    """2c XᵀX where the gradient costs less by it, which is for dim ≤ 2 · samples."""
     factor: float = eqx.field(static=True)
     """c."""
     minimum: Float[Array, ""]
@@ -128,6 +130,8 @@ class LeastSquares(LinearRisk):
     ):
         self.features, self.targets, self.factor, self.convex = features, targets, factor, True
         self.attained = jnp.asarray(True)
+        samples, dim = features.shape
+        self.gram = 2 * factor * (features.T @ features) if dim <= 2 * samples else None
         for name, value in _solve(features, targets, factor).items():
             setattr(self, name, value)
 
@@ -149,9 +153,13 @@ class LeastSquares(LinearRisk):
         return self.factor * jnp.sum((self.features @ theta - self.fitted) ** 2)
 
     def gradient(self, theta):
+        if self.gram is not None:
+            return self.gram @ (theta - self.minimiser)
         return 2 * self.factor * (self.features.T @ (self.features @ theta - self.fitted))
 
     def hessian(self, theta):
+        if self.gram is not None:
+            return self.gram
         return 2 * self.factor * (self.features.T @ self.features)
 
     def minimisers(self):

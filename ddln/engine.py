@@ -1,0 +1,348 @@
+"""Many gradient flows at once, as fast as a hand-written loop: what a sweep runs on.
+
+Flows are integrated in reduced coordinates, in batches of lanes that are expected to need the same
+work. What that is follows from the theory: near its end θ∞ a flow over the time t has
+
+    stiffness = t · ρ,        ρ the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2} at θ∞.
+
+An explicit method takes at least a third of that in steps to stay stable, whatever its accuracy.
+Where this is many, a linearly implicit method takes its place: its steps cost more, by dim³, but
+their number depends only on how the curve bends. Batches run side by side, one for each core of
+the processor, or each accelerator.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ddln._checks import ArrayLike, as_floats
+from ddln.flow import (
+    Reduced,
+    Trajectory,
+    as_times,
+    as_tolerances,
+    first_step,
+    observe,
+)
+from ddln.march import March, march
+from ddln.network import Reduction, effective_parameter, mobility
+from ddln.problem import Problem
+from ddln.steppers import Explicit, Rosenbrock
+
+Method = Literal["auto", "explicit", "rosenbrock"]
+
+_STEPPERS = {"explicit": Explicit, "rosenbrock": Rosenbrock}
+_IMPLICIT_STEPS = 150
+"""Steps of the linearly implicit method at the usual tolerances."""
+
+
+class Flows(eqx.Module):
+    """Gradient flows side by side; a lane is one of them.
+
+    The positions v determine all else, which is computed when it is asked for.
+    """
+
+    problem: Problem
+    """One for all lanes, or one for each: arrays of it with a leading axis of lanes."""
+    layers: Float[Array, "lanes depth dim"]
+    """Initial layers."""
+    reduction: Reduction
+    """Of the initial layers; its arrays have a leading axis of lanes."""
+    times: Float[Array, "lanes times"]
+    """Flow time."""
+    positions: Float[Array, "lanes times dim"]
+    """v of the reduction; NaN from where a lane failed."""
+    status: Int[Array, " lanes"]
+    """Index into `ddln.flow.STATUS`."""
+    stats: dict[str, Int[Array, " lanes"]]
+    """Steps of each lane: num_steps, num_accepted_steps, num_rejected_steps; and num_rounds, those
+    computed for it, also while it waited for the others of its batch."""
+    rtol: Float[Array, " lanes"]
+    atol: Float[Array, " lanes"]
+
+    @property
+    def efficiency(self) -> float:
+        """Steps that lanes made as a share of those that were computed."""
+        return float(jnp.sum(self.stats["num_steps"]) / jnp.sum(self.stats["num_rounds"]))
+
+    @property
+    def theta(self) -> Float[Array, "lanes times dim"]:
+        return _each(_theta, self)
+
+    @property
+    def loss(self) -> Float[Array, "lanes times"]:
+        return _each(_loss, self)
+
+    @property
+    def gap(self) -> Float[Array, "lanes times"]:
+        """ℒ(θ) − ℒ*."""
+        return _each(_gap, self)
+
+    def trajectories(self) -> Trajectory:
+        """All of them as one `Trajectory`, whose arrays have a leading axis of lanes."""
+        return _trajectories(self)
+
+
+def _theta(problem, reduction, v):
+    return reduction.theta(v)
+
+
+def _loss(problem, reduction, v):
+    return problem.loss(reduction.theta(v))
+
+
+def _gap(problem, reduction, v):
+    return problem.gap(reduction.theta(v))
+
+
+@eqx.filter_jit
+def _each(function, flows: Flows):
+    """A function of problem, reduction and position at every lane and time."""
+
+    def lane(problem, reduction, positions):
+        return jax.vmap(lambda v: function(problem, reduction, v))(positions)
+
+    axes = _axis(flows.problem, 0), 0, 0
+    return jax.vmap(lane, axes)(flows.problem, flows.reduction, flows.positions)
+
+
+@eqx.filter_jit
+def _trajectories(flows: Flows) -> Trajectory:
+    def lane(problem, flows: Flows):
+        picture = Reduced(flows.reduction)
+        seen = jax.vmap(lambda v: observe(0.0, v, (problem, picture)))(flows.positions)
+        path, theta, velocity, loss, gap = seen
+        path = path.at[0].set(flows.layers)  # as they were given, not there and back
+        stats = {name: count for name, count in flows.stats.items() if name != "num_rounds"}
+        return Trajectory(
+            *(flows.times, path, theta, velocity, loss, gap, flows.status, stats),
+            *(flows.rtol, flows.atol, picture.name),
+        )
+
+    alone = eqx.tree_at(lambda flows: flows.problem, flows, None)
+    return jax.vmap(lane, (_axis(flows.problem, 0), 0))(flows.problem, alone)
+
+
+def _axis(problem: Problem, axis: int) -> int | None:
+    """The axis of lanes in a problem's arrays."""
+    return None if problem.minimum.ndim == 0 else axis
+
+
+def gradient_flows(
+    problem: Problem,
+    layers: ArrayLike,
+    times: ArrayLike,
+    *,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
+    method: Method | str = "auto",
+    max_steps: int = 100_000,
+) -> Flows:
+    """Gradient flow from many initialisations, or on many problems: `gradient_flow` for sweeps.
+
+    The numbers of lane k are those of `gradient_flow(problem, layers[k], times)`, within the
+    tolerances. It decides on the host how to batch them, so it is not to be called under `jit` or
+    `vmap`, and it is not differentiable: for these there is `gradient_flow`.
+
+    Args:
+        problem: the loss of all lanes; or one for each, of the same shape, from `jax.vmap`: its
+            arrays have a leading axis of lanes.
+        layers: initial layers, shape (lanes, depth, dim).
+        times: flow times to save at, strictly increasing; the first is the start. Shape (times,),
+            or (lanes, times).
+        rtol, atol: tolerances on the positions, shape () or (lanes,); defaults as in
+            `gradient_flow`.
+        method: "explicit" (Tsitouras 2011), "rosenbrock" (Rodas5P), or "auto": for each lane the
+            one that is predicted to cost less.
+        max_steps: budget of steps of a lane.
+
+    Returns:
+        `Flows`. A lane that fails has a `status` other than 0 and is NaN from there on; it does
+        not touch the others.
+
+    Raises:
+        ValueError: shapes, times or tolerances that make no sense.
+
+    Source: reduced form and stiffness as derived in docs/theory.md.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> scales = jnp.array([0.5, 1.0, 2.0])
+    >>> layers = scales[:, None, None] * jnp.array([[0.0], [1.0]])
+    >>> flows = ddln.gradient_flows(problem, layers, [0.0, 1.0, 20.0])
+    >>> flows.theta[:, -1, 0].round(8).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    layers = as_floats("layers", layers, 3)
+    lanes, depth, dim = layers.shape
+    width = problem.minimiser.shape[-1]
+    if lanes < 1 or depth < 2 or dim != width:
+        raise ValueError(
+            f"`layers` must have shape (lanes, depth, {width}) with lanes ≥ 1 and "
+            f"depth ≥ 2, got {layers.shape}."
+        )
+    if problem.minimum.shape not in ((), (lanes,)):
+        raise ValueError(
+            f"`problem` must be one problem or {lanes} of them, one for each lane, "
+            f"got {problem.minimum.shape}."
+        )
+    dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
+    layers = layers.astype(dtype)
+    times = as_times(as_floats("times", times, 2 if np.ndim(times) == 2 else 1).astype(dtype))
+    if times.ndim == 2 and times.shape[0] != lanes:
+        raise ValueError(
+            f"`times` must have shape (times,) or ({lanes}, times), got {times.shape}."
+        )
+    times = jnp.broadcast_to(times, (lanes, times.shape[-1]))
+    rtol, atol = as_tolerances(rtol, atol, 1e-9, dtype, (lanes,))
+    if method not in get_args(Method):
+        names = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"`method` must be one of {names}, got {method!r}.")
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
+
+    horizon = times[:, -1] - times[:, 0]
+    stiffness = np.asarray(_stiffness(problem, layers, horizon))
+    reduction = _reductions(layers)
+    batches = list(_batches(stiffness, dim, str(method)))
+    devices = jax.local_devices()
+    workers = _cores() if devices[0].platform == "cpu" else len(devices)
+    budget = np.int32(max_steps)
+    by_lane = jax.tree.map(np.asarray, (reduction, times, rtol, atol))
+
+    def integrate(number: int) -> March:
+        name, lanes = batches[number]
+        given = jax.tree.map(lambda array: array[lanes], by_lane)
+        alone = problem
+        if problem.minimum.ndim:
+            alone = jax.tree.map(lambda array: array[lanes], problem)
+        given = jax.device_put((alone, *given, budget), devices[number % len(devices)])
+        return jax.tree.map(np.asarray, _march(_STEPPERS[name], *given))
+
+    with ThreadPoolExecutor(workers) as pool:
+        marches = list(pool.map(integrate, range(len(batches))))
+    # A lane that pads a batch is there more than once; either will do.
+    place = np.empty(len(layers), int)
+    order = np.concatenate([lanes for _, lanes in batches])
+    place[order] = np.arange(order.size)
+    whole = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *marches)
+    stats = {
+        "num_steps": whole.accepted + whole.rejected,
+        "num_accepted_steps": whole.accepted,
+        "num_rejected_steps": whole.rejected,
+        "num_rounds": whole.rounds,
+    }
+    return Flows(problem, layers, reduction, times, whole.saved, whole.status, stats, rtol, atol)
+
+
+@jax.jit
+def _reductions(layers) -> Reduction:
+    return jax.vmap(Reduction)(layers)
+
+
+@eqx.filter_jit
+def _march(stepper, problem, reduction, times, rtol, atol, max_steps) -> March:
+    """One batch. Lanes come and go as the leading axis, and are the last one in between."""
+    picture = Reduced(jax.tree.map(_lanes_last, reduction))
+    if problem.minimum.ndim:
+        problem = jax.tree.map(_lanes_last, problem)
+    system = _Lanes(problem, picture)
+    elapsed = (times - times[:, :1]).T  # the flow does not know the time
+    first = system.by_lane(first_step, picture, elapsed[-1])
+    run = march(system, stepper, picture.initial(), first, elapsed, rtol, atol, max_steps)
+    rounds = jnp.broadcast_to(run.rounds, run.status.shape)
+    return run._replace(saved=jnp.moveaxis(run.saved, -1, 0), rounds=rounds)
+
+
+def _lanes_last(array):
+    return jnp.moveaxis(array, 0, -1)
+
+
+class _Lanes(eqx.Module):
+    """The reduced flows, the last axis of every array being that of lanes."""
+
+    problem: Problem
+    picture: Reduced
+
+    def by_lane(self, function, *arrays):
+        axes = _axis(self.problem, -1), *(-1 for _ in arrays)
+        return jax.vmap(function, axes, -1)(self.problem, *arrays)
+
+    def rate(self, y):
+        gradient = self.by_lane(
+            lambda problem, theta: problem.gradient(theta), self.picture.theta(y)
+        )
+        return self.picture.rate(y, gradient)
+
+    def linearised(self, y):
+        theta = self.picture.theta(y)
+        gradient = self.by_lane(lambda problem, theta: problem.gradient(theta), theta)
+        hessian = self.by_lane(lambda problem, theta: problem.hessian(theta), theta)
+        return self.picture.rate(y, gradient), self.picture.jacobian(y, gradient, hessian)
+
+
+@eqx.filter_jit
+def _stiffness(problem, layers, horizon) -> Float[Array, " lanes"]:
+    """The stiffness of each lane, M being guessed from both ends.
+
+    Where the layers outgrow their start, M is that of a balanced network of the same θ, at which
+    it is depth · |θ|^{2 − 2/depth}; where they do not, that of the start.
+    """
+
+    def lane(problem, layers, horizon):
+        depth, minimiser = layers.shape[0], problem.minimiser
+        theta = jnp.where(jnp.isfinite(minimiser), minimiser, effective_parameter(layers))
+        growth = depth * jnp.abs(theta) ** (2 - 2 / depth)
+        root = jnp.sqrt(mobility(layers) + growth)
+
+        def power(_, vector):
+            _, image = jax.jvp(problem.gradient, (theta,), (root * vector,))
+            image = root * image
+            return image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(image.dtype).tiny)
+
+        start = root / jnp.linalg.norm(root)
+        vector = jax.lax.fori_loop(0, 8, power, start)
+        _, image = jax.jvp(problem.gradient, (theta,), (root * vector,))
+        return horizon * jnp.linalg.norm(root * image)
+
+    return jax.vmap(lane, (_axis(problem, 0), 0, 0))(problem, layers, horizon)
+
+
+def _batches(stiffness: np.ndarray, dim: int, method: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Methods and lanes of all batches, the longest first; the last lane of one may be repeated."""
+    explicit_steps = np.nan_to_num(stiffness, nan=0.0) / 3
+    implicit = explicit_steps > _IMPLICIT_STEPS * _price(dim)
+    if method != "auto":
+        implicit = np.full(stiffness.shape, method == "rosenbrock")
+    for name, members in (("rosenbrock", implicit), ("explicit", ~implicit)):
+        lanes = np.flatnonzero(members)
+        lanes = lanes[np.argsort(-stiffness[lanes], kind="stable")]
+        width = _width(lanes.size, dim)
+        for start in range(0, lanes.size, width):
+            part = lanes[start : start + width]
+            yield name, np.pad(part, (0, width - part.size), mode="edge")
+
+
+def _price(dim: int) -> float:
+    """What a linearly implicit step costs, in explicit ones (benchmarks/RESULTS.md)."""
+    return 1.7 if dim <= 128 else np.inf
+
+
+def _width(lanes: int, dim: int) -> int:
+    """Lanes in a batch: a power of two, that few programs are compiled."""
+    most = 64 if jax.local_devices()[0].platform == "cpu" else 65536
+    most = max(8, min(most, 2 ** (16 - dim.bit_length())))
+    return min(most, 1 << max(lanes - 1, 0).bit_length())
+
+
+def _cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

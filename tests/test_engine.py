@@ -1,0 +1,211 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import ddln
+from ddln.steppers import Explicit, Rosenbrock, inverse
+
+TIMES = np.linspace(0.0, 2.0, 21)
+# rtol 1e-9 on positions, times what a few hundred steps add up.
+AGREES = 2e-7
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    return ddln.least_squares(rng.standard_normal((5, 4)), rng.standard_normal(5))
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Lanes from mild to stiff; with an open, a half-line, a tied and a frozen coordinate."""
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0.5, 1.2, (4, 4))
+    base[0] = 0.0
+    base[:2, 1] = 0.7
+    base[:, 2] = 0.4
+    base[1, 3] = 0.0
+    return np.linspace(0.8, 2.5, 11)[:, None, None] * base
+
+
+def by_layers(problem, layers, times):
+    """The definition of the flow, by SciPy."""
+    depth, dim = layers.shape
+    features, targets = np.asarray(problem.features), np.asarray(problem.targets)
+
+    def rate(_, flat):
+        u = flat.reshape(depth, dim)
+        gradient = 2 * features.T @ (features @ u.prod(0) - targets)
+        others = np.stack([np.delete(u, j, 0).prod(0) for j in range(depth)])
+        return -(gradient * others).ravel()
+
+    run = solve_ivp(rate, (0, times[-1]), layers.ravel(), "LSODA", times, rtol=1e-11, atol=1e-13)
+    return run.y.T.reshape(-1, depth, dim)
+
+
+@pytest.mark.parametrize("method", ["auto", "explicit", "rosenbrock"])
+def test_lanes_are_the_flows_that_scipy_integrates(problem, layers, method):
+    flows = ddln.gradient_flows(problem, layers, TIMES, method=method)
+    assert (flows.status == 0).all()
+    for lane in (0, 5, 10):
+        expected = by_layers(problem, layers[lane], TIMES)
+        np.testing.assert_allclose(flows.theta[lane], expected.prod(1), atol=AGREES)
+        np.testing.assert_allclose(flows.trajectories().layers[lane], expected, atol=AGREES)
+
+
+def test_lanes_are_those_of_gradient_flow_in_all_they_hold(problem, layers):
+    many = ddln.gradient_flows(problem, layers, TIMES).trajectories()
+    one = ddln.gradient_flow(problem, layers[3], TIMES)
+    for name in ("layers", "theta", "velocity", "loss", "gap", "times"):
+        ours, reference = getattr(many, name)[3], getattr(one, name)
+        np.testing.assert_allclose(ours, reference, atol=AGREES, err_msg=name)
+    assert many.coordinates == one.coordinates
+    assert jax.tree.structure(many) == jax.tree.structure(one)
+
+
+def test_the_balanced_logistic_curve_is_met(problem):
+    # ½(θ − y)², two layers: θ(t) = y / (1 + (y/θ₀ − 1) e^{−2yt}).
+    one = ddln.least_squares([[1.0]], [1.5], normalisation="half")
+    start = np.array([1e-60, 1e-6, 0.1, 1.2])
+    layers = np.broadcast_to(start[:, None, None], (4, 2, 1))
+    times = np.linspace(0.0, 100.0, 41)
+    theta = ddln.gradient_flows(one, layers, times).theta[..., 0]
+    decay = (1.5 / start[:, None] ** 2 - 1) * np.exp(-3.0 * times)
+    np.testing.assert_allclose(theta, 1.5 / (1 + decay), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("stepper", "order"), [(Explicit, 5), (Rosenbrock, 5)])
+def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
+    class Logistic:
+        def rate(self, y):
+            return y * (1 - y)
+
+        def linearised(self, y):
+            return self.rate(y), (1 - 2 * y)[None]
+
+    sizes = np.array([0.1, 0.05])
+    start = jnp.full((1, 2), 0.2)
+    system = Logistic()
+    step = stepper.step(system, start, stepper.start(system, start), jnp.asarray(sizes))
+
+    def exact(t):
+        return 1 / (1 + 4 * np.exp(-t))
+
+    def errors(fraction):
+        c1, c2, c3 = step.coefficients
+        inner = c1 + fraction * (c2 + fraction * c3)
+        value = (1 - fraction) * start + fraction * (step.end + (1 - fraction) * inner)
+        return np.abs(np.asarray(value[0]) - exact(fraction * sizes))
+
+    at_end, between = errors(1.0), errors(0.37)
+    assert np.log2(at_end[0] / at_end[1]) > order + 0.7
+    assert np.log2(between[0] / between[1]) > order - 0.3
+    estimate = np.abs(np.asarray(step.error[0]))
+    assert (estimate > at_end).all()
+    assert np.log2(estimate[0] / estimate[1]) > order - 0.3
+
+
+def test_stiff_lanes_take_few_steps():
+    # Rates of 1 and 1e8: an explicit method would need 1e8 steps.
+    problem = ddln.least_squares(np.diag([1.0, 1e4]), [1.0, 1e4])
+    layers = np.broadcast_to(np.array([[0.0, 0.0], [1.0, 1.0]]), (3, 2, 2))
+    flows = ddln.gradient_flows(problem, layers, [0.0, 1.0, 2.0, 50.0])
+    assert (flows.status == 0).all()
+    assert int(flows.stats["num_steps"].max()) < 400
+    np.testing.assert_allclose(flows.theta[:, -1], 1.0, rtol=1e-7)
+
+
+def test_one_problem_for_each_lane(layers):
+    rng = np.random.default_rng(2)
+    features, targets = rng.standard_normal((11, 5, 4)), rng.standard_normal((11, 5))
+    problems = jax.vmap(ddln.least_squares)(features, targets)
+    flows = ddln.gradient_flows(problems, layers, TIMES)
+    for lane in (0, 7):
+        alone = ddln.least_squares(features[lane], targets[lane])
+        one = ddln.gradient_flow(alone, layers[lane], TIMES)
+        np.testing.assert_allclose(flows.loss[lane], one.loss, atol=AGREES)
+
+
+def test_signed_networks_and_other_losses_run(layers):
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((6, 4))
+    problem = ddln.signed(ddln.logistic(features, np.sign(rng.standard_normal(6))))
+    start = np.concatenate([layers, layers], axis=-1)
+    flows = ddln.gradient_flows(problem, start, TIMES, method="rosenbrock")
+    one = ddln.gradient_flow(problem, start[4], TIMES)
+    np.testing.assert_allclose(flows.loss[4], one.loss, atol=AGREES)
+
+
+def test_a_lane_that_fails_leaves_the_others_as_they_were(problem, layers):
+    spoiled = layers.copy()
+    spoiled[4] *= 1e60
+    both = [ddln.gradient_flows(problem, x, TIMES, method="explicit") for x in (layers, spoiled)]
+    others = np.arange(11) != 4
+    assert int(both[1].status[4]) == 2
+    assert np.isnan(both[1].theta[4, 1:]).all()
+    np.testing.assert_array_equal(both[0].status[others], 0)
+    np.testing.assert_allclose(both[1].theta[others], both[0].theta[others], atol=AGREES)
+
+
+def test_the_step_budget_is_a_status(problem, layers):
+    flows = ddln.gradient_flows(problem, layers, TIMES, max_steps=20)
+    assert (flows.status == 1).all()
+    assert (flows.stats["num_steps"] == 20).all()
+    assert np.isnan(flows.theta[:, -1]).all()
+    assert np.isfinite(flows.theta[:, 0]).all()
+
+
+def test_times_of_each_lane_and_times_that_start_later(problem, layers):
+    times = TIMES[None] * np.linspace(0.5, 1.0, 11)[:, None] + 3.0
+    flows = ddln.gradient_flows(problem, layers, times)
+    shared = ddln.gradient_flows(problem, layers, TIMES)
+    np.testing.assert_allclose(flows.theta[-1], shared.theta[-1], atol=AGREES)
+    one = ddln.gradient_flow(problem, layers[0], times[0])
+    np.testing.assert_allclose(flows.theta[0], one.theta, atol=AGREES)
+
+
+def test_single_precision_stays_single(problem, layers):
+    single = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, problem)
+    flows = ddln.gradient_flows(single, layers.astype(np.float32), TIMES.astype(np.float32))
+    assert all(
+        leaf.dtype == jnp.float32
+        for leaf in jax.tree.leaves(eqx.filter(flows, eqx.is_inexact_array))
+    )
+    double = ddln.gradient_flows(problem, layers, TIMES)
+    # 1e-5 is the tolerance that single precision allows.
+    np.testing.assert_allclose(flows.theta, double.theta, atol=1e-3)
+
+
+def test_runs_are_equal_bit_for_bit(problem, layers):
+    first, second = (ddln.gradient_flows(problem, layers, TIMES).positions for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_inverse_is_numpys():
+    rng = np.random.default_rng(4)
+    for dim in (1, 3, 20):
+        matrices = rng.standard_normal((7, dim, dim)) + dim * np.eye(dim)
+        ours = jnp.moveaxis(inverse(jnp.moveaxis(jnp.asarray(matrices), 0, -1)), -1, 0)
+        np.testing.assert_allclose(ours, np.linalg.inv(matrices), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": np.ones((4, 4))}, r"`layers` must have 3 dimension"),
+        ({"layers": np.ones((2, 3, 5))}, r"`layers` must have shape \(lanes, depth, 4\)"),
+        ({"times": np.ones((2, 3))}, r"strictly increasing"),
+        ({"times": TIMES[None]}, r"`times` must have shape \(times,\) or \(11, times\)"),
+        ({"rtol": np.ones(3)}, r"`rtol` must have shape \(11,\), got \(3,\)"),
+        ({"atol": -1.0}, r"`atol` must be > 0, got -1"),
+        ({"method": "euler"}, r"`method` must be one of 'auto', 'explicit', 'rosenbrock'"),
+        ({"max_steps": 0}, r"`max_steps` must be ≥ 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(problem, layers, change, message):
+    arguments = {"layers": layers, "times": TIMES, **change}
+    with pytest.raises(ValueError, match=message):
+        ddln.gradient_flows(problem, arguments.pop("layers"), arguments.pop("times"), **arguments)
