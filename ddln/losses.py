@@ -20,7 +20,7 @@ from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
 from ddln import infima
-from ddln._checks import ArrayLike, Number, as_floats, is_concrete, refuse
+from ddln._checks import ArrayLike, Number, as_positive, is_concrete, refuse
 from ddln.problem import LinearRisk, Normalisation, as_data
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -319,8 +319,7 @@ def huber(
     (0.5, 8.25)
     """
     features, targets, factor = as_data(features, targets, normalisation)
-    delta = as_floats("delta", delta, 0).astype(features.dtype)
-    delta = refuse(delta <= 0, f"`delta` must be > 0, got {delta}.", delta)
+    delta = as_positive("delta", delta).astype(features.dtype)
     found = infima.infimum(infima.huber, factor, features, targets, delta)
     smoothness = factor * infima.spectral_norm(features) ** 2
     return Huber(features, targets, factor, smoothness, found, delta)

@@ -199,6 +199,24 @@ def test_hubers_minimum_is_that_of_its_quadratic_program(seed):
     np.testing.assert_allclose(jax.grad(problem.loss)(problem.minimiser), 0, atol=1e-13)
 
 
+ROUNDING = 1e-11  # of the residuals, over the threshold
+
+
+@pytest.mark.parametrize("delta", [1e-3, 0.05, 1.0])
+def test_hubers_minimum_is_found_where_least_squares_leaves_most_residuals_beyond_it(delta):
+    rng = np.random.default_rng(1)
+    features, noise = rng.normal(size=(40, 60)), rng.standard_t(1.5, size=40)
+    wide = ddln.huber(features, noise, delta=delta)
+    np.testing.assert_allclose(features @ wide.minimiser, noise, atol=ROUNDING)  # interpolates
+    assert wide.minimum < 1e-25
+    # Not strictly convex, so its optimality is the oracle: the clipped residuals are normal to X.
+    narrow = features[:, :15]
+    residual = narrow @ ddln.huber(narrow, noise, delta=delta).minimiser - noise
+    slopes = np.clip(residual / delta, -1, 1)
+    assert (np.abs(slopes) == 1).mean() > 0.3
+    np.testing.assert_allclose(narrow.T @ slopes, 0, atol=ROUNDING / delta**0.5)
+
+
 def test_huber_is_half_of_least_squares_within_the_threshold():
     wide, half = (
         ddln.huber(X, VALUES, delta=100),
@@ -276,6 +294,18 @@ def test_traced_data_give_what_the_numbers_give(problems, name):
         (
             lambda: ddln.from_function(lambda x: jnp.sum(jnp.exp(x)), 2, convex=True),
             "must attain a minimum, or `minimum` be given",
+        ),
+        (
+            lambda: ddln.from_function(jnp.sum, 2, minimum=0, pl_constant=0),
+            r"`pl_constant` must be > 0, got 0\.0",
+        ),
+        (
+            lambda: ddln.from_function(jnp.sum, 2, minimum=0, smoothness=-1),
+            r"`smoothness` must be > 0, got -1\.0",
+        ),
+        (
+            lambda: ddln.from_function(jnp.sum, 2, minimum=0, pl_constant=3, smoothness=2),
+            r"`pl_constant` must be ≤ `smoothness`, 2\.0, got 3\.0",
         ),
     ],
 )

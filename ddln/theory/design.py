@@ -4,17 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln._checks import ArrayLike, Number, as_floats, as_layers, as_positive, is_concrete
 from ddln.entropy import Entropy
 from ddln.problem import Problem
 from ddln.theory.bounds import rate_bound
-
-
-def _positive(name: str, value: Number) -> Float[Array, ""]:
-    number = as_floats(name, value, 0)
-    if is_concrete(number) and not np.asarray(number) > 0:
-        raise ValueError(f"`{name}` must be > 0, got {number}.")
-    return number
 
 
 def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[Array, ""]:
@@ -35,7 +28,7 @@ def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[A
     >>> float(a), float(ddln.rate_bound(problem, a * jnp.array([[0.0], [3.0]])))
     (2.0, 72.0)
     """
-    layers, rate = as_layers(layers), _positive("rate", rate)
+    layers, rate = as_layers(layers), as_positive("rate", rate)
     bound = rate_bound(problem, layers)
     if is_concrete(bound) and not np.asarray(bound) > 0:
         raise ValueError(
