@@ -24,7 +24,8 @@ from ddln._checks import ArrayLike, Number, as_positive, is_concrete, refuse
 from ddln.problem import LinearRisk, Normalisation, as_data
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
+# On [0, 1], as plain numbers: those of NumPy would promote single precision.
+_RULE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
 
 
 class ConvexRisk(LinearRisk):
@@ -202,9 +203,7 @@ def _remainder(curvature, far, z, base):
     """∫ (z − s) φ''(s) ds from the base to z by quadrature where they are near, else `far`."""
     step = z - base
     near = jnp.clip(step, -1.0, 1.0)
-    parts = (
-        w * (1 - s) * curvature(base + s * near) for s, w in zip(_NODES, _WEIGHTS, strict=True)
-    )
+    parts = (w * (1 - s) * curvature(base + s * near) for s, w in _RULE)
     return jnp.where(jnp.abs(step) < 1, near**2 * sum(parts), far)
 
 

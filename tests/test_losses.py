@@ -252,6 +252,43 @@ def test_data_of_low_rank_or_of_zeros_have_their_minimum():
     assert nothing.attained
 
 
+SINGLE = 1e-5  # 80 roundings: θ − θ* is what is left of terms several times as large
+
+
+@pytest.mark.parametrize("name", [*NAMES, "least_squares", "function"])
+def test_a_loss_in_single_precision_stays_in_it_and_is_right_to_it(name):
+    single = X.astype(np.float32)
+    if name == "function":
+        start = np.zeros(3, np.float32)
+        problem, exact = (
+            ddln.from_function(
+                ddln.logistic(x, LABELS.astype(x.dtype)).loss, 3, start=s, convex=True
+            )
+            for x, s in ((single, start), (single.astype(float), start.astype(float)))
+        )
+    else:
+        make = getattr(ddln, name)
+        targets = np.asarray(TARGETS.get(name, VALUES), np.float32)
+        problem, exact = make(single, targets), make(single.astype(float), targets.astype(float))
+    theta = problem.minimiser + jnp.array([0.5, -0.4, 0.3], jnp.float32)
+    values = {
+        part: getattr(problem, part)(theta) for part in ("loss", "gap", "gradient", "hessian")
+    }
+    for part in ("minimum", "minimiser", "pl_constant", "smoothness"):
+        values[part] = getattr(problem, part)
+    known = {part: value for part, value in values.items() if value is not None}
+    assert {part: value.dtype for part, value in known.items()} == dict.fromkeys(known, jnp.float32)
+    for part, value in known.items():
+        want = getattr(exact, part)
+        want = np.asarray(want(theta.astype(float)) if callable(want) else want)
+        near = SINGLE * np.max(np.abs(want))
+        if part == "gap" and name == "function":
+            near = SINGLE * float(problem.minimum)  # a difference, as its docstring says
+        np.testing.assert_allclose(value, want, atol=near, rtol=0, err_msg=part)
+    run = jax.eval_shape(lambda u: ddln.gradient_flow(problem, u, TIMES), LAYERS.astype(np.float32))
+    assert {run.theta.dtype, run.gap.dtype} == {jnp.dtype(jnp.float32)}
+
+
 def test_large_counts_and_normalisations():
     problem = ddln.poisson([[1.0], [1.0]], [10**6, 3 * 10**6], normalisation="mean")
     np.testing.assert_allclose(problem.minimiser, np.log(2e6), rtol=1e-14)

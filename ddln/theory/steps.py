@@ -11,7 +11,6 @@ from ddln._checks import ArrayLike, as_layers
 from ddln.network import effective_parameter
 from ddln.problem import Problem
 
-
 _DENSE = 64
 """Up to this many weights the Hessian is formed; LOBPCG needs more than 5."""
 _MOST_STEPS = 10_000
