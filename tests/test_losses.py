@@ -460,6 +460,16 @@ def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
         )
 
 
+def test_the_asymptotic_rate_allows_for_a_loss_that_is_not_quadratic_yet(tmp_path):
+    # At the start of its last e-fold 3 % of the gap is of third order in θ − θ*.
+    overrides = ("sweep={}", "network.signed=true", "dynamics.until=3.0", "dynamics.points=41")
+    dataset = ddln.run(experiment(tmp_path, *overrides))
+    rate = dataset.sel(certificate="asymptotic rate")
+    assert bool(rate["certificate_applies"].all())
+    assert bool(rate["certificate_holds"].all())
+    assert float(rate["certificate_tolerance"] / rate["certificate_predicted"]) < 0.03
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
