@@ -366,8 +366,8 @@ def _asymptotic_rate(problem, run, floor):
     root = jnp.sqrt(mobility(run.layers[first]))
     amplitude = modes.T @ (root * problem.gradient(run.theta[first]))
     energy = jnp.where(moves, amplitude**2 / jnp.where(moves, rates, 1.0), 0.0)
-    # The modes must account for the gap: not so where a frozen coordinate keeps it from closing, and
-    # only to first order where the loss is not quadratic.
+    # The modes must account for the gap: not so where a frozen coordinate keeps it from closing,
+    # and only to first order where the loss is not quadratic.
     unexplained = jnp.abs(jnp.sum(energy) / 2 / run.gap[first] - 1)
     faster = jnp.sum(energy * jnp.where(moves, rates - slowest, 0.0)) / jnp.sum(energy)
     noise = jnp.sqrt(floor / run.gap[last]) / elapsed
