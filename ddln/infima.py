@@ -88,7 +88,7 @@ def _solve(terms, factor, features, targets, *delta):
     rank = _rank(singular, features.shape)
     left, singular, right = left[:, :rank], singular[:rank], right[:rank]
     phi = partial(terms, *delta, targets[kept])
-    start = _larger_thresholds(*delta, targets, left) if terms is huber else np.zeros(rank)
+    start = _larger_thresholds(delta[0], targets, left) if terms is huber else np.zeros(rank)
     place = _newton(phi, left, start)
     fitted = np.zeros(samples)
     fitted[kept] = left @ place
