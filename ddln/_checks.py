@@ -63,3 +63,9 @@ def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
             raise ValueError(message)
         return values
     return jnp.where(wrong, jnp.nan, values)
+
+
+def as_positive(name: str, value: Number) -> Float[Array, ""]:
+    """`value` as a number > 0; NaN where it is traced and is not."""
+    number = as_floats(name, value, 0)
+    return refuse(number <= 0, f"`{name}` must be > 0, got {number}.", number)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Bool, Float
 
-from ddln._checks import ArrayLike, Number, as_floats, as_vector, refuse
+from ddln._checks import ArrayLike, Number, as_floats, as_positive, as_vector, refuse
 from ddln.problem import Problem
 
 
@@ -51,14 +51,14 @@ def from_function(
         dim: the size of θ.
         minimum: ℒ*. Given alone, it is not taken to be attained.
         minimiser: one minimiser, shape (dim,); then ℒ* is the loss there.
-        pl_constant: μ of ½‖∇ℒ‖² ≥ μ(ℒ − ℒ*).
-        smoothness: β such that ∇ℒ is β-Lipschitz.
+        pl_constant: μ > 0 of ½‖∇ℒ‖² ≥ μ(ℒ − ℒ*).
+        smoothness: β ≥ μ such that ∇ℒ is β-Lipschitz.
         convex: whether ℒ is convex.
         start: where the search for ℒ* starts, shape (dim,); 0 by default.
 
     Raises:
         ValueError: a loss that is no number; no ℒ* for a loss that is not convex; no minimum found,
-            as where ℒ* is not attained (traced: NaN).
+            as where ℒ* is not attained; a constant that is not positive, or μ > β (traced: NaN).
 
     >>> problem = ddln.from_function(lambda theta: jnp.sum(jnp.cosh(theta - 1)), 2, convex=True)
     >>> float(problem.minimum), jnp.round(problem.minimiser, 12).tolist()
@@ -89,9 +89,13 @@ def from_function(
     else:
         raise ValueError("`minimum` or `minimiser` must be given for a loss that is not convex.")
     mu, beta = (
-        None if constant is None else as_floats(name, constant, 0)
+        None if constant is None else as_positive(name, constant)
         for name, constant in (("pl_constant", pl_constant), ("smoothness", smoothness))
     )
+    if mu is not None and beta is not None:
+        # Twice each constant bounds ‖∇ℒ‖² over the gap, from below and from above.
+        message = f"`pl_constant` must be ≤ `smoothness`, {beta}, got {mu}."
+        mu = refuse(mu > beta, message, mu)
     return FunctionLoss(
         function=function,
         dim=dim,

@@ -52,8 +52,8 @@ def check_hypotheses(problem: Problem, run: Trajectory) -> dict[str, Bool[Array,
     if mu is not None:
         steepness = jnp.sum(jax.vmap(problem.gradient)(run.theta) ** 2, axis=1) / 2
         rounding = 1e3 * jnp.finfo(run.gap.dtype).eps
-        lost = run.gap <= rounding**2 * run.gap[0] + rounding * jnp.abs(problem.minimum)
-        satisfied = (mu > 0) & jnp.all((steepness >= mu * run.gap * (1 - rounding)) | lost)
+        doubt = rounding**2 * run.gap[0] + rounding * jnp.abs(problem.minimum)
+        satisfied = (mu > 0) & jnp.all(steepness >= mu * (run.gap - doubt) * (1 - rounding))
     return {
         "unique smallest layer": jnp.all(coordinate_kinds(run.layers[0]) == OPEN),
         "convex loss": jnp.asarray(problem.convex),

@@ -19,8 +19,13 @@ _NEWTON_STEPS = 200
 
 
 def spectral_norm(features: Float[Array, "samples dim"]) -> Float[Array, ""]:
-    """σ_max of a matrix."""
-    return _on_host(lambda x: [np.linalg.norm(x, 2)], [()], features)[0]
+    """σ_max of a matrix, from the smaller of its Gram matrices."""
+
+    def norm(matrix):
+        flat = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        return [np.sqrt(np.linalg.eigvalsh(flat @ flat.T)[-1])]
+
+    return _on_host(norm, [()], features)[0]
 
 
 def infimum(
@@ -83,7 +88,8 @@ def _solve(terms, factor, features, targets, *delta):
     rank = _rank(singular, features.shape)
     left, singular, right = left[:, :rank], singular[:rank], right[:rank]
     phi = partial(terms, *delta, targets[kept])
-    place = _newton(phi, left)
+    start = _larger_thresholds(delta[0], targets, left) if terms is huber else np.zeros(rank)
+    place = _newton(phi, left, start)
     fitted = np.zeros(samples)
     fitted[kept] = left @ place
     minimiser = np.full(dim, np.nan) if escapes.any() else right.T @ (place / singular)
@@ -125,20 +131,34 @@ def _escaping(rows, directions):
     return found.x[dim:] > 0.5
 
 
-def _newton(phi, basis):
+def _larger_thresholds(delta, targets, basis):
+    """Near the minimiser of Huber's loss: that of ever smaller thresholds, from least squares on.
+
+    From elsewhere Newton's method finds no curvature where most residuals are beyond the threshold.
+    """
+    place = basis.T @ targets
+    threshold = np.max(np.abs(basis @ place - targets), initial=0.0) / 4
+    while threshold > delta:
+        place = _newton(partial(huber, threshold, targets), basis, place)
+        threshold /= 4
+    return place
+
+
+def _newton(phi, basis, start):
     """The a at which Σ φ(basis a) is least, by regularised Newton steps with backtracking."""
-    place = np.zeros(basis.shape[1])
-    last, first = 3, np.linalg.norm(phi(basis @ place)[1])
+    place = start
+    last, first = 3, np.linalg.norm(phi(basis @ np.zeros_like(start))[1])
     for _ in range(_NEWTON_STEPS):
-        value, slope, curvature = phi(basis @ place)
+        predictions = basis @ place
+        value, slope, curvature = phi(predictions)
         gradient = basis.T @ slope
-        size = np.linalg.norm(slope)
-        if not place.size or size <= 1e-15 * first or last == 0:
+        nothing = 1e-15 * (first + 4 * np.linalg.norm(curvature * predictions))
+        if not place.size or np.linalg.norm(slope) <= nothing or last == 0:
             break
         # Huber's curvature can vanish; a shift like ‖g‖² keeps the convergence quadratic.
         shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / first) ** 2
         hessian = basis.T @ (curvature[:, None] * basis) + shift * np.eye(place.size)
-        step = np.linalg.lstsq(hessian, -gradient, rcond=None)[0]
+        step = -_least_solution(hessian, gradient)
         fall, rounding = -gradient @ step, 1e-15 * np.sum(np.abs(value))
         if fall <= rounding:
             last -= 1  # the value cannot judge any more: a few full steps, and done
@@ -153,6 +173,13 @@ def _newton(phi, basis):
                 length /= 2
         place = place + length * step
     return place
+
+
+def _least_solution(matrix, values):
+    """The solution of least norm, or nearest to one, for a symmetric matrix ≥ 0."""
+    rates, modes = np.linalg.eigh(matrix)
+    kept = rates > np.finfo(float).eps * rates.size * rates[-1]
+    return modes[:, kept] @ ((modes[:, kept].T @ values) / rates[kept])
 
 
 def logistic(y, z):

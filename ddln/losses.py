@@ -20,11 +20,12 @@ from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
 from ddln import infima
-from ddln._checks import ArrayLike, Number, as_floats, is_concrete, refuse
+from ddln._checks import ArrayLike, Number, as_positive, is_concrete, refuse
 from ddln.problem import LinearRisk, Normalisation, as_data
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
+# On [0, 1], as plain numbers: those of NumPy would promote single precision.
+_RULE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
 
 
 class ConvexRisk(LinearRisk):
@@ -202,9 +203,7 @@ def _remainder(curvature, far, z, base):
     """∫ (z − s) φ''(s) ds from the base to z by quadrature where they are near, else `far`."""
     step = z - base
     near = jnp.clip(step, -1.0, 1.0)
-    parts = (
-        w * (1 - s) * curvature(base + s * near) for s, w in zip(_NODES, _WEIGHTS, strict=True)
-    )
+    parts = (w * (1 - s) * curvature(base + s * near) for s, w in _RULE)
     return jnp.where(jnp.abs(step) < 1, near**2 * sum(parts), far)
 
 
@@ -319,8 +318,7 @@ def huber(
     (0.5, 8.25)
     """
     features, targets, factor = as_data(features, targets, normalisation)
-    delta = as_floats("delta", delta, 0).astype(features.dtype)
-    delta = refuse(delta <= 0, f"`delta` must be > 0, got {delta}.", delta)
+    delta = as_positive("delta", delta).astype(features.dtype)
     found = infima.infimum(infima.huber, factor, features, targets, delta)
     smoothness = factor * infima.spectral_norm(features) ** 2
     return Huber(features, targets, factor, smoothness, found, delta)

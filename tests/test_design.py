@@ -1,5 +1,6 @@
 """The theorems read backwards, put back into them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,6 +30,37 @@ def test_the_designed_network_has_the_wished_entropy():
     np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_curvature_of_any_network_is_met_to_the_tolerance(seed):
+    rng = np.random.default_rng(seed)
+    depth, reach = int(rng.integers(2, 6)), 10 ** rng.uniform(-1, 3)
+    wished = np.concatenate([[0.0], np.exp(rng.uniform(-2, 2, depth - 1))])
+    theta = reach * np.linspace(-1, 1, 15) if seed % 2 else reach * np.logspace(-4, 0, 15)
+
+    def curvature(layers):
+        """1/M in NumPy, w by bisection."""
+        squares = np.asarray(layers, float).ravel()[1:, None] ** 2
+        low, high = np.zeros_like(theta), np.full_like(theta, 1 + reach)
+        for _ in range(200):
+            w = (low + high) / 2
+            over = w * np.prod(np.sqrt(w**2 + squares), axis=0) > np.abs(theta)
+            low, high = np.where(over, low, w), np.where(over, w, high)
+        shares = np.sum(w**2 / (w**2 + squares), axis=0)
+        return 1 / (np.prod(w**2 + squares, axis=0) * (1 + shares))
+
+    layers = theory.layers_for_entropy(theta, curvature(wished), depth, tolerance=1e-8)
+    np.testing.assert_allclose(curvature(layers), curvature(wished), rtol=1.1e-8)
+
+
+def test_the_fit_does_not_depend_on_the_callers_precision():
+    wished, theta = np.array([0.0, 0.4, 0.9, 1.7]), np.linspace(-2, 2, 21)
+    curvature = ddln.Entropy(np.repeat(wished[:, None], 21, axis=1)).hessian(theta)
+    with jax.enable_x64(False):
+        layers = theory.layers_for_entropy(theta, np.asarray(curvature, np.float32), 4)
+        assert layers.dtype == jnp.float32
+    np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-4)  # 1e-7 of Q'' is 1e-5 of λ here
+
+
 def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():
     theta = np.linspace(-1, 1, 9)
     with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest found is .* off"):
@@ -56,6 +88,10 @@ def test_time_to_a_gap_is_kept_by_the_flow_and_is_the_bounds_own():
         (lambda: theory.scale_for_rate(PROBLEM, np.eye(2, 3), -1.0), "`rate` must be > 0, got -1"),
         (lambda: theory.imbalance_for_rate(PROBLEM, 1, 1.0), "`depth` must be ≥ 2, got 1"),
         (lambda: theory.layers_for_entropy([0.0], [-1.0], 2), "`curvature` be > 0"),
+        (
+            lambda: theory.layers_for_entropy([0.0], [1.0], 2, tolerance=0),
+            r"`tolerance` must be > 0, got 0\.0",
+        ),
     ],
 )
 def test_bad_wishes_are_named(call, message):

@@ -42,6 +42,22 @@ def test_a_pl_constant_that_is_too_large_is_found_on_the_run():
     assert "PL condition" not in holding(Wrong(PROBLEM, 1e3), layers)
 
 
+@pytest.mark.parametrize("least", [0.0, 3.0, -1e6])
+def test_a_converged_run_on_a_function_with_any_minimum_keeps_its_pl_condition(least):
+    # The gap of a function is a difference: near its end it is the rounding of the minimum.
+    curvature = jnp.array([1.0, 2.0, 4.0])
+
+    def loss(theta):
+        return jnp.sum(curvature * (theta - 1) ** 2) / 2 + least
+
+    layers = np.full((3, 3), 1.2) * np.array([[0.5], [1.0], [1.5]])
+    for mu, kept in ((1.0, True), (4.1, False)):
+        problem = ddln.from_function(loss, 3, minimiser=np.ones(3), pl_constant=mu, convex=True)
+        run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 40.0, 21))
+        assert abs(run.gap[-1]) <= 1e-15 * (1 + abs(least))
+        assert bool(ddln.check_hypotheses(problem, run)["PL condition"]) == kept
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed):
     experiment = ddln.load("configs/figure4.toml").with_(

@@ -31,6 +31,8 @@ def test_limit_point_is_where_the_flow_ends(depth, signed):
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
     # The residual sees a minimiser that is not the limit.
     assert theory.kkt_residual(problem, layers, problem.minimiser + 0.01)[0] > 1e-3
+    # And, to its size, a point that is no minimiser.
+    np.testing.assert_allclose(theory.kkt_residual(problem, layers, 1.01 * limit)[1], 0.01)
 
 
 def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():

@@ -105,6 +105,13 @@ def test_bad_input_is_named():
         ddln.escape_times(STAIRS, zero_last(3, 1.0), jnp.zeros(4))
 
 
+@pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
+def test_saddle_path_of_another_loss_is_refused(wrap):
+    problem = wrap(ddln.logistic([[1.0], [1.0]], [1, -1]))
+    with pytest.raises(ValueError, match="must be least squares, signed or not, got Logistic"):
+        theory.saddle_path(problem, zero_last(2, 1.0, problem.dim))
+
+
 def test_saddle_path_is_the_same_in_single_precision():
     problem = ddln.least_squares(
         *(np.asarray(part, np.float32) for part in STAIRS.minimisers()), normalisation="half"

@@ -41,12 +41,57 @@ def test_gradient_descent_stays_at_a_minimiser_up_to_the_stable_step(share, stay
     assert (losses[-1] < losses[0]) == stays
 
 
+EIGENVALUE = 1e-12  # relative; LOBPCG stops at 20 · depth · dim roundings, here 1e-12
+
+
+@pytest.mark.parametrize("samples", [1, 30], ids=["rank one", "indefinite"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(samples, dtype):
+    rng = np.random.default_rng(samples)
+    layers = rng.normal(size=(3, 70)).astype(dtype)
+    features = rng.normal(size=(samples, 70)).astype(dtype)
+    targets = features @ layers.prod(axis=0) if samples == 1 else rng.normal(size=samples)
+    problem = ddln.least_squares(features, targets.astype(dtype))
+    hessian = jax.jit(jax.hessian(lambda u: problem.loss(jnp.prod(u, axis=0))))(layers)
+    expected = np.linalg.eigvalsh(np.asarray(hessian, float).reshape(210, 210))
+    assert (expected[0] < -1e-3 * expected[-1]) == (samples > 1)
+    found = theory.sharpness(problem, layers)
+    assert found.dtype == dtype
+    rounding = EIGENVALUE if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(found, expected[-1], rtol=rounding)
+
+
+def test_sharpness_of_a_wide_network_takes_little_memory():
+    rng = np.random.default_rng(0)
+    problem = ddln.least_squares(rng.normal(size=(20, 2000)), rng.normal(size=20))
+    layers = rng.normal(size=(3, 2000))
+    compiled = jax.jit(lambda layers: theory.sharpness(problem, layers)).lower(layers).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 6000**2  # an eighth of the Hessian
+    # At a minimiser it is the largest eigenvalue of 2 √M XᵀX √M.
+    fitted = ddln.least_squares(problem.features, problem.features @ layers.prod(axis=0))
+    rows = np.asarray(problem.features) * np.sqrt(np.asarray(ddln.mobility(layers)))
+    expected = 2 * np.linalg.norm(rows, 2) ** 2
+    np.testing.assert_allclose(theory.sharpness(fitted, layers), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [4, 40], ids=["formed", "multiplied"])
+def test_sharpness_has_its_derivative(dim):
+    rng = np.random.default_rng(0)
+    problem = ddln.least_squares(rng.normal(size=(3, dim)), rng.normal(size=3))
+    layers, direction = rng.normal(size=(2, 3, dim))
+    step = 1e-5
+    sharpness = jax.jit(lambda s: theory.sharpness(problem, layers + s * direction))
+    difference = (sharpness(step) - sharpness(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.jit(jax.grad(sharpness))(0.0), difference, rtol=1e-6)
+
+
 def test_sharpness_under_transformations_is_the_eager_one():
     batch = jnp.stack([LAYERS, 1.4 * LAYERS])
     together = jax.jit(jax.vmap(lambda layers: theory.sharpness(PROBLEM, layers)))(batch)
     np.testing.assert_allclose(together, [theory.sharpness(PROBLEM, lane) for lane in batch])
 
 
-def test_a_flat_point_has_no_largest_step():
-    flat = ddln.least_squares(np.zeros((1, 2)), [1.0])
-    assert jnp.isinf(theory.largest_stable_step(flat, jnp.ones((2, 2))))
+@pytest.mark.parametrize("dim", [2, 40], ids=["formed", "multiplied"])
+def test_a_flat_point_has_no_largest_step(dim):
+    flat = ddln.least_squares(np.zeros((1, dim)), [1.0])
+    assert jnp.isinf(theory.largest_stable_step(flat, jnp.ones((2, dim))))

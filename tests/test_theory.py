@@ -67,3 +67,44 @@ def test_divergence_bound_is_infinite_at_the_start_and_nan_out_of_the_domain():
     assert jnp.isinf(theory.divergence_bound(PROBLEM, LAYERS, times)[0])
     negative = ddln.least_squares([[1.0]], [-1.0])
     assert jnp.isnan(theory.divergence_bound(negative, [[1.0], [1.0]], times)[1])
+
+
+INTEGRATOR = 1e-6  # of a run with the default tolerances, over the saved times' quadrature
+
+
+def test_posterior_bound_is_the_gap_itself_in_one_dimension():
+    # There gap' = −2μM gap with equality.
+    problem = ddln.least_squares([[1.5]], [2.0])
+    run = ddln.gradient_flow(problem, [[0.2], [1.0], [1.1]], jnp.linspace(1.0, 1.2, 41))
+    assert run.gap[-1] < run.gap[0] / 5
+    np.testing.assert_allclose(theory.posterior_bound(problem, run), run.gap, rtol=INTEGRATOR)
+    predicted = theory.predict(problem, run)
+    np.testing.assert_allclose(predicted.posterior_bound, run.gap, rtol=INTEGRATOR)
+    # The error of the bound is that of its exponent.
+    _, error = theory.smallest_mobility_integral(run)
+    np.testing.assert_allclose(predicted.posterior_error, 2 * problem.pl_constant * error)
+
+
+def test_a_frozen_coordinate_leaves_the_posterior_bound_at_the_first_gap():
+    layers = np.vstack([np.zeros((2, 6)), np.ones((1, 6))])
+    layers[0, 1:] = 0.5
+    layers[1, 1:] = 0.8
+    run = ddln.gradient_flow(PROBLEM, layers, jnp.linspace(0.0, 0.5, 5))
+    np.testing.assert_array_equal(theory.posterior_bound(PROBLEM, run), jnp.full(5, run.gap[0]))
+
+
+def test_bounds_count_time_from_their_first():
+    times = jnp.array([0.0, 0.1, 0.4])
+    for bound in (theory.exponential_bound, theory.divergence_bound):
+        late = bound(PROBLEM, LAYERS, times + 3.0)
+        np.testing.assert_allclose(late, bound(PROBLEM, LAYERS, times), rtol=1e-12)
+    rate = float(ddln.rate_bound(PROBLEM, LAYERS))
+    start = float(PROBLEM.gap(jnp.prod(LAYERS, axis=0)))
+    expected = start * np.exp(-2 * rate * np.asarray(times))
+    np.testing.assert_allclose(
+        theory.exponential_bound(PROBLEM, LAYERS, times), expected, rtol=1e-12
+    )
+    divergence = float(ddln.Entropy(LAYERS).value(PROBLEM.minimiser))
+    np.testing.assert_allclose(
+        theory.divergence_bound(PROBLEM, LAYERS, times)[1:], divergence / times[1:], rtol=1e-12
+    )

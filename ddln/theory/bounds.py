@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddln import hermite
-from ddln._checks import ArrayLike, as_floats, as_layers, as_vector, refuse
+from ddln._checks import ArrayLike, Number, as_layers, as_positive, as_vector
 from ddln.entropy import Entropy
 from ddln.flow import Trajectory
 from ddln.network import Reduction, imbalance
@@ -182,7 +182,7 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
     return jnp.min(jnp.where(rates > 0, rates, jnp.inf))
 
 
-def time_to_gap(problem: Problem, layers: ArrayLike, gap: ArrayLike) -> Float[Array, ""]:
+def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array, ""]:
     """Flow time by which a theorem guarantees ℒ(θ(t)) − ℒ* ≤ gap: the earlier of both bounds'.
 
     log(gap(0)/gap) / (2μc) of the exponential bound, D_Q(θ*, θ(0)) / gap of the other. Infinite
@@ -202,8 +202,7 @@ def time_to_gap(problem: Problem, layers: ArrayLike, gap: ArrayLike) -> Float[Ar
     >>> round(float(ddln.theory.time_to_gap(problem, [[0.0], [3.0]], 1e-6)), 6)
     0.422272
     """
-    gap = as_floats("gap", gap, 0)
-    gap = refuse(gap <= 0, f"`gap` must be > 0, got {gap}.", gap)
+    gap = as_positive("gap", gap)
     start = problem.gap(jnp.prod(as_layers(layers), axis=0))
     times = [jnp.asarray(jnp.inf, gap.dtype)]
     if problem.pl_constant is not None:

@@ -1,20 +1,14 @@
 """The theorems read backwards: initialisations that have a wished rate, or a wished entropy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln._checks import ArrayLike, Number, as_floats, as_layers, as_positive, is_concrete
 from ddln.entropy import Entropy
 from ddln.problem import Problem
 from ddln.theory.bounds import rate_bound
-
-
-def _positive(name: str, value: Number) -> Float[Array, ""]:
-    number = as_floats(name, value, 0)
-    if is_concrete(number) and not np.asarray(number) > 0:
-        raise ValueError(f"`{name}` must be > 0, got {number}.")
-    return number
 
 
 def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[Array, ""]:
@@ -35,7 +29,7 @@ def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[A
     >>> float(a), float(ddln.rate_bound(problem, a * jnp.array([[0.0], [3.0]])))
     (2.0, 72.0)
     """
-    layers, rate = as_layers(layers), _positive("rate", rate)
+    layers, rate = as_layers(layers), as_positive("rate", rate)
     bound = rate_bound(problem, layers)
     if is_concrete(bound) and not np.asarray(bound) > 0:
         raise ValueError(
@@ -70,21 +64,28 @@ def imbalance_for_rate(problem: Problem, depth: int, rate: Number) -> Float[Arra
     return scale_for_rate(problem, unit, rate) ** 2
 
 
+_SPREADS = (0.5, 2.0, 8.0)
+"""Of log λ at the start of a fit."""
+
+
 def layers_for_entropy(
     theta: ArrayLike, curvature: ArrayLike, depth: int, *, tolerance: Number = 1e-6
 ) -> Float[Array, "depth 1"]:
     """Layers of one coordinate, the first of them 0, whose Q'' is the wished one at the given θ.
 
-    The imbalances λ_j are fitted by least squares on log Q''.
+    The imbalances λ_j are fitted by least squares on log Q'', in double precision on the host, from
+    a few starts in turn until the tolerance is met. Several networks can meet it: a curvature
+    seen only at large θ, or at small ones, says little of single λ_j.
 
     Args:
         theta: shape (points,).
         curvature: the wished Q''(θ) > 0, shape (points,).
         depth: of the network.
-        tolerance: largest relative error of Q'' at the points.
+        tolerance: > 0, largest relative error of Q'' at the points.
 
     Returns:
-        Layers (0, √λ_1, …), ascending, shape (depth, 1).
+        Layers (0, √λ_1, …), ascending, shape (depth, 1); within the tolerance but for their
+        rounding to the working precision.
 
     Raises:
         ValueError: shapes, depth or signs that make no sense; or no network of this depth has such
@@ -95,11 +96,13 @@ def layers_for_entropy(
     >>> layers.ravel().round(6).tolist()
     [0.0, 3.0]
     """
-    from scipy.optimize import least_squares
-
-    theta, curvature = (
-        np.asarray(as_floats(name, values, 1), float)
-        for name, values in (("theta", theta), ("curvature", curvature))
+    theta, curvature, tolerance = (
+        np.asarray(part, float)
+        for part in (
+            as_floats("theta", theta, 1),
+            as_floats("curvature", curvature, 1),
+            as_positive("tolerance", tolerance),
+        )
     )
     if depth < 2 or theta.size < 1 or theta.shape != curvature.shape or (curvature <= 0).any():
         raise ValueError(
@@ -107,8 +110,20 @@ def layers_for_entropy(
             f"> 0 and `depth` ≥ 2, got {theta.shape}, {curvature.shape}, "
             f"{curvature.min(initial=np.inf):g} and {depth}."
         )
-    # At θ = 0 the curvature is 1 / Π λ_j.
-    middle = -np.log(curvature[np.argmin(np.abs(theta))]) / (depth - 1)
+    # The wished accuracy is beyond float32, whatever the caller computes in.
+    with jax.enable_x64(True):
+        layers, error = _fit_entropy(theta, curvature, depth, tolerance)
+    if not error <= tolerance:
+        raise ValueError(
+            f"`curvature` must be that of a network of depth {depth} within {tolerance:g}; "
+            f"the nearest found is {error:.2g} off."
+        )
+    return jnp.asarray(layers, jnp.result_type(float))
+
+
+def _fit_entropy(theta, curvature, depth, tolerance):
+    """The first fit within the tolerance, or else the nearest, and its error."""
+    from scipy.optimize import least_squares
 
     def layers_of(logarithms):
         return np.concatenate([[0.0], np.exp(np.sort(logarithms) / 2)])[:, None]
@@ -117,12 +132,15 @@ def layers_for_entropy(
         copies = np.repeat(layers_of(logarithms), theta.size, axis=1)
         return np.log(np.asarray(Entropy(copies).hessian(theta)) / curvature)
 
-    spread = np.linspace(-0.5, 0.5, depth - 1)
-    fit = least_squares(misfit, middle + spread, xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    error = float(np.max(np.abs(np.expm1(fit.fun))))
-    if not error <= float(np.asarray(tolerance)):
-        raise ValueError(
-            f"`curvature` must be that of a network of depth {depth} within "
-            f"{float(np.asarray(tolerance)):g}; the nearest found is {error:.2g} off."
-        )
-    return jnp.asarray(layers_of(fit.x))
+    # At θ = 0 the curvature is 1 / Π λ_j.
+    middle = -np.log(curvature[np.argmin(np.abs(theta))]) / (depth - 1)
+    best, least = np.zeros((depth, 1)), np.inf
+    for spread in _SPREADS:
+        start = middle + np.linspace(-spread, spread, depth - 1)
+        fit = least_squares(misfit, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=200)
+        error = float(np.max(np.abs(np.expm1(fit.fun))))
+        if error < least:
+            best, least = layers_of(fit.x), error
+        if least <= tolerance:
+            break
+    return best, least

@@ -94,7 +94,9 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
 
     inner = problem.unsigned if isinstance(problem, Signed) else problem
     if not isinstance(inner, LeastSquares):
-        raise ValueError(f"`problem` must be least squares, got {type(inner).__name__}.")
+        raise ValueError(
+            f"`problem` must be least squares, signed or not, got {type(inner).__name__}."
+        )
     entropy = Entropy(as_layers(layers, problem.dim))
     affine = problem.minimisers()
     matrix, values = (np.asarray(part, float) for part in affine or ())

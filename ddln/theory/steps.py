@@ -1,5 +1,7 @@
 """What gradient descent can do of the flow: its largest stable step."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,32 +11,66 @@ from ddln._checks import ArrayLike, as_layers
 from ddln.network import effective_parameter
 from ddln.problem import Problem
 
+_DENSE = 64
+"""Up to this many weights the Hessian is formed; LOBPCG needs more than 5."""
+_MOST_STEPS = 10_000
+
 
 @eqx.filter_jit
 def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     """Largest eigenvalue of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) with respect to the layers.
 
-    At a minimiser it is the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2}. The Hessian is formed:
-    (depth · dim)² numbers.
+    At a minimiser it is the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2}. Of more than 64 weights the
+    Hessian is never formed, only multiplied by vectors, in LOBPCG (from a fixed random start): the
+    result is then the Rayleigh quotient of its eigenvector, so that it has one derivative.
 
     Args:
         problem: the loss.
         layers: shape (depth, dim).
 
     Returns:
-        shape (); scaling the layers by a multiplies that of a minimiser by a^{2(depth−1)} at a
+        shape (), to 20 · depth · dim roundings of the largest |eigenvalue|; NaN without
+        convergence. Scaling the layers by a multiplies that of a minimiser by a^{2(depth−1)} at a
         given loss.
 
-    Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765.
+    Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765; Knyazev 2001.
 
     >>> problem = ddln.least_squares([[1.0]], [6.0], normalisation="half")
     >>> round(float(ddln.theory.sharpness(problem, [[2.0], [3.0]])), 12)  # M = 2² + 3²
     13.0
     """
     layers = as_layers(layers, problem.dim)
-    size = layers.size
-    hessian = jax.hessian(lambda layers: problem.loss(effective_parameter(layers)))(layers)
-    return jnp.linalg.eigvalsh(hessian.reshape(size, size))[-1]
+
+    def gradient(problem: Problem, layers: Array) -> Array:
+        return jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
+
+    if layers.size <= _DENSE:
+        hessian = jax.jacfwd(gradient, 1)(problem, layers)
+        return jnp.linalg.eigvalsh(hessian.reshape(layers.size, layers.size))[-1]
+
+    def times(vector: Array, problem: Problem = problem, layers: Array = layers) -> Array:
+        direction = vector.reshape(layers.shape)
+        return jax.jvp(partial(gradient, problem), (layers,), (direction,))[1].reshape(vector.shape)
+
+    top, converged = _top_eigenvector(
+        partial(times, **jax.lax.stop_gradient({"problem": problem, "layers": layers})),
+        jax.random.normal(jax.random.key(0), (layers.size,), layers.dtype),
+    )
+    return jnp.where(converged, top @ times(top), jnp.nan)
+
+
+def _top_eigenvector(times, start):
+    """Of the largest eigenvalue of a symmetric matrix, and whether LOBPCG converged to it."""
+    from jax.experimental.sparse.linalg import lobpcg_standard  # half a second
+
+    start = start / jnp.linalg.norm(start)
+    # LOBPCG stops at a share of the eigenvalue found: shifted, that is not 0 in a flat place.
+    shift = 2 * jnp.linalg.norm(times(start))
+    shift = jnp.where(shift > 0, shift, 1.0)
+    _, vectors, steps = lobpcg_standard(
+        jax.vmap(lambda vector: times(vector) + shift * vector, 1, 1), start[:, None], _MOST_STEPS
+    )
+    return vectors[:, 0], steps < _MOST_STEPS
 
 
 def largest_stable_step(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
