@@ -72,9 +72,10 @@ def run(experiment: Experiment) -> xr.Dataset:
         experiment: from `ddln.load`, with its sweep.
 
     Returns:
-        A dataset with a dimension per axis of the sweep, named by its dotted name, then `time`
-        (flow time), `layer`, `coordinate`, `certificate`. A lane that fails is NaN from there on
-        and has another `status` than 0.
+        A dataset with a dimension per axis of the sweep, named by its dotted name (an axis that is
+        zipped to another is a coordinate along its dimension), then `time` (flow time), `layer`,
+        `coordinate`, `certificate`. A lane that fails is NaN from there on and has another
+        `status` than 0.
 
     Raises:
         ValueError: the data and the network do not make a problem.
@@ -89,12 +90,14 @@ def run(experiment: Experiment) -> xr.Dataset:
     return assemble(plan, [compute(chunk) for chunk in plan.chunks])
 
 
-def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
+def sweep(experiment: Experiment, over: Mapping[str, ArrayLike | Mapping[str, Any]]) -> xr.Dataset:
     """Compute an experiment over a grid of values, in memory.
 
     Args:
         experiment: from `ddln.load`; axes of its own sweep are kept where `over` has no other.
-        over: dotted names of numeric leaves and their values, shape (n,) each.
+        over: dotted names of numeric leaves and their values, shape (n,) each, or a table as in a
+            config: `{"values": seeds, "zip": "network.scale"}` walks the seeds in step with the
+            scales, along their dimension.
 
     Returns:
         As `ddln.run`.
@@ -106,7 +109,10 @@ def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
     >>> dict(ddln.sweep(experiment, over={"network.scale": [0.5, 1.0, 2.0]})["gap"].sizes)
     {'network.scale': 3, 'time': 11}
     """
-    axes = {f"sweep.{name}": np.asarray(values).tolist() for name, values in over.items()}
+    axes = {
+        f"sweep.{name}": values if isinstance(values, Mapping) else np.asarray(values).tolist()
+        for name, values in over.items()
+    }
     return run(experiment.with_(axes))
 
 
@@ -185,7 +191,7 @@ def assemble(plan: Plan, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
         for dimension in first.sizes
         if dimension != "lane"
     }
-    grid = tuple(axis.name for axis in plan.axes)
+    grid = tuple(plan.sizes)
     variables = {}
     for name, variable in first.data_vars.items():
         dimensions = variable.dims[1:]
@@ -198,7 +204,7 @@ def assemble(plan: Plan, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
         variables[name] = ((*grid, *dimensions), whole, variable.attrs)
     dataset = xr.Dataset(
         variables,
-        coords={axis.name: axis.values for axis in plan.axes}
+        coords={axis.name: (axis.dimension, axis.values) for axis in plan.axes}
         | {name: first[name].values for name in ("certificate", "hypothesis")},
         attrs={
             "title": plan.experiment.study,

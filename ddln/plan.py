@@ -1,7 +1,8 @@
 """What an experiment's sweep comes to: a grid of lanes, cut into chunks of one array shape each.
 
-A *lane* is one network; lanes are numbered along the grid, the last axis fastest. Axes that change
-the shape of arrays are looped over, one compiled program each; the others run side by side.
+A *lane* is one network; lanes are numbered along the grid, the last dimension fastest. Zipped axes
+share a dimension. Axes that change the shape of arrays are looped over, one compiled program for
+each of their values; the others run side by side.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddln.config import Experiment, axis_values, changes_shape, numeric_leaves
+from ddln.config import Experiment, axis_values, changes_shape, dimension_of, numeric_leaves
 
 MAX_LANES = 10_000_000
 
@@ -23,11 +24,13 @@ class Axis:
         name: the dotted name of the leaf it sweeps.
         values: shape (n,), integers or floats as the leaf is.
         shape_changing: whether every value needs a program of its own.
+        dimension: the axis it is zipped to, and lies along; its own name where it is not.
     """
 
     name: str
     values: np.ndarray
     shape_changing: bool
+    dimension: str
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,19 @@ class Plan:
     Attributes:
         experiment: what is planned.
         axes: in the order written.
-        shape: of the grid; () without a sweep, which is one lane.
+        sizes: of the grid's dimensions, by name; empty without a sweep, which is one lane.
         chunks: in the order they run.
     """
 
     experiment: Experiment
     axes: tuple[Axis, ...]
-    shape: tuple[int, ...]
+    sizes: Mapping[str, int]
     chunks: tuple[Chunk, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the grid."""
+        return tuple(self.sizes.values())
 
     @property
     def lanes(self) -> int:
@@ -105,30 +113,43 @@ def make_plan(experiment: Experiment, *, chunk_lanes: int = 256) -> Plan:
     """
     leaves = numeric_leaves(experiment)
     axes = tuple(
-        Axis(name, np.array(axis_values(axis, leaves[name])), changes_shape(leaves[name]))
+        Axis(
+            name,
+            np.array(axis_values(axis, leaves[name])),
+            changes_shape(leaves[name]),
+            dimension_of(name, axis),
+        )
         for name, axis in experiment.sweep.items()
     )
-    shape = tuple(axis.values.size for axis in axes)
-    size = math.prod(shape)
+    sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
+    size = math.prod(sizes.values())
     if size > MAX_LANES:
         raise ValueError(f"sweep: {size:,} lanes, more than {MAX_LANES:,}")
-    places = np.unravel_index(np.arange(size), shape) if axes else ()
-    looped = [i for i, axis in enumerate(axes) if axis.shape_changing]
+    steps = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
+    along = dict(zip(sizes, steps, strict=True))
+    looped = [axis for axis in axes if axis.shape_changing]
     group = np.zeros(size, int)
-    for i in looped:
-        group = group * shape[i] + places[i]
+    for axis in looped:
+        # Not the step but the value: zipped axes may come back to one.
+        group = group * axis.values.size + _first(axis.values)[along[axis.dimension]]
     chunks: list[Chunk] = []
     order = np.argsort(group, kind="stable")
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        first = {axes[i].name: axes[i].values[places[i][lanes[0]]].item() for i in looped}
+        first = {axis.name: axis.values[along[axis.dimension][lanes[0]]].item() for axis in looped}
         program = experiment.with_({**first, "sweep": {}})
         width = math.ceil(lanes.size / math.ceil(lanes.size / chunk_lanes))
         for start in range(0, lanes.size, width):
             part = lanes[start : start + width]
             values = {
-                axis.name: axis.values[place[part]]
-                for axis, place in zip(axes, places, strict=True)
+                axis.name: axis.values[along[axis.dimension][part]]
+                for axis in axes
                 if not axis.shape_changing
             }
             chunks.append(Chunk(len(chunks), program, part, values, width))
-    return Plan(experiment, axes, shape, tuple(chunks))
+    return Plan(experiment, axes, sizes, tuple(chunks))
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    """For each value, where it first stands."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return first[inverse]

@@ -269,19 +269,29 @@ class Dynamics(Table):
     )
 
 
-class Linspace(Table):
+class _Form(Table):
+    zip: str | None = Field(default=None, description="the axis it is walked in step with")
+
+
+class Values(_Form):
+    """The values themselves; without a `zip`, a plain list says the same."""
+
+    values: tuple[int | float, ...] = Field(max_length=MAX_VALUES)
+
+
+class Linspace(_Form):
     """Evenly spaced values: [first, last, how many]."""
 
     linspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
 
 
-class Logspace(Table):
+class Logspace(_Form):
     """Evenly spaced powers of ten: [log10 first, log10 last, how many]."""
 
     logspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
 
 
-class Range(Table):
+class Range(_Form):
     """Whole numbers: [first, one past the last]."""
 
     range: tuple[int, int]
@@ -293,19 +303,21 @@ class Range(Table):
         return self
 
 
-Values = Annotated[tuple[int | float, ...], Field(max_length=MAX_VALUES)]
+FORMS = {"values", "linspace", "logspace", "range"}
 
 
 def _axis_kind(axis: Any) -> str | None:
     if isinstance(axis, Mapping):
-        return next(iter(axis)) if len(axis) == 1 else None
+        named = [key for key in axis if key in FORMS]
+        return named[0] if len(named) == 1 else None
     if isinstance(axis, Table):
         return type(axis).__name__.lower()
-    return "values" if isinstance(axis, list | tuple) else None
+    return "list" if isinstance(axis, list | tuple) else None
 
 
 Axis = Annotated[
-    Annotated[Values, Tag("values")]
+    Annotated[Annotated[tuple[int | float, ...], Field(max_length=MAX_VALUES)], Tag("list")]
+    | Annotated[Values, Tag("values")]
     | Annotated[Linspace, Tag("linspace")]
     | Annotated[Logspace, Tag("logspace")]
     | Annotated[Range, Tag("range")],

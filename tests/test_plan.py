@@ -51,6 +51,22 @@ def test_the_chunks_of_one_shape_share_a_width():
     assert {chunk.width for chunk in plan.chunks} == {234}
 
 
+def test_zipped_axes_are_one_dimension_and_their_values_walk_in_step():
+    sweep = {
+        "network.depth": [2, 3, 2],
+        "network.init.seed": [5, 6],
+        "network.scale": {"values": [1.0, 1.5, 2.0], "zip": "network.depth"},
+    }
+    plan = make_plan(PLAIN.with_({"sweep": sweep}))
+    assert plan.sizes == {"network.depth": 3, "network.init.seed": 2}
+    by_depth = {chunk.experiment.network.depth: chunk for chunk in plan.chunks}
+    assert len(plan.chunks) == 2
+    assert by_depth[2].lanes.tolist() == [0, 1, 4, 5]
+    assert by_depth[2].values["network.scale"].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert by_depth[2].values["network.init.seed"].tolist() == [5, 6, 5, 6]
+    assert by_depth[3].values["network.scale"].tolist() == [1.5, 1.5]
+
+
 def test_an_axis_keeps_its_leafs_type():
     plan = make_plan(PLAIN.with_({"sweep": {"network.init.seed": [1, 2], "network.scale": [1, 2]}}))
     assert [axis.values.dtype.kind for axis in plan.axes] == ["i", "f"]
