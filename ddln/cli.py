@@ -96,9 +96,8 @@ def run(config: Config, overrides: Overrides = None, out: Out = Path("runs")) ->
                 advance(chunk.lanes.size)
         if not folder.is_whole("dataset.nc"):
             _say("assembling")
-            assembled = lanes.assemble(plan, folder.read_chunks(plan))
             with _refusing((OSError,)):
-                folder.write_dataset(assembled)
+                folder.write_dataset(plan)
         dataset = folder.read_dataset()
         _say("certifying")
         folder.write_claims(
@@ -155,15 +154,15 @@ def verify(
         _, plan, _ = _prepare(config, overrides)
         start_jax()
         _validate(plan)
-    from ddln import claims, hypotheses, lanes
+    from ddln import claims, grid, hypotheses, lanes
     from ddln.store import finite
 
-    computed = []
+    computed = {}
     with _progress(plan.lanes, plan.lanes) as advance:
         for chunk in plan.chunks:
-            computed.append(lanes.compute(chunk))
+            computed[chunk.index] = lanes.compute(chunk)
             advance(chunk.lanes.size)
-    dataset = lanes.assemble(plan, computed)
+    dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])
     assumed, rows = hypotheses.summary(dataset), claims.summary(dataset)
     if as_json:
         both = {"hypotheses": assumed, "certificates": rows}

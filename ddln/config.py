@@ -200,8 +200,17 @@ def value_of(experiment: Experiment, name: str) -> Any:
 
 def changes_shape(leaf: FieldInfo) -> bool:
     """Whether a leaf decides the shape of an array."""
+    return bool(_extra(leaf, "changes_shape", False))
+
+
+def units_of(leaf: FieldInfo) -> str:
+    """The units of a leaf's values; those that have none are 1."""
+    return str(_extra(leaf, "units", "1"))
+
+
+def _extra(leaf: FieldInfo, key: str, default: Any) -> Any:
     extra = leaf.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("changes_shape"))
+    return extra.get(key, default) if isinstance(extra, dict) else default
 
 
 def dimension_of(name: str, axis: Any) -> str:

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddln.config import Experiment, axis_values, changes_shape, dimension_of, numeric_leaves
+from ddln.config import (
+    Experiment,
+    axis_values,
+    changes_shape,
+    dimension_of,
+    numeric_leaves,
+    units_of,
+)
+from ddln.variables import lane_bytes
 
 MAX_LANES = 10_000_000
+MAX_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,14 @@ class Axis:
         values: shape (n,), integers or floats as the leaf is.
         shape_changing: whether every value needs a program of its own.
         dimension: the axis it is zipped to, and lies along; its own name where it is not.
+        units: of the values; 1 where they have none.
     """
 
     name: str
     values: np.ndarray
     shape_changing: bool
     dimension: str
+    units: str
 
 
 @dataclass(frozen=True)
@@ -88,15 +99,11 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data set in float64: θ, velocity, layers, loss, gap and bounds in time."""
-        experiments = [chunk.experiment for chunk in self.programs]
-        points = max(experiment.dynamics.points for experiment in experiments)
-        depth = max(experiment.network.depth for experiment in experiments)
-        width = max(experiment.width for experiment in experiments)
-        return 8 * self.lanes * points * ((depth + 2) * width + 5)
+        """Bytes of the chunks' files: the numbers that are kept of every lane."""
+        return sum(chunk.lanes.size * lane_bytes(chunk.experiment) for chunk in self.chunks)
 
 
-def make_plan(experiment: Experiment, *, chunk_lanes: int = 256) -> Plan:
+def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     """The plan of an experiment.
 
     Args:
@@ -118,6 +125,7 @@ def make_plan(experiment: Experiment, *, chunk_lanes: int = 256) -> Plan:
             np.array(axis_values(axis, leaves[name])),
             changes_shape(leaves[name]),
             dimension_of(name, axis),
+            units_of(leaves[name]),
         )
         for name, axis in experiment.sweep.items()
     )

@@ -251,7 +251,11 @@ class Dynamics(Table):
     """The flow and how it is integrated."""
 
     kind: Literal["gradient_flow", "mirror_flow"] = "gradient_flow"
-    until: float = Field(gt=0, description="flow time at the end; k steps of size η reach kη")
+    until: float = Field(
+        gt=0,
+        description="flow time at the end; k steps of size η reach kη",
+        json_schema_extra={"units": "flow time"},
+    )
     points: int = Field(
         default=301, ge=5, description="saved times, the first one is 0", json_schema_extra=_SHAPE
     )
@@ -266,6 +270,10 @@ class Dynamics(Table):
     atol: float = Field(default=1e-12, gt=0, lt=1, description="absolute tolerance")
     max_steps: int = Field(
         default=100_000, ge=1, description="step budget of a lane", json_schema_extra=_SHAPE
+    )
+    save: Literal["loss", "theta", "all"] = Field(
+        default="all",
+        description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
     )
 
 

@@ -167,7 +167,7 @@ class RunFolder:
                 f"chunk {chunk.index}: {dataset.sizes['lane']} lanes for {chunk.lanes.size}"
             )
         name = _chunk_name(chunk)
-        digest = self._write(name, lambda path: _save(dataset, path))
+        digest = self._write(name, lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
         manifest = self.manifest()
         manifest["chunks"][str(chunk.index)] = {
             "file": name,
@@ -179,36 +179,35 @@ class RunFolder:
         manifest.update(complete=False, files={})
         self._write_manifest(manifest)
 
-    def read_chunks(self, plan: Plan) -> "list[xr.Dataset]":
-        """Every chunk's lanes, in the order of the plan.
+    def write_dataset(self, plan: Plan) -> None:
+        """Writes the data set of the chunks that are whole, one after the other.
+
+        The lanes of the others are NaN in it: a hole must not pass for a shorter axis.
 
         Raises:
-            StoreError: one is missing or damaged: a hole must not pass for a shorter axis.
+            StoreError: there is no chunk.
         """
-        import xarray as xr
+        from ddln import grid
 
-        if lost := self.missing(plan):
-            raise StoreError(f"{self.path}: chunk {lost[0].index} is missing or damaged")
-        return [
-            xr.load_dataset(self.path / _chunk_name(chunk), engine="h5netcdf")
-            for chunk in plan.chunks
-        ]
+        lost = {chunk.index for chunk in self.missing(plan)}
+        if len(lost) == len(plan.chunks):
+            raise StoreError(f"{self.path}: no chunk is there and whole")
 
-    def write_dataset(self, dataset: "xr.Dataset") -> None:
-        """Writes the assembled data set."""
-        self._record("dataset.nc", self._write("dataset.nc", lambda path: _save(dataset, path)))
+        def load(chunk: Chunk) -> "xr.Dataset | None":
+            return None if chunk.index in lost else _open(self.path / _chunk_name(chunk))
+
+        digest = self._write("dataset.nc", lambda path: grid.write(plan, load, path))
+        self._record("dataset.nc", digest)
 
     def read_dataset(self) -> "xr.Dataset":
-        """The assembled data set.
+        """The assembled data set, each variable read from the file when it is used.
 
         Raises:
             StoreError: it is missing or not what was written.
         """
-        import xarray as xr
-
         if not self.is_whole("dataset.nc"):
             raise StoreError(f"{self.path}: dataset.nc is missing or damaged; run again to mend it")
-        return xr.load_dataset(self.path / "dataset.nc", engine="h5netcdf")
+        return _open(self.path / "dataset.nc")
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
         """Writes the tables; a number that is not finite becomes null."""
@@ -321,8 +320,11 @@ def _signature(plan: Plan) -> list[int]:
     return [*plan.shape, *(int(chunk.lanes.size) for chunk in plan.chunks)]
 
 
-def _save(dataset: "xr.Dataset", path: Path) -> None:
-    dataset.to_netcdf(path, engine="h5netcdf")
+def _open(path: Path) -> "xr.Dataset":
+    import xarray as xr
+
+    # What was read is not kept: a data set may be larger than memory.
+    return xr.open_dataset(path, engine="h5netcdf", cache=False)
 
 
 def _sum(path: Path) -> str:

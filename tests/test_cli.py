@@ -45,10 +45,11 @@ class Fakes:
         status = xr.Variable(
             "lane", 0 * chunk.lanes, {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
         )
-        return xr.Dataset({"loss": ("lane", chunk.lanes * 1.0), "status": status})
-
-    def assemble(self, plan, datasets):
-        return xr.concat(datasets, "lane")
+        times = ("lane", "time"), np.zeros((chunk.lanes.size, 1))
+        return xr.Dataset(
+            {"flow_time": times, "loss": ("lane", chunk.lanes * 1.0), "status": status},
+            coords={"lane": chunk.lanes, "certificate": ["bound"], "hypothesis": ["convex"]},
+        )
 
     def summary(self, dataset):
         return [self.row]
@@ -66,7 +67,7 @@ class Fakes:
 def fakes(tmp_path, monkeypatch):
     fakes = Fakes()
     modules = {
-        "lanes": ("validate", "compute", "assemble"),
+        "lanes": ("validate", "compute"),
         "claims": ("summary",),
         "tables": ("render",),
         "hypotheses": ("summary", "render"),
@@ -244,7 +245,7 @@ def test_of_a_long_table_the_rows_that_fail_are_printed_first(fakes):
 def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     done = call("check", FIGURE4, "sweep.network.depth=[2, 4]")
     assert done.code == 0
-    for told in ("10 samples × 8 features", "network.scale (3) × network.depth (2)", "0.8 MB"):
+    for told in ("10 samples × 8 features", "network.scale (3) × network.depth (2)", "0.7 MB"):
         assert told in done.out
     assert not any(tmp_path.iterdir())
 

@@ -14,7 +14,8 @@ ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
     *("entropy", "flow", "hypotheses", "hermite", "theory", "tables", "claims", "certificates"),
-    *("data", "schema", "_faults", "config", "plan", "lanes", "store", "figures", "profiles"),
+    *("data", "schema", "_faults", "config", "variables", "plan", "grid", "lanes"),
+    *("store", "figures", "profiles"),
     *("studies", "report", "runtime", "cli"),
 ]
 

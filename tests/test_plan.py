@@ -81,9 +81,12 @@ def test_a_large_sweep_is_planned_fast_and_a_huge_one_refused():
         make_plan(PLAIN.with_({"sweep": huge}))
 
 
-def test_the_size_of_the_data_set_grows_with_lanes_points_depth_and_width():
-    assert make_plan(PLAIN).nbytes == 8 * 301 * (8 * 8 + 5)
-    assert make_plan(FIGURE4).nbytes == 3 * make_plan(PLAIN).nbytes
+@pytest.mark.parametrize("save", ["loss", "theta", "all"])
+def test_the_size_of_a_lane_grows_with_what_is_kept_of_it(save):
+    lane = make_plan(PLAIN.with_({"dynamics.save": save})).nbytes
+    in_time = 6 + {"loss": 0, "theta": 2 * 8, "all": (6 + 2) * 8}[save]
+    assert 0 < lane - 8 * 301 * in_time < 400
+    assert make_plan(FIGURE4.with_({"dynamics.save": save})).nbytes == 3 * lane
 
 
 def test_values_outside_a_leafs_range_never_reach_a_plan():

@@ -47,9 +47,10 @@ def folder(tmp_path):
     (tmp_path / "hostile.toml").write_text(CONFIG, encoding="utf-8")
     experiment = config.load(tmp_path / "hostile.toml")
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
-    dataset = xr.Dataset(
-        {"status": ("network.scale", [0, 0, 2], flags)},
-        {"network.scale": [1.0, 2.0, 3.0]},
+    planned = plan.make_plan(experiment)
+    lanes = xr.Dataset(
+        {"status": ("lane", [0, 0, 2], flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))},
+        {"lane": [0, 1, 2], "certificate": ["sign"], "hypothesis": ["convex"]},
         {"title": f"Title {HOSTILE}"},
     )
     figure, axes = figures.canvas(2.0, 1.0)
@@ -57,8 +58,9 @@ def folder(tmp_path):
     run = RunFolder.of(experiment, tmp_path / "runs")
     with run.locked():
         made_with = {"versions": {"jax": HOSTILE}, "device": "cpu", "dtype": "float64"}
-        run.open(plan.make_plan(experiment), **made_with)
-        run.write_dataset(dataset)
+        run.open(planned, **made_with)
+        run.write_chunk(planned.chunks[0], lanes)
+        run.write_dataset(planned)
         never = counted("never", applies=False, measured=np.nan)
         checks = [counted("sign"), never, counted("late", holds=False)]
         run.write_claims({"certificates": checks, "claims": [row("first")]})
