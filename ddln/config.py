@@ -58,6 +58,9 @@ class Experiment(Table):
     problem: Problem
     network: Network
     dynamics: Dynamics
+    memory: float = Field(
+        default=2.0, gt=0, description="GB that the lanes computed side by side may take"
+    )
     sweep: dict[str, Axis] = Field(
         default={}, description="axes: the dotted name of a numeric leaf"
     )
@@ -362,7 +365,8 @@ def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, leaf in table.model_fields.items():
         below = raw.get(name) if isinstance(raw, Mapping) else None
-        if leaf.annotation in (int, float):
+        # What stands outside the tables is about the machine, and not swept.
+        if prefix and leaf.annotation in (int, float):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ from ddln.config import (
     numeric_leaves,
     units_of,
 )
-from ddln.variables import lane_bytes
+from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_CHUNK = 256
@@ -102,9 +102,16 @@ class Plan:
         """Bytes of the chunks' files: the numbers that are kept of every lane."""
         return sum(chunk.lanes.size * lane_bytes(chunk.experiment) for chunk in self.chunks)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes that the largest chunk takes while it is computed, about."""
+        return max(chunk.width * working_bytes(chunk.experiment) for chunk in self.programs)
+
 
 def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
-    """The plan of an experiment.
+    """The plan of an experiment: chunks of as many lanes as its `memory` takes side by side.
+
+    It depends on nothing but the experiment, so that a run that goes on has the chunks it had.
 
     Args:
         experiment: with its sweep.
@@ -145,7 +152,9 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         first = {axis.name: axis.values[along[axis.dimension][lanes[0]]].item() for axis in looped}
         program = experiment.with_({**first, "sweep": {}})
-        width = math.ceil(lanes.size / math.ceil(lanes.size / chunk_lanes))
+        room = int(experiment.memory * 1e9) // working_bytes(program)
+        most = min(chunk_lanes, max(room, 1))
+        width = math.ceil(lanes.size / math.ceil(lanes.size / most))
         for start in range(0, lanes.size, width):
             part = lanes[start : start + width]
             values = {

@@ -8,6 +8,7 @@ kept in files.
 import math
 
 from ddln.config import Experiment
+from ddln.data import shape_of
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
 _CERTIFICATE = ("certificate",)
@@ -38,6 +39,9 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 _ITEM_BYTES = dict.fromkeys(("hypothesis_holds", "certificate_applies", "certificate_holds"), 1)
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
+_WORKSPACE, _COPIES = 600, 6
+"""Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
+is saved: measured on networks of 8 to 300 coordinates."""
 _CERTIFICATES = 11
 """How many claims a run is certified by; of the size of a file only."""
 
@@ -81,8 +85,26 @@ def lane_bytes(experiment: Experiment) -> int:
     >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
     (168882, 14770)
     """
+    return _bytes(experiment, kept(experiment))
+
+
+def working_bytes(experiment: Experiment) -> int:
+    """Bytes that one lane takes while it is computed, whatever is kept of it; rather too many.
+
+    >>> from ddln.config import load
+    >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
+    12.3
+    """
+    features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
+    positions = experiment.dynamics.points * experiment.width
+    matrices = samples * features + min(samples, features) ** 2
+    numbers = (_WORKSPACE + _COPIES * experiment.network.depth) * positions + _COPIES * matrices
+    return 8 * numbers
+
+
+def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
     known = sizes(experiment) | {"certificate": _CERTIFICATES, "hypothesis": 4}
     return sum(
         _ITEM_BYTES.get(name, 8) * math.prod(known[along] for along in VARIABLES[name][0])
-        for name in kept(experiment)
+        for name in names
     )

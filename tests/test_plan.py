@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ddln.config import ConfigError, load
 from ddln.plan import make_plan
+from ddln.variables import working_bytes
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 PLAIN = FIGURE4.with_({"sweep": {}})
@@ -46,7 +47,8 @@ def test_chunks_cover_the_grid_once_with_the_values_of_their_lanes(sizes, order,
 
 
 def test_the_chunks_of_one_shape_share_a_width():
-    plan = make_plan(PLAIN.with_({"sweep.network.init.seed": {"range": [0, 700]}}))
+    seeds = {"sweep.network.init.seed": {"range": [0, 700]}, "memory": 100}
+    plan = make_plan(PLAIN.with_(seeds))
     assert [chunk.lanes.size for chunk in plan.chunks] == [234, 234, 232]
     assert {chunk.width for chunk in plan.chunks} == {234}
 
@@ -67,6 +69,15 @@ def test_zipped_axes_are_one_dimension_and_their_values_walk_in_step():
     assert by_depth[3].values["network.scale"].tolist() == [1.5, 1.5]
 
 
+def test_a_chunk_has_no_more_lanes_than_memory_takes_and_the_config_alone_decides():
+    seeds = {"sweep.network.init.seed": {"range": [0, 700]}}
+    for memory in (0.1, 0.5, 2.0):
+        plan = make_plan(PLAIN.with_({**seeds, "memory": memory}))
+        assert plan.peak_bytes <= memory * 1e9
+        assert (plan.chunks[0].width + 2) * working_bytes(PLAIN) > memory * 1e9
+    assert make_plan(PLAIN.with_({**seeds, "memory": 1e-6})).chunks[0].width == 1
+
+
 def test_an_axis_keeps_its_leafs_type():
     plan = make_plan(PLAIN.with_({"sweep": {"network.init.seed": [1, 2], "network.scale": [1, 2]}}))
     assert [axis.values.dtype.kind for axis in plan.axes] == ["i", "f"]
@@ -75,7 +86,7 @@ def test_an_axis_keeps_its_leafs_type():
 def test_a_large_sweep_is_planned_fast_and_a_huge_one_refused():
     large = {"network.init.seed": {"range": [0, 1000]}, "network.scale": {"linspace": [1, 2, 100]}}
     plan = make_plan(PLAIN.with_({"sweep": large}))
-    assert len(plan.chunks) == 391
+    assert len(plan.chunks) == 614
     huge = {**large, "dynamics.until": {"linspace": [1, 2, 101]}}
     with pytest.raises(ValueError, match="sweep: 10,100,000 lanes, more than 10,000,000"):
         make_plan(PLAIN.with_({"sweep": huge}))
