@@ -14,7 +14,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -156,8 +157,11 @@ class RunFolder:
             or _sum(self.path / _chunk_name(chunk)) != entry["sha256"]
         ]
 
-    def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> None:
+    def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
         """Writes a chunk's lanes, then tells the manifest.
+
+        Returns:
+            How many of them ended in which way.
 
         Raises:
             StoreError: the data set does not have the chunk's lanes.
@@ -168,16 +172,30 @@ class RunFolder:
             )
         name = _chunk_name(chunk)
         digest = self._write(name, lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
-        manifest = self.manifest()
+        manifest, endings = self.manifest(), status_counts(dataset)
         manifest["chunks"][str(chunk.index)] = {
             "file": name,
             "sha256": digest,
             "lanes": int(chunk.lanes.size),
-            "status": status_counts(dataset),
+            "status": endings,
         }
         # What was made of the chunks is no longer theirs.
         manifest.update(complete=False, files={})
         self._write_manifest(manifest)
+        return endings
+
+    def endings(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
+        """How many lanes of the finished chunks ended in which way.
+
+        Args:
+            but: chunks that are not counted.
+        """
+        left_out = {str(chunk.index) for chunk in but}
+        total: Counter[str] = Counter()
+        for index, entry in self.manifest().get("chunks", {}).items():
+            if index not in left_out:
+                total.update(entry["status"])
+        return dict(total)
 
     def write_dataset(self, plan: Plan) -> None:
         """Writes the data set of the chunks that are whole, one after the other.

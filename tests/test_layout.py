@@ -16,7 +16,7 @@ ORDER = [
     *("entropy", "flow", "hypotheses", "hermite", "theory", "tables", "claims", "certificates"),
     *("data", "schema", "_faults", "config", "variables", "plan", "grid", "lanes"),
     *("store", "figures", "profiles"),
-    *("studies", "report", "runtime", "cli"),
+    *("studies", "report", "runtime", "progress", "cli"),
 ]
 
 
