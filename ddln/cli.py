@@ -117,16 +117,13 @@ def run(
             with _refusing((OSError,)):
                 folder.write_dataset(plan)
         dataset = folder.read_dataset()
-        _say("certifying")
-        folder.write_claims(
-            {
-                "certificates": claims.summary(dataset),
-                "claims": [claim.row() for claim in study.claims(dataset)],
-            }
-        )
-        _say("drawing")
-        folder.write_figures(studies.figures(study, dataset))
-        folder.record(report.write(folder.path))
+        with _refusing():
+            _say("certifying")
+            rows = {"certificates": claims.summary(dataset)}
+            folder.write_claims({**rows, "claims": studies.claims(study, dataset)})
+            _say("drawing")
+            folder.write_figures(studies.figures(study, dataset))
+            folder.record(report.write(folder.path))
         folder.finish(fingerprint)
         _conclude(folder, json_lines)
 
@@ -212,8 +209,9 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
             dataset = folder.read_dataset()
             start_jax()
             study = studies.find(folder.manifest()["study"])
-        for path in folder.write_figures(studies.figures(study, dataset)):
-            typer.echo(path)
+        with _refusing():
+            for path in folder.write_figures(studies.figures(study, dataset)):
+                typer.echo(path)
 
 
 @app.command()

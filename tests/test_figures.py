@@ -107,6 +107,18 @@ def test_colours_differ_to_every_eye(kind):
     assert min(distances) > 0.25
 
 
+def test_of_a_large_sweep_some_curves_are_drawn_the_first_and_the_last_among_them():
+    scales = np.linspace(1, 2, 1000)
+    gap = np.exp(-np.outer(scales, [0.0, 1.0]))
+    dataset = xr.Dataset(
+        {"gap": (("network.scale", "time"), gap)}, {"network.scale": scales, "time": [0.0, 1.0]}
+    )
+    figure = figures.gap_against_time(dataset, over="network.scale", bounds={})
+    drawn = [line.get_ydata()[1] for line in figure.axes[0].lines]
+    assert len(drawn) == figures.CURVES
+    assert (drawn[0], drawn[-1]) == (gap[0, 1], gap[-1, 1])
+
+
 def test_many_colours_lighten_in_order():
     grey = [lightness(look["color"]) for look in figures.looks(12)]
     assert np.diff(grey).min() > 0
