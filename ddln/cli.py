@@ -130,27 +130,38 @@ def run(
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Validate a config and print what it would compute."""
+    """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
     with _refusing():
         experiment, plan, beside = _prepare(config, overrides)
         from ddln import studies
         from ddln.data import shape_of
+        from ddln.plan import estimate
 
         studies.locate(experiment.study, beside)
         samples, features = shape_of(experiment.problem.data)
     network, dynamics = experiment.network, experiment.dynamics
-    depths = ", ".join(str(chunk.experiment.network.depth) for chunk in plan.programs)
-    axes = " × ".join(f"{axis.name} ({axis.values.size})" for axis in plan.axes) or "none"
+    programs = [chunk.experiment for chunk in plan.programs]
+    depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
+    widths = ", ".join(str(width) for width in dict.fromkeys(e.width for e in programs))
+    widest = max(chunk.width for chunk in plan.chunks)
+    axes = {name: [f"{name} ({size:,})"] for name, size in plan.sizes.items()}
+    for axis in plan.axes:
+        if axis.name != axis.dimension:
+            axes[axis.dimension].append(axis.name)
     for name, value in {
         "study": experiment.study,
         "digest": experiment.digest(),
         "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
-        "network": f"depth {depths}; {network.init.kind} layers{', signed' * network.signed}",
+        "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
+        f"{network.init.kind} layers",
         "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
-        "axes": axes,
+        "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
         "lanes": f"{plan.lanes:,}",
-        "chunks": f"{len(plan.chunks):,}, {len(plan.programs):,} compiled program(s)",
-        "data set": f"{plan.nbytes / 1e6:,.1f} MB in memory",
+        "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
+        f"{len(programs):,} compiled program(s)",
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
+        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
+        "time": f"about {_duration(estimate(plan))}, and compiling",
     }.items():
         typer.echo(f"{name:>9}  {value}")
 
@@ -253,6 +264,12 @@ def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.
         for path in studies.create(name, Path()):
             typer.echo(path)
     typer.echo(f"now: ddln run configs/{name}.toml")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":

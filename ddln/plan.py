@@ -8,6 +8,7 @@ each of their values; the others run side by side.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,16 @@ from ddln.config import (
     changes_shape,
     dimension_of,
     numeric_leaves,
+    substitute,
     units_of,
 )
+from ddln.data import shape_of
 from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_CHUNK = 256
+_SECONDS = 2e-9
+"""Of one multiplication and addition, all around it included: measured with two cores in use."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,63 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
             }
             chunks.append(Chunk(len(chunks), program, part, values, width))
     return Plan(experiment, axes, sizes, tuple(chunks))
+
+
+def estimate(plan: Plan) -> float:
+    """Seconds that one core takes for a plan, to about a factor of three; compiling is extra.
+
+    A step of the integrator costs its products with X, certifying its points on the curve, and
+    an explicit step is no longer than the fastest rate of the flow allows: the largest eigenvalue
+    of the Hessian of ℒ, for random features (√n + √d)², times the mobility M ≈ w^(2(L−1)).
+
+    >>> from ddln.config import load
+    >>> 0.01 < estimate(make_plan(load("configs/figure4.toml"))) < 1
+    True
+    """
+    return sum(float(np.sum(_lane_seconds(chunk))) for chunk in plan.chunks)
+
+
+def _lane_seconds(chunk: Chunk) -> np.ndarray:
+    experiment = substitute(chunk.experiment, chunk.values)
+    dynamics, (samples, features) = experiment.dynamics, shape_of(experiment.problem.data)
+    step = _SECONDS * 7 * (4 * samples * features + 30 * experiment.width)
+    certify = _SECONDS * 2000 * dynamics.points * experiment.width
+    return np.broadcast_to(_steps(experiment, samples) * step + certify, chunk.lanes.shape)
+
+
+def _steps(experiment: Experiment, samples: int) -> Any:
+    """Steps of the integrator; of as many lanes as the leaves have values."""
+    dynamics, depth = experiment.dynamics, experiment.network.depth
+    if dynamics.solver == "kvaerno5":
+        return 350  # implicit: seen between 285 and 378
+    factor = {"sum": 2, "half": 1, "mean": 2 / samples, "half_mean": 1 / samples}
+    curvature = (
+        factor[experiment.problem.loss.normalisation]
+        * (math.sqrt(samples) + math.sqrt(experiment.features)) ** 2
+    )
+    with np.errstate(over="ignore"):
+        weight = experiment.network.scale * _size(experiment.network.init)
+        # The layers end as large as θ asks: of order 1, were they smaller before.
+        mobility = np.maximum(np.power(weight, 2.0 * (depth - 1)), depth)
+        stable = curvature * mobility * dynamics.until / 3
+    accurate = 2.5 * np.power(dynamics.rtol, -0.2)
+    return np.minimum(accurate + stable, dynamics.max_steps)
+
+
+def _size(init: Any) -> Any:
+    """Root mean square of a layer's weights."""
+    match init.kind:
+        case "balanced" | "zero_first_layer":
+            return _size(init.law)
+        case "uniform":
+            return np.sqrt((init.low**2 + init.low * init.high + init.high**2) / 3)
+        case "normal":
+            return np.hypot(init.mean, init.std)
+        case "imbalanced":
+            return np.sqrt(init.smallest**2 + init.imbalance)
+        case "explicit":
+            return np.sqrt(np.mean(np.square(init.layers)))
+    return abs(init.value)
 
 
 def _first(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddln.config import ConfigError, load
-from ddln.plan import make_plan
+from ddln.plan import estimate, make_plan
 from ddln.variables import working_bytes
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
@@ -77,6 +77,30 @@ def test_a_chunk_has_no_more_lanes_than_memory_takes_and_the_config_alone_decide
         wider = -(-700 // (len(plan.chunks) - 1))
         assert wider * working_bytes(PLAIN) > memory * 1e9
     assert make_plan(PLAIN.with_({**seeds, "memory": 1e-6})).chunks[0].width == 1
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"kind": "constant", "value": 0.8},
+        {"kind": "normal"},
+        {"kind": "imbalanced", "smallest": 0.1, "imbalance": 0.5},
+        {"kind": "balanced", "law": {"kind": "uniform", "low": 0.5, "high": 1.2}},
+    ],
+    ids=lambda init: init["kind"],
+)
+def test_the_estimate_grows_with_lanes_and_with_what_makes_the_flow_fast(init):
+    network = PLAIN.with_({"network.init": init})
+    scales = {"sweep.network.scale": {"linspace": [1, 2, 100]}}
+    hundred, all_alike = (
+        estimate(make_plan(network.with_(scales))),
+        100 * estimate(make_plan(network)),
+    )
+    assert all_alike < hundred < 100 * estimate(make_plan(network.with_({"network.scale": 2})))
+    implicit = network.with_({"dynamics.solver": "kvaerno5", "network.scale": 3})
+    assert estimate(make_plan(implicit)) < estimate(make_plan(network.with_({"network.scale": 3})))
+    capped = network.with_({"network.scale": 1e30})
+    assert estimate(make_plan(capped)) < 100_000 * 1e-5
 
 
 def test_an_axis_keeps_its_leafs_type():
