@@ -344,6 +344,41 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
     assert "jax_compilation_cache_dir" not in changed
 
 
+COMPUTE = """
+import json, sys
+from ddln.runtime import start_jax
+start_jax()
+import jax
+seen, seconds = [], []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.split("/")[-1]))
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: seconds.append(duration * ("backend_compile" in event))
+)
+from ddln import lanes
+from ddln.config import load
+from ddln.plan import make_plan
+lanes.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
+counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}
+print(json.dumps(counts | {"seconds": sum(seconds)}))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    small = ["network.depth=2", "dynamics.points=5", "dynamics.until=0.5"]
+    command = [sys.executable, "-c", COMPUTE, FIGURE4, *small]
+    first, second = (
+        json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+        for _ in range(2)
+    )
+    assert first["cache_misses"] > 0
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] >= first["cache_misses"]
+    assert second["seconds"] < first["seconds"] / 4
+
+
 def process(*arguments, cwd):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / ".cache")}
     return subprocess.run(
