@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ddln
+from ddln.store import status_counts
 
 ROOT = Path(__file__).parent.parent
 SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(
@@ -15,6 +16,7 @@ SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(
         "problem.data.features": 2,
         "dynamics.points": 5,
         "dynamics.until": 0.5,
+        "dynamics.max_steps": 2000,
     }
 )
 AXES = {
@@ -70,3 +72,14 @@ def test_an_axis_that_changes_shapes_is_padded_with_nan(name, dimension):
         inside = layers.isel({dimension: slice(value)})
         np.testing.assert_allclose(inside, alone, rtol=LANES, atol=LANES)
         assert np.isnan(layers.isel({dimension: slice(value, None)})).all()
+
+
+def test_a_lane_that_fails_leaves_the_others_alone_and_is_counted():
+    good, bad = (
+        ddln.sweep(SMALL, over={"network.scale": [1.0, middle, 1.4]}) for middle in (1.2, 1e30)
+    )
+    assert status_counts(good) == {"ok": 3}
+    assert status_counts(bad)["ok"] == 2
+    assert np.isnan(bad["loss"].isel({"network.scale": 1, "time": -1}))
+    for lane in (0, 2):
+        assert_same_lane(*(run.isel({"network.scale": lane}) for run in (bad, good)))
