@@ -79,7 +79,7 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
     forms = {}
     for name, variable in first.data_vars.items():
         inner = variable.dims[1:]
-        shape = (*plan.shape, *(known[dimension] for dimension in inner))
+        shape = (*plan.shape, *(known[str(dimension)] for dimension in inner))
         forms[name] = ((*grid, *inner), shape, variable.dtype, variable.attrs)
     coords: dict[str, Any] = {
         axis.name: (axis.dimension, axis.values, {"units": axis.units}) for axis in plan.axes

@@ -37,12 +37,12 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 """name: (dimensions, units, long name)."""
 
-_ITEM_BYTES = dict.fromkeys(("hypothesis_holds", "certificate_applies", "certificate_holds"), 1)
+_FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
 _WORKSPACE, _COPIES = 600, 6
 """Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
 is saved: measured on networks of 8 to 300 coordinates."""
-_CERTIFICATES = 11
+_CERTIFICATES = 12
 """How many claims a run is certified by; of the size of a file only."""
 
 
@@ -83,7 +83,7 @@ def lane_bytes(experiment: Experiment) -> int:
     >>> from ddln.config import load
     >>> figure4 = load("configs/figure4.toml")
     >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
-    (168882, 14770)
+    (168908, 14796)
     """
     return _bytes(experiment, kept(experiment))
 
@@ -105,6 +105,6 @@ def working_bytes(experiment: Experiment) -> int:
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
     known = sizes(experiment) | {"certificate": _CERTIFICATES, "hypothesis": 4}
     return sum(
-        _ITEM_BYTES.get(name, 8) * math.prod(known[along] for along in VARIABLES[name][0])
+        (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
         for name in names
     )

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import ddln
+from ddln import lanes
+from ddln.plan import make_plan
 from ddln.store import status_counts
+from ddln.variables import lane_bytes
 
 ROOT = Path(__file__).parent.parent
 SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(
@@ -83,3 +86,13 @@ def test_a_lane_that_fails_leaves_the_others_alone_and_is_counted():
     assert np.isnan(bad["loss"].isel({"network.scale": 1, "time": -1}))
     for lane in (0, 2):
         assert_same_lane(*(run.isel({"network.scale": lane}) for run in (bad, good)))
+
+
+@pytest.mark.parametrize("save", ["loss", "theta", "all"])
+def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
+    experiment = SMALL.with_({"dynamics.save": save})
+    (chunk,) = make_plan(experiment).chunks
+    part = lanes.compute(chunk)
+    assert ("theta" in part, "layers" in part) == (save != "loss", save == "all")
+    assert {"loss", "gap", "bound", "certificate_holds", "status"} <= part.keys()
+    assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
