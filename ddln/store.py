@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ddln.config import Experiment
+from ddln.config import Experiment, numeric_leaves, value_of
 from ddln.plan import Chunk, Plan
 
 if TYPE_CHECKING:
@@ -89,9 +89,18 @@ class RunFolder:
         Args:
             plan: of the run.
             provenance: for the manifest: versions, device, dtype.
+
+        Raises:
+            StoreError: the run was begun on another ground, and some of it is still to be computed.
         """
         manifest = self.manifest()
         if manifest.get("plan") == _signature(plan):
+            changed = _changes(manifest, provenance)
+            if changed and self.missing(plan):
+                raise StoreError(
+                    f"{self.path}: begun with {', '.join(changed)}; its chunks would not be"
+                    " alike: move the folder away to run again"
+                )
             return
         self._write_text("config.toml", plan.experiment.to_toml())
         self._write_manifest(
@@ -100,6 +109,7 @@ class RunFolder:
                 "study": plan.experiment.study,
                 "digest": plan.experiment.digest(),
                 "plan": _signature(plan),
+                "seeds": _seeds(plan.experiment),
                 **provenance,
                 "chunks": {},
                 "files": {},
@@ -327,6 +337,25 @@ def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
     return {
         dict(zip(codes, names, strict=True)).get(int(code), str(code)): int(count)
         for code, count in zip(found, counts, strict=True)
+    }
+
+
+def _changes(begun: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What of the ground is another one than at the beginning."""
+    changes = []
+    for name, value in here.items():
+        if isinstance(value, Mapping):
+            changes += _changes(begun.get(name, {}), value)
+        elif begun.get(name) != value:
+            changes.append(f"{name} {begun.get(name)}, now {value}")
+    return changes
+
+
+def _seeds(experiment: Experiment) -> dict[str, Any]:
+    return {
+        name: "swept" if name in experiment.sweep else value_of(experiment, name)
+        for name in numeric_leaves(experiment)
+        if name.endswith("seed")
     }
 
 

@@ -148,6 +148,19 @@ def test_opening_again_keeps_what_is_there_and_another_plan_starts_over(folder):
     assert len(folder.missing(other)) == 2
 
 
+def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_compute(folder):
+    newer = {"versions": {"jax": "1"}}
+    folder.open(PLAN, **newer)
+    (folder.path / "chunks" / "00001.nc").unlink()
+    with pytest.raises(StoreError, match="begun with jax 0, now 1; its chunks would not be alike"):
+        folder.open(PLAN, **newer)
+    folder.open(PLAN, versions={"jax": "0"})
+
+
+def test_the_manifest_tells_the_seeds(folder):
+    assert folder.manifest()["seeds"] == {"problem.data.seed": 0, "network.init.seed": 1}
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_broken_manifest_is_no_manifest_and_a_foreign_format_is_refused(folder, content):
     path = folder.path / "manifest.json"
