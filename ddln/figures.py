@@ -330,9 +330,9 @@ def describe(figure: Figure) -> str:
 
 def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:
     """exp(−2 r t) through the curve's end, unless the curve is not yet as steep as that."""
-    if gap.size < 2:
-        return
     tail = gap.isel(time=slice(gap.size // 2, None))
+    if tail.size < 2:
+        return
     end = tail.isel(time=-1)
     line = end * np.exp(-2 * rate * (tail["time"] - end["time"]))
     if abs(np.log(line[-2] / tail[-2])) < 0.1 * np.log(line[-2] / end):

@@ -172,6 +172,14 @@ def test_a_slope_not_yet_reached_is_not_drawn(sweep):
     assert len(figure.axes[0].lines) == 1
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_curve_of_a_few_points_is_drawn(sweep, kept):
+    lane = sweep.isel({"network.scale": 0})
+    short = lane.assign(gap=lane["gap"].where(lane["time"] < lane["time"][kept]))
+    drawn = figures.gap_against_time(short, bounds={}, slope=True).axes[0].lines
+    assert drawn[0].get_xdata().size == kept
+
+
 def test_rounding_is_not_drawn(sweep):
     gap = sweep["gap"].where(sweep["time"] < 2, 1e-17)
     figure = figures.gap_against_time(sweep.assign(gap=gap), over="network.scale", bounds={})
