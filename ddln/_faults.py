@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-AXIS_FORMS = "must be a list, {linspace = …}, {logspace = …} or {range = …}"
+AXIS_FORMS = "must be a list, {values = …}, {linspace = …}, {logspace = …} or {range = …}"
 _RULES = {
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be ≥ {ge:g}",

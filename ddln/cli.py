@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +43,15 @@ Out = Annotated[Path, typer.Option(help="The folder of run folders.")]
 
 def main() -> None:
     """The entry point `ddln`."""
-    app(prog_name="ddln")
+    try:
+        app(prog_name="ddln")
+    except SystemExit as done:
+        if isinstance(done.code, int) and done.code > 128:
+            # A thread may still be in a compiled program. Whatever is on disk is whole.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(done.code)
+        raise
 
 
 def _show_version(wanted: bool) -> bool:
@@ -62,23 +72,32 @@ def _options(
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, out: Out = Path("runs")) -> None:
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    json_lines: Annotated[
+        bool,
+        typer.Option("--json-lines", help="Print progress and outcome as JSON, an event a line."),
+    ] = False,
+) -> None:
     """Compute, check, draw and report an experiment, or go on with it.
 
     The same command again goes on where it stopped, or prints what is finished. The exit status is
-    1 when a theorem or claim that applies fails, 2 for bad input, 130 when interrupted.
+    1 when a theorem or claim that applies fails, 2 for bad input, 130 or 143 when stopped by Ctrl-C
+    or a signal.
     """
-    from ddln import studies
+    from ddln import progress, studies
     from ddln.store import RunFolder
 
-    with contextlib.ExitStack() as stack, _interruptible():
+    with contextlib.ExitStack() as stack, _interruptible(json_lines):
         with _refusing():
             experiment, plan, beside = _prepare(config, overrides)
             source = studies.locate(experiment.study, beside)
             fingerprint = studies.fingerprint(source)
             folder = RunFolder.of(experiment, out)
             if folder.is_complete(plan, fingerprint):
-                _conclude(folder)
+                _conclude(folder, json_lines)
             start_jax()
             study = studies.find(experiment.study, beside)
             _validate(plan)
@@ -88,55 +107,61 @@ def run(config: Config, overrides: Overrides = None, out: Out = Path("runs")) ->
         from ddln import claims, lanes, report
 
         missing = folder.missing(plan)
-        with _progress(sum(chunk.lanes.size for chunk in missing), plan.lanes) as advance:
-            for chunk in missing:
-                computed = lanes.compute(chunk)
+        done = progress.Progress(plan, folder.endings(missing), len(plan.chunks) - len(missing))
+        with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
+            for chunk, dataset in progress.computed(lanes.compute, missing):
                 with _refusing((OSError,)):
-                    folder.write_chunk(chunk, computed)
-                advance(chunk.lanes.size)
+                    advance(chunk, folder.write_chunk(chunk, dataset))
         if not folder.is_whole("dataset.nc"):
             _say("assembling")
-            assembled = lanes.assemble(plan, folder.read_chunks(plan))
             with _refusing((OSError,)):
-                folder.write_dataset(assembled)
+                folder.write_dataset(plan)
         dataset = folder.read_dataset()
-        _say("certifying")
-        folder.write_claims(
-            {
-                "certificates": claims.summary(dataset),
-                "claims": [claim.row() for claim in study.claims(dataset)],
-            }
-        )
-        _say("drawing")
-        folder.write_figures(studies.figures(study, dataset))
-        folder.record(report.write(folder.path))
+        with _refusing():
+            _say("certifying")
+            rows = {"certificates": claims.summary(dataset)}
+            folder.write_claims({**rows, "claims": studies.claims(study, dataset)})
+            _say("drawing")
+            folder.write_figures(studies.figures(study, dataset))
+            folder.record(report.write(folder.path))
         folder.finish(fingerprint)
-        _conclude(folder)
+        _conclude(folder, json_lines)
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Validate a config and print what it would compute."""
+    """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
     with _refusing():
         experiment, plan, beside = _prepare(config, overrides)
         from ddln import studies
         from ddln.data import shape_of
+        from ddln.plan import estimate
 
         studies.locate(experiment.study, beside)
         samples, features = shape_of(experiment.problem.data)
     network, dynamics = experiment.network, experiment.dynamics
-    depths = ", ".join(str(chunk.experiment.network.depth) for chunk in plan.programs)
-    axes = " × ".join(f"{axis.name} ({axis.values.size})" for axis in plan.axes) or "none"
+    programs = [chunk.experiment for chunk in plan.programs]
+    depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
+    widths = ", ".join(str(width) for width in dict.fromkeys(e.width for e in programs))
+    widest = max(chunk.width for chunk in plan.chunks)
+    axes = {name: [f"{name} ({size:,})"] for name, size in plan.sizes.items()}
+    for axis in plan.axes:
+        if axis.name != axis.dimension:
+            axes[axis.dimension].append(axis.name)
     for name, value in {
         "study": experiment.study,
         "digest": experiment.digest(),
         "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
-        "network": f"depth {depths}; {network.init.kind} layers{', signed' * network.signed}",
+        "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
+        f"{network.init.kind} layers",
         "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
-        "axes": axes,
+        "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
         "lanes": f"{plan.lanes:,}",
-        "chunks": f"{len(plan.chunks):,}, {len(plan.programs):,} compiled program(s)",
-        "data set": f"{plan.nbytes / 1e6:,.1f} MB in memory",
+        "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
+        f"{len(programs):,} compiled program(s)",
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
+        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
+        "time": f"about {_duration(estimate(plan))}, and compiling",
     }.items():
         typer.echo(f"{name:>9}  {value}")
 
@@ -155,15 +180,15 @@ def verify(
         _, plan, _ = _prepare(config, overrides)
         start_jax()
         _validate(plan)
-    from ddln import claims, hypotheses, lanes
-    from ddln.store import finite
+    from ddln import claims, grid, hypotheses, lanes, progress
+    from ddln.store import finite, status_counts
 
-    computed = []
-    with _progress(plan.lanes, plan.lanes) as advance:
-        for chunk in plan.chunks:
-            computed.append(lanes.compute(chunk))
-            advance(chunk.lanes.size)
-    dataset = lanes.assemble(plan, computed)
+    with _interruptible(), progress.shown(progress.Progress(plan, {}, 0)) as advance:
+        computed = {}
+        for chunk, part in progress.computed(lanes.compute, plan.chunks):
+            computed[chunk.index] = part
+            advance(chunk, status_counts(part))
+    dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])
     assumed, rows = hypotheses.summary(dataset), claims.summary(dataset)
     if as_json:
         both = {"hypotheses": assumed, "certificates": rows}
@@ -195,8 +220,9 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
             dataset = folder.read_dataset()
             start_jax()
             study = studies.find(folder.manifest()["study"])
-        for path in folder.write_figures(studies.figures(study, dataset)):
-            typer.echo(path)
+        with _refusing():
+            for path in folder.write_figures(studies.figures(study, dataset)):
+                typer.echo(path)
 
 
 @app.command()
@@ -240,6 +266,12 @@ def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.
     typer.echo(f"now: ddln run configs/{name}.toml")
 
 
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
     from ddln.config import load
     from ddln.plan import make_plan
@@ -279,48 +311,52 @@ def _refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Ite
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(json_lines: bool = False) -> Iterator[None]:
+    """Ctrl-C or SIGTERM: says how to go on; the exit status is 128 and the signal's number."""
+    received = [signal.SIGINT]
+
+    def stop(number: int, _: Any) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except KeyboardInterrupt:
+        from ddln import progress
+
+        status = 128 + received[-1]
         typer.echo("\nstopped; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
-
-
-@contextlib.contextmanager
-def _progress(todo: int, lanes: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line elsewhere."""
-    if not sys.stderr.isatty():
-        _say(f"computing {todo:,} of {lanes:,} lanes")
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("computing", BarColumn(), MofNCompleteColumn(), "lanes", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=lanes, completed=lanes - todo)
-        yield lambda done: bar.advance(task, done)
+        if json_lines:
+            progress.event("stopped", exit=status)
+        raise typer.Exit(status) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(stage: str) -> None:
     typer.echo(stage, err=True)
 
 
-def _conclude(folder: "RunFolder") -> None:
+def _conclude(folder: "RunFolder", json_lines: bool) -> None:
     tables = folder.read_claims()
-    _print_run(folder, tables)
-    raise typer.Exit(_failed([*tables["certificates"], *tables["claims"]]))
+    failed = [row for rows in tables.values() for row in rows if _failed([row])]
+    if json_lines:
+        from ddln import progress
+
+        names = [row["name"] for row in failed]
+        progress.event("finished", run=str(folder.path), ok=not failed, failed=names)
+    else:
+        _print_run(folder, tables)
+    raise typer.Exit(int(bool(failed)))
 
 
 def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     for title, rows in tables.items():
         if rows:
             _print_table(rows, title.capitalize())
-    ends: dict[str, int] = {}
-    for chunk in folder.manifest()["chunks"].values():
-        for name, count in chunk["status"].items():
-            ends[name] = ends.get(name, 0) + count
+    ends = folder.endings()
     typer.echo("lanes: " + ", ".join(f"{count:,} {name}" for name, count in ends.items()))
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from ddln import data as datasets
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.schema import (
+    FORMS,
     NAME,
     Axis,
     Dynamics,
@@ -32,6 +33,7 @@ from ddln.schema import (
     Problem,
     Range,
     Table,
+    Values,
 )
 
 
@@ -56,6 +58,9 @@ class Experiment(Table):
     problem: Problem
     network: Network
     dynamics: Dynamics
+    memory: float = Field(
+        default=2.0, gt=0, description="GB that the lanes computed side by side may take"
+    )
     sweep: dict[str, Axis] = Field(
         default={}, description="axes: the dotted name of a numeric leaf"
     )
@@ -198,8 +203,32 @@ def value_of(experiment: Experiment, name: str) -> Any:
 
 def changes_shape(leaf: FieldInfo) -> bool:
     """Whether a leaf decides the shape of an array."""
+    return bool(_extra(leaf, "changes_shape", False))
+
+
+def units_of(leaf: FieldInfo) -> str:
+    """The units of a leaf's values; those that have none are 1."""
+    return str(_extra(leaf, "units", "1"))
+
+
+def _extra(leaf: FieldInfo, key: str, default: Any) -> Any:
     extra = leaf.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("changes_shape"))
+    return extra.get(key, default) if isinstance(extra, dict) else default
+
+
+def dimension_of(name: str, axis: Any) -> str:
+    """The dimension an axis of the sweep lies along: its own, or that of the one it is zipped to.
+
+    >>> experiment = load("configs/figure4.toml", ["sweep={}"]).with_(
+    ...     {
+    ...         "sweep.network.scale": [1.0, 1.4],
+    ...         "sweep.network.init.seed": {"values": [3, 4], "zip": "network.scale"},
+    ...     }
+    ... )
+    >>> [dimension_of(name, axis) for name, axis in experiment.sweep.items()]
+    ['network.scale', 'network.scale']
+    """
+    return getattr(axis, "zip", None) or name
 
 
 def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
@@ -212,7 +241,8 @@ def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
         with np.errstate(over="ignore"):  # the range of the leaf is checked by the caller
             values = np.logspace(*axis.logspace).tolist()
     else:
-        values = list(range(*axis.range)) if isinstance(axis, Range) else list(axis)
+        listed = axis.values if isinstance(axis, Values) else axis
+        values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
     if leaf.annotation is not int:
         return [float(value) for value in values]
     return [int(value) if float(value).is_integer() else value for value in values]
@@ -257,6 +287,8 @@ def _file_problems(document: Mapping[str, Any]) -> list[str]:
 def _sweep_problems(document: Mapping[str, Any]) -> Iterator[str]:
     sweep = document.get("sweep", {})
     leaves = dict(_leaves(Experiment, document))
+    dimensions: dict[str, str] = {}
+    columns: dict[str, list[Any]] = {}
     for name, axis in sweep.items() if isinstance(sweep, Mapping) else ():
         table, _, key = name.rpartition(".")
         if table in leaves:
@@ -277,7 +309,24 @@ def _sweep_problems(document: Mapping[str, Any]) -> Iterator[str]:
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             yield f"sweep.{name}[{fault['loc'][0]}]: {rule(fault)}"
-        if len(set(values)) < len(values):
+        dimensions[name], columns[name] = dimension_of(name, axis), values
+    yield from _zip_problems(dimensions, columns)
+
+
+def _zip_problems(
+    dimensions: Mapping[str, str], columns: Mapping[str, Sequence[Any]]
+) -> Iterator[str]:
+    own = [name for name, dimension in dimensions.items() if name == dimension]
+    for name, dimension in dimensions.items():
+        if dimension not in own:
+            near = hint(dimension, own)
+            yield f'sweep.{name}.zip: must name an axis with a dimension, got "{dimension}"{near}'
+        elif len(columns[name]) != len(columns[dimension]):
+            lengths = f"{len(columns[name])} values for {len(columns[dimension])}"
+            yield f"sweep.{name}: must be as long as {dimension}, got {lengths}"
+    for name in own:
+        steps = zip(*(columns[also] for also in columns if dimensions[also] == name), strict=False)
+        if len(set(steps)) < len(columns[name]):
             yield f"sweep.{name}: values must differ from each other"
 
 
@@ -289,10 +338,13 @@ def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
 def _check_corners(experiment: Experiment) -> None:
     """Every rule between two keys is an order, so the corners of the grid speak for all of it."""
     leaves = numeric_leaves(experiment)
-    values = {name: axis_values(axis, leaves[name]) for name, axis in experiment.sweep.items()}
-    ends = [{min(axis), max(axis)} for axis in values.values()]
+    dimensions: dict[str, dict[str, Any]] = {}
+    for name, axis in experiment.sweep.items():
+        values = axis_values(axis, leaves[name])
+        dimensions.setdefault(dimension_of(name, axis), {})[name] = values
+    ends = [_extremes(columns) for columns in dimensions.values()]
     for corner in itertools.product(*ends) if ends else ():
-        changes = dict(zip(values, corner, strict=True))
+        changes = {name: value for step in corner for name, value in step.items()}
         try:
             experiment.with_({**changes, "sweep": {}})
         except ConfigError as error:
@@ -300,10 +352,21 @@ def _check_corners(experiment: Experiment) -> None:
             raise ConfigError([f"{line} (swept to {at})" for line in error.problems]) from None
 
 
+def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The steps at which a key, or the difference of two, is least or largest."""
+    import numpy as np
+
+    keys = [np.asarray(values) for values in columns.values()]
+    orders = [*keys, *(one - other for one, other in itertools.combinations(keys, 2))]
+    steps = {int(step) for order in orders for step in (np.argmin(order), np.argmax(order))}
+    return [{name: values[i] for name, values in columns.items()} for i in sorted(steps)]
+
+
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, leaf in table.model_fields.items():
         below = raw.get(name) if isinstance(raw, Mapping) else None
-        if leaf.annotation in (int, float):
+        # What stands outside the tables is about the machine, and not swept.
+        if prefix and leaf.annotation in (int, float):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")
@@ -341,7 +404,7 @@ def _flatten(sweep: Any, prefix: str = "") -> Any:
         return sweep
     flat = {}
     for name, axis in sweep.items():
-        if isinstance(axis, dict) and not {"linspace", "logspace", "range"} & axis.keys():
+        if isinstance(axis, dict) and not FORMS & axis.keys():
             flat |= _flatten(axis, f"{prefix}{name}.")
         else:
             flat[prefix + name] = axis

@@ -39,6 +39,8 @@ WORDS = {
     "network.depth": "depth",
     "network.scale": "initialisation scale",
 }
+CURVES = 64
+"""More curves than this are not told apart: of a larger sweep so many are drawn."""
 NAMED = 8
 """With more curves than this the legend names every other one, or every third, and so on."""
 ROUNDING = 1e-14
@@ -152,7 +154,8 @@ def canvas(width: float = 5.2, height: float = 3.6, **subplots: Any) -> tuple[Ho
 def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
     """The dataset at each value of its dimension `over`; itself where `over` is None.
 
-    Each has flow time as its coordinate `time`, also where the lanes' times differ.
+    Of more than `CURVES` values so many, evenly spaced from the first to the last. Each dataset has
+    flow time as its coordinate `time`, also where the lanes' times differ.
 
     Raises:
         ValueError: another swept axis is left, so that a lane would not be one curve.
@@ -160,8 +163,12 @@ def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
     left = [str(name) for name in dataset["gap"].dims if name not in (over, "time")]
     if left:
         raise ValueError(f"`dataset` must have one value of each other axis, got {left}.")
-    count = 1 if over is None else dataset.sizes[over]
-    found = [dataset if over is None else dataset.isel({over: i}) for i in range(count)]
+    if over is not None:
+        count = dataset.sizes[over]
+        shown = np.linspace(0, count - 1, min(count, CURVES)).astype(int)
+        found = [dataset.isel({over: int(i)}) for i in shown]
+    else:
+        found = [dataset]
     if "flow_time" in dataset:
         return [lane.assign_coords(time=lane["flow_time"]) for lane in found]
     return found
@@ -222,7 +229,7 @@ def gap_against_time(
     times = np.array([lane["time"].values for lane in curves])
     place.set(yscale="log", xlabel=axis_label(curves[0]["time"]), ylabel=axis_label(dataset["gap"]))
     place.set_xlim(times.min(), times.max())
-    gaps = resolved(dataset).values
+    gaps = np.array([resolved(lane).values for lane in curves])
     lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
     if lowest < highest:
         margin = (highest / lowest) ** 0.04
@@ -323,9 +330,9 @@ def describe(figure: Figure) -> str:
 
 def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:
     """exp(−2 r t) through the curve's end, unless the curve is not yet as steep as that."""
-    if gap.size < 2:
-        return
     tail = gap.isel(time=slice(gap.size // 2, None))
+    if tail.size < 2:
+        return
     end = tail.isel(time=-1)
     line = end * np.exp(-2 * rate * (tail["time"] - end["time"]))
     if abs(np.log(line[-2] / tail[-2])) < 0.1 * np.log(line[-2] / end):

@@ -1,10 +1,10 @@
 """Experiments computed: every lane of a chunk side by side in one compiled program.
 
 A lane is one network, its flow, its certificates and the theorems' predictions for it. `compute`
-runs the lanes of one chunk, `assemble` puts chunks together on the grid of the sweep.
+runs the lanes of one chunk; `ddln.grid` puts chunks together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,10 @@ from jaxtyping import Array
 from ddln import certificates, claims, data, flow, init, losses, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
-from ddln.plan import Chunk, Plan, make_plan
+from ddln.plan import Chunk, make_plan
+from ddln.variables import VARIABLES, kept
 
 _SOLVERS = {
     "tsit5": diffrax.Tsit5,
@@ -37,33 +39,6 @@ _LOSSES = {
     "huber": losses.huber,
 }
 
-_TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
-_CERTIFICATE = ("certificate",)
-_PREDICTOR = ("time", "feature")
-# name: (dimensions, units, long name)
-_VARIABLES = {
-    "flow_time": (_TIME, "flow time", "flow time"),
-    "loss": (_TIME, "loss", "loss ℒ(θ)"),
-    "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
-    "theta": (_THETA, "1", "effective parameter θ"),
-    "predictor": (_PREDICTOR, "1", "linear predictor θ₊ − θ₋"),
-    "velocity": (_THETA, "1 / flow time", "dθ/dt"),
-    "layers": (_LAYERS, "1", "layers u"),
-    "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
-    "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
-    "divergence_bound": (_TIME, "loss", "bound D_Q(θ*, θ(0)) / t of Theorem 2 on the gap"),
-    "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
-    "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
-    "status": ((), "1", "how the run ended"),
-    "steps": ((), "1", "steps of the integrator"),
-    "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
-    "certificate_measured": (_CERTIFICATE, "1", "measured"),
-    "certificate_predicted": (_CERTIFICATE, "1", "predicted"),
-    "certificate_tolerance": (_CERTIFICATE, "1", "tolerance"),
-    "certificate_applies": (_CERTIFICATE, "1", "whether the claim's hypotheses hold"),
-    "certificate_holds": (_CERTIFICATE, "1", "whether the claim holds"),
-}
-
 
 def run(experiment: Experiment) -> xr.Dataset:
     """Compute an experiment, in memory.
@@ -72,9 +47,10 @@ def run(experiment: Experiment) -> xr.Dataset:
         experiment: from `ddln.load`, with its sweep.
 
     Returns:
-        A dataset with a dimension per axis of the sweep, named by its dotted name, then `time`
-        (flow time), `layer`, `coordinate`, `certificate`. A lane that fails is NaN from there on
-        and has another `status` than 0.
+        A dataset with a dimension per axis of the sweep, named by its dotted name (an axis that is
+        zipped to another is a coordinate along its dimension), then `time` (flow time), `layer`,
+        `coordinate`, `certificate`. A lane that fails is NaN from there on and has another
+        `status` than 0.
 
     Raises:
         ValueError: the data and the network do not make a problem.
@@ -86,15 +62,18 @@ def run(experiment: Experiment) -> xr.Dataset:
     plan = make_plan(experiment)
     for chunk in plan.programs:
         validate(chunk)
-    return assemble(plan, [compute(chunk) for chunk in plan.chunks])
+    computed = {chunk.index: compute(chunk) for chunk in plan.chunks}
+    return assemble(plan, lambda chunk: computed[chunk.index])
 
 
-def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
+def sweep(experiment: Experiment, over: Mapping[str, ArrayLike | Mapping[str, Any]]) -> xr.Dataset:
     """Compute an experiment over a grid of values, in memory.
 
     Args:
         experiment: from `ddln.load`; axes of its own sweep are kept where `over` has no other.
-        over: dotted names of numeric leaves and their values, shape (n,) each.
+        over: dotted names of numeric leaves and their values, shape (n,) each, or a table as in a
+            config: `{"values": seeds, "zip": "network.scale"}` walks the seeds in step with the
+            scales, along their dimension.
 
     Returns:
         As `ddln.run`.
@@ -106,7 +85,10 @@ def sweep(experiment: Experiment, over: Mapping[str, ArrayLike]) -> xr.Dataset:
     >>> dict(ddln.sweep(experiment, over={"network.scale": [0.5, 1.0, 2.0]})["gap"].sizes)
     {'network.scale': 3, 'time': 11}
     """
-    axes = {f"sweep.{name}": np.asarray(values).tolist() for name, values in over.items()}
+    axes = {
+        f"sweep.{name}": values if isinstance(values, Mapping) else np.asarray(values).tolist()
+        for name, values in over.items()
+    }
     return run(experiment.with_(axes))
 
 
@@ -148,8 +130,8 @@ def compute(chunk: Chunk) -> xr.Dataset:
     numbers, checked = _program(chunk)(padded, _numbers(chunk.experiment, padded))
     dataset = xr.Dataset(
         {
-            name: (("lane", *_VARIABLES[name][0]), np.asarray(values)[: chunk.lanes.size])
-            for name, values in numbers.items()
+            name: (("lane", *VARIABLES[name][0]), np.asarray(numbers[name])[: chunk.lanes.size])
+            for name in kept(chunk.experiment)
         },
         coords={
             "lane": chunk.lanes,
@@ -158,7 +140,7 @@ def compute(chunk: Chunk) -> xr.Dataset:
         },
     )
     for name, variable in dataset.data_vars.items():
-        _, units, words = _VARIABLES[str(name)]
+        _, units, words = VARIABLES[str(name)]
         variable.attrs = {"units": units, "long_name": words}
     dataset["status"].attrs |= {
         "flag_values": np.arange(len(flow.STATUS)),
@@ -166,61 +148,6 @@ def compute(chunk: Chunk) -> xr.Dataset:
     }
     dataset.attrs = {"certificate_statements": claims.statements(checked)}
     return dataset
-
-
-def assemble(plan: Plan, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Chunks on the plan's grid. What no chunk brings is NaN (status −1): axes never shrink.
-
-    Args:
-        plan: the grid.
-        datasets: from `compute`, any of the plan's chunks in any order, at least one.
-
-    >>> plan = make_plan(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))
-    >>> assemble(plan, [compute(chunk) for chunk in plan.chunks]).sizes["network.scale"]
-    3
-    """
-    first = datasets[0]
-    sizes = {
-        dimension: max(dataset.sizes[dimension] for dataset in datasets)
-        for dimension in first.sizes
-        if dimension != "lane"
-    }
-    grid = tuple(axis.name for axis in plan.axes)
-    variables = {}
-    for name, variable in first.data_vars.items():
-        dimensions = variable.dims[1:]
-        shape = (plan.lanes, *(sizes[dimension] for dimension in dimensions))
-        whole = np.full(shape, _missing(variable.dtype), variable.dtype)
-        for part in datasets:
-            inner = tuple(slice(part.sizes[dimension]) for dimension in dimensions)
-            whole[(part["lane"].values, *inner)] = part[name].values
-        whole = whole.reshape((*plan.shape, *shape[1:]))
-        variables[name] = ((*grid, *dimensions), whole, variable.attrs)
-    dataset = xr.Dataset(
-        variables,
-        coords={axis.name: axis.values for axis in plan.axes}
-        | {name: first[name].values for name in ("certificate", "hypothesis")},
-        attrs={
-            "title": plan.experiment.study,
-            "study": plan.experiment.study,
-            "config": plan.experiment.to_toml(),
-            **first.attrs,
-        },
-    )
-    return _with_time(dataset, grid)
-
-
-def _with_time(dataset: xr.Dataset, grid: tuple[str, ...]) -> xr.Dataset:
-    """Flow time as the coordinate of `time` where all lanes share it, which is nearly always."""
-    times = dataset["flow_time"]
-    shared = times.isel(dict.fromkeys(grid, 0))
-    if not bool((times == shared).all()):
-        return dataset
-    return dataset.drop_vars("flow_time").assign_coords(time=("time", shared.values, times.attrs))
-
-
-def _missing(dtype: np.dtype) -> Any:
-    return {"f": np.nan, "b": False}.get(dtype.kind, -1)
 
 
 def _numbers(experiment: Experiment, swept: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,33 @@
 """What an experiment's sweep comes to: a grid of lanes, cut into chunks of one array shape each.
 
-A *lane* is one network; lanes are numbered along the grid, the last axis fastest. Axes that change
-the shape of arrays are looped over, one compiled program each; the others run side by side.
+A *lane* is one network; lanes are numbered along the grid, the last dimension fastest. Zipped axes
+share a dimension. Axes that change the shape of arrays are looped over, one compiled program for
+each of their values; the others run side by side.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ddln.config import Experiment, axis_values, changes_shape, numeric_leaves
+from ddln.config import (
+    Experiment,
+    axis_values,
+    changes_shape,
+    dimension_of,
+    numeric_leaves,
+    substitute,
+    units_of,
+)
+from ddln.data import shape_of
+from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
+MAX_CHUNK = 256
+_SECONDS = 2e-9
+"""Of one multiplication and addition, all around it included: measured with two cores in use."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +38,15 @@ class Axis:
         name: the dotted name of the leaf it sweeps.
         values: shape (n,), integers or floats as the leaf is.
         shape_changing: whether every value needs a program of its own.
+        dimension: the axis it is zipped to, and lies along; its own name where it is not.
+        units: of the values; 1 where they have none.
     """
 
     name: str
     values: np.ndarray
     shape_changing: bool
+    dimension: str
+    units: str
 
 
 @dataclass(frozen=True)
@@ -56,14 +75,19 @@ class Plan:
     Attributes:
         experiment: what is planned.
         axes: in the order written.
-        shape: of the grid; () without a sweep, which is one lane.
+        sizes: of the grid's dimensions, by name; empty without a sweep, which is one lane.
         chunks: in the order they run.
     """
 
     experiment: Experiment
     axes: tuple[Axis, ...]
-    shape: tuple[int, ...]
+    sizes: Mapping[str, int]
     chunks: tuple[Chunk, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the grid."""
+        return tuple(self.sizes.values())
 
     @property
     def lanes(self) -> int:
@@ -80,16 +104,19 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data set in float64: θ, velocity, layers, loss, gap and bounds in time."""
-        experiments = [chunk.experiment for chunk in self.programs]
-        points = max(experiment.dynamics.points for experiment in experiments)
-        depth = max(experiment.network.depth for experiment in experiments)
-        width = max(experiment.width for experiment in experiments)
-        return 8 * self.lanes * points * ((depth + 2) * width + 5)
+        """Bytes of the chunks' files: the numbers that are kept of every lane."""
+        return sum(chunk.lanes.size * lane_bytes(chunk.experiment) for chunk in self.chunks)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes that the largest chunk takes while it is computed, about."""
+        return max(chunk.width * working_bytes(chunk.experiment) for chunk in self.programs)
 
 
-def make_plan(experiment: Experiment, *, chunk_lanes: int = 256) -> Plan:
-    """The plan of an experiment.
+def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
+    """The plan of an experiment: chunks of as many lanes as its `memory` takes side by side.
+
+    It depends on nothing but the experiment, so that a run that goes on has the chunks it had.
 
     Args:
         experiment: with its sweep.
@@ -105,30 +132,103 @@ def make_plan(experiment: Experiment, *, chunk_lanes: int = 256) -> Plan:
     """
     leaves = numeric_leaves(experiment)
     axes = tuple(
-        Axis(name, np.array(axis_values(axis, leaves[name])), changes_shape(leaves[name]))
+        Axis(
+            name,
+            np.array(axis_values(axis, leaves[name])),
+            changes_shape(leaves[name]),
+            dimension_of(name, axis),
+            units_of(leaves[name]),
+        )
         for name, axis in experiment.sweep.items()
     )
-    shape = tuple(axis.values.size for axis in axes)
-    size = math.prod(shape)
+    sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
+    size = math.prod(sizes.values())
     if size > MAX_LANES:
         raise ValueError(f"sweep: {size:,} lanes, more than {MAX_LANES:,}")
-    places = np.unravel_index(np.arange(size), shape) if axes else ()
-    looped = [i for i, axis in enumerate(axes) if axis.shape_changing]
+    steps = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
+    along = dict(zip(sizes, steps, strict=True))
+    looped = [axis for axis in axes if axis.shape_changing]
     group = np.zeros(size, int)
-    for i in looped:
-        group = group * shape[i] + places[i]
+    for axis in looped:
+        # Not the step but the value: zipped axes may come back to one.
+        group = group * axis.values.size + _first(axis.values)[along[axis.dimension]]
     chunks: list[Chunk] = []
     order = np.argsort(group, kind="stable")
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        first = {axes[i].name: axes[i].values[places[i][lanes[0]]].item() for i in looped}
+        first = {axis.name: axis.values[along[axis.dimension][lanes[0]]].item() for axis in looped}
         program = experiment.with_({**first, "sweep": {}})
-        width = math.ceil(lanes.size / math.ceil(lanes.size / chunk_lanes))
+        room = int(experiment.memory * 1e9) // working_bytes(program)
+        most = min(chunk_lanes, max(room, 1))
+        width = math.ceil(lanes.size / math.ceil(lanes.size / most))
         for start in range(0, lanes.size, width):
             part = lanes[start : start + width]
             values = {
-                axis.name: axis.values[place[part]]
-                for axis, place in zip(axes, places, strict=True)
+                axis.name: axis.values[along[axis.dimension][part]]
+                for axis in axes
                 if not axis.shape_changing
             }
             chunks.append(Chunk(len(chunks), program, part, values, width))
-    return Plan(experiment, axes, shape, tuple(chunks))
+    return Plan(experiment, axes, sizes, tuple(chunks))
+
+
+def estimate(plan: Plan) -> float:
+    """Seconds that one core takes for a plan, to about a factor of three; compiling is extra.
+
+    A step of the integrator costs its products with X, certifying its points on the curve, and
+    an explicit step is no longer than the fastest rate of the flow allows: the largest eigenvalue
+    of the Hessian of ℒ, for random features (√n + √d)², times the mobility M ≈ w^(2(L−1)).
+
+    >>> from ddln.config import load
+    >>> 0.01 < estimate(make_plan(load("configs/figure4.toml"))) < 1
+    True
+    """
+    return sum(float(np.sum(_lane_seconds(chunk))) for chunk in plan.chunks)
+
+
+def _lane_seconds(chunk: Chunk) -> np.ndarray:
+    experiment = substitute(chunk.experiment, chunk.values)
+    dynamics, (samples, features) = experiment.dynamics, shape_of(experiment.problem.data)
+    step = _SECONDS * 7 * (4 * samples * features + 30 * experiment.width)
+    certify = _SECONDS * 2000 * dynamics.points * experiment.width
+    return np.broadcast_to(_steps(experiment, samples) * step + certify, chunk.lanes.shape)
+
+
+def _steps(experiment: Experiment, samples: int) -> Any:
+    """Steps of the integrator; of as many lanes as the leaves have values."""
+    dynamics, depth = experiment.dynamics, experiment.network.depth
+    if dynamics.solver == "kvaerno5":
+        return 350  # implicit: seen between 285 and 378
+    factor = {"sum": 2, "half": 1, "mean": 2 / samples, "half_mean": 1 / samples}
+    curvature = (
+        factor[experiment.problem.loss.normalisation]
+        * (math.sqrt(samples) + math.sqrt(experiment.features)) ** 2
+    )
+    with np.errstate(over="ignore"):
+        weight = experiment.network.scale * _size(experiment.network.init)
+        # The layers end as large as θ asks: of order 1, were they smaller before.
+        mobility = np.maximum(np.power(weight, 2.0 * (depth - 1)), depth)
+        stable = curvature * mobility * dynamics.until / 3
+    accurate = 2.5 * np.power(dynamics.rtol, -0.2)
+    return np.minimum(accurate + stable, dynamics.max_steps)
+
+
+def _size(init: Any) -> Any:
+    """Root mean square of a layer's weights."""
+    match init.kind:
+        case "balanced" | "zero_first_layer":
+            return _size(init.law)
+        case "uniform":
+            return np.sqrt((init.low**2 + init.low * init.high + init.high**2) / 3)
+        case "normal":
+            return np.hypot(init.mean, init.std)
+        case "imbalanced":
+            return np.sqrt(init.smallest**2 + init.imbalance)
+        case "explicit":
+            return np.sqrt(np.mean(np.square(init.layers)))
+    return abs(init.value)
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    """For each value, where it first stands."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return first[inverse]

@@ -181,7 +181,7 @@ def _again(name: str) -> list[str]:
         f"ddln draw {name}": "draws the figures again, after a change to the study",
     }
     rows = [[_element("code", command), meaning] for command, meaning in told.items()]
-    data = f'xarray.load_dataset("runs/{name}/dataset.nc", engine="h5netcdf")'
+    data = f'xarray.open_dataset("runs/{name}/dataset.nc", engine="h5netcdf")'
     rows.append([_element("code", data), "opens the numbers in Python"])
     return [_table(("Command", "What it does"), rows)]
 

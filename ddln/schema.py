@@ -251,7 +251,11 @@ class Dynamics(Table):
     """The flow and how it is integrated."""
 
     kind: Literal["gradient_flow", "mirror_flow"] = "gradient_flow"
-    until: float = Field(gt=0, description="flow time at the end; k steps of size η reach kη")
+    until: float = Field(
+        gt=0,
+        description="flow time at the end; k steps of size η reach kη",
+        json_schema_extra={"units": "flow time"},
+    )
     points: int = Field(
         default=301, ge=5, description="saved times, the first one is 0", json_schema_extra=_SHAPE
     )
@@ -267,21 +271,35 @@ class Dynamics(Table):
     max_steps: int = Field(
         default=100_000, ge=1, description="step budget of a lane", json_schema_extra=_SHAPE
     )
+    save: Literal["loss", "theta", "all"] = Field(
+        default="all",
+        description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
+    )
 
 
-class Linspace(Table):
+class _Form(Table):
+    zip: str | None = Field(default=None, description="the axis it is walked in step with")
+
+
+class Values(_Form):
+    """The values themselves; without a `zip`, a plain list says the same."""
+
+    values: tuple[int | float, ...] = Field(max_length=MAX_VALUES)
+
+
+class Linspace(_Form):
     """Evenly spaced values: [first, last, how many]."""
 
     linspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
 
 
-class Logspace(Table):
+class Logspace(_Form):
     """Evenly spaced powers of ten: [log10 first, log10 last, how many]."""
 
     logspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
 
 
-class Range(Table):
+class Range(_Form):
     """Whole numbers: [first, one past the last]."""
 
     range: tuple[int, int]
@@ -293,19 +311,21 @@ class Range(Table):
         return self
 
 
-Values = Annotated[tuple[int | float, ...], Field(max_length=MAX_VALUES)]
+FORMS = {"values", "linspace", "logspace", "range"}
 
 
 def _axis_kind(axis: Any) -> str | None:
     if isinstance(axis, Mapping):
-        return next(iter(axis)) if len(axis) == 1 else None
+        named = [key for key in axis if key in FORMS]
+        return named[0] if len(named) == 1 else None
     if isinstance(axis, Table):
         return type(axis).__name__.lower()
-    return "values" if isinstance(axis, list | tuple) else None
+    return "list" if isinstance(axis, list | tuple) else None
 
 
 Axis = Annotated[
-    Annotated[Values, Tag("values")]
+    Annotated[Annotated[tuple[int | float, ...], Field(max_length=MAX_VALUES)], Tag("list")]
+    | Annotated[Values, Tag("values")]
     | Annotated[Linspace, Tag("linspace")]
     | Annotated[Logspace, Tag("logspace")]
     | Annotated[Range, Tag("range")],

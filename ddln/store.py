@@ -14,12 +14,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ddln.config import Experiment
+from ddln.config import Experiment, numeric_leaves, value_of
 from ddln.plan import Chunk, Plan
 
 if TYPE_CHECKING:
@@ -88,9 +89,18 @@ class RunFolder:
         Args:
             plan: of the run.
             provenance: for the manifest: versions, device, dtype.
+
+        Raises:
+            StoreError: the run was begun on another ground, and some of it is still to be computed.
         """
         manifest = self.manifest()
         if manifest.get("plan") == _signature(plan):
+            changed = _changes(manifest, provenance)
+            if changed and self.missing(plan):
+                raise StoreError(
+                    f"{self.path}: begun with {', '.join(changed)}; its chunks would not be"
+                    " alike: move the folder away to run again"
+                )
             return
         self._write_text("config.toml", plan.experiment.to_toml())
         self._write_manifest(
@@ -99,6 +109,7 @@ class RunFolder:
                 "study": plan.experiment.study,
                 "digest": plan.experiment.digest(),
                 "plan": _signature(plan),
+                "seeds": _seeds(plan.experiment),
                 **provenance,
                 "chunks": {},
                 "files": {},
@@ -156,8 +167,11 @@ class RunFolder:
             or _sum(self.path / _chunk_name(chunk)) != entry["sha256"]
         ]
 
-    def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> None:
+    def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
         """Writes a chunk's lanes, then tells the manifest.
+
+        Returns:
+            How many of them ended in which way.
 
         Raises:
             StoreError: the data set does not have the chunk's lanes.
@@ -167,48 +181,61 @@ class RunFolder:
                 f"chunk {chunk.index}: {dataset.sizes['lane']} lanes for {chunk.lanes.size}"
             )
         name = _chunk_name(chunk)
-        digest = self._write(name, lambda path: _save(dataset, path))
-        manifest = self.manifest()
+        digest = self._write(name, lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
+        manifest, endings = self.manifest(), status_counts(dataset)
         manifest["chunks"][str(chunk.index)] = {
             "file": name,
             "sha256": digest,
             "lanes": int(chunk.lanes.size),
-            "status": status_counts(dataset),
+            "status": endings,
         }
         # What was made of the chunks is no longer theirs.
         manifest.update(complete=False, files={})
         self._write_manifest(manifest)
+        return endings
 
-    def read_chunks(self, plan: Plan) -> "list[xr.Dataset]":
-        """Every chunk's lanes, in the order of the plan.
+    def endings(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
+        """How many lanes of the finished chunks ended in which way.
+
+        Args:
+            but: chunks that are not counted.
+        """
+        left_out = {str(chunk.index) for chunk in but}
+        total: Counter[str] = Counter()
+        for index, entry in self.manifest().get("chunks", {}).items():
+            if index not in left_out:
+                total.update(entry["status"])
+        return dict(total)
+
+    def write_dataset(self, plan: Plan) -> None:
+        """Writes the data set of the chunks that are whole, one after the other.
+
+        The lanes of the others are NaN in it: a hole must not pass for a shorter axis.
 
         Raises:
-            StoreError: one is missing or damaged: a hole must not pass for a shorter axis.
+            StoreError: there is no chunk.
         """
-        import xarray as xr
+        from ddln import grid
 
-        if lost := self.missing(plan):
-            raise StoreError(f"{self.path}: chunk {lost[0].index} is missing or damaged")
-        return [
-            xr.load_dataset(self.path / _chunk_name(chunk), engine="h5netcdf")
-            for chunk in plan.chunks
-        ]
+        lost = {chunk.index for chunk in self.missing(plan)}
+        if len(lost) == len(plan.chunks):
+            raise StoreError(f"{self.path}: no chunk is there and whole")
 
-    def write_dataset(self, dataset: "xr.Dataset") -> None:
-        """Writes the assembled data set."""
-        self._record("dataset.nc", self._write("dataset.nc", lambda path: _save(dataset, path)))
+        def load(chunk: Chunk) -> "xr.Dataset | None":
+            return None if chunk.index in lost else _open(self.path / _chunk_name(chunk))
+
+        digest = self._write("dataset.nc", lambda path: grid.write(plan, load, path))
+        self._record("dataset.nc", digest)
 
     def read_dataset(self) -> "xr.Dataset":
-        """The assembled data set.
+        """The assembled data set, each variable read from the file when it is used.
 
         Raises:
             StoreError: it is missing or not what was written.
         """
-        import xarray as xr
-
         if not self.is_whole("dataset.nc"):
             raise StoreError(f"{self.path}: dataset.nc is missing or damaged; run again to mend it")
-        return xr.load_dataset(self.path / "dataset.nc", engine="h5netcdf")
+        return _open(self.path / "dataset.nc")
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
         """Writes the tables; a number that is not finite becomes null."""
@@ -313,6 +340,25 @@ def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
     }
 
 
+def _changes(begun: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What of the ground is another one than at the beginning."""
+    changes = []
+    for name, value in here.items():
+        if isinstance(value, Mapping):
+            changes += _changes(begun.get(name, {}), value)
+        elif begun.get(name) != value:
+            changes.append(f"{name} {begun.get(name)}, now {value}")
+    return changes
+
+
+def _seeds(experiment: Experiment) -> dict[str, Any]:
+    return {
+        name: "swept" if name in experiment.sweep else value_of(experiment, name)
+        for name in numeric_leaves(experiment)
+        if name.endswith("seed")
+    }
+
+
 def _chunk_name(chunk: Chunk) -> str:
     return f"chunks/{chunk.index:05d}.nc"
 
@@ -321,8 +367,11 @@ def _signature(plan: Plan) -> list[int]:
     return [*plan.shape, *(int(chunk.lanes.size) for chunk in plan.chunks)]
 
 
-def _save(dataset: "xr.Dataset", path: Path) -> None:
-    dataset.to_netcdf(path, engine="h5netcdf")
+def _open(path: Path) -> "xr.Dataset":
+    import xarray as xr
+
+    # What was read is not kept: a data set may be larger than memory.
+    return xr.open_dataset(path, engine="h5netcdf", cache=False)
 
 
 def _sum(path: Path) -> str:

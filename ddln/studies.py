@@ -5,6 +5,7 @@ come with the package; so is a config that is called by its bare name. `ddln` na
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -87,10 +88,35 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def claims(study: ModuleType, dataset: Any) -> list[dict[str, Any]]:
+    """The study's claims as rows.
+
+    Raises:
+        StudyError: it cannot make them of this dataset.
+    """
+    with _told(study):
+        return [claim.row() for claim in study.claims(dataset)]
+
+
 def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
-    """The study's figures by name; a single one has the study's name."""
-    drawn = study.draw(dataset)
+    """The study's figures by name; a single one has the study's name.
+
+    Raises:
+        StudyError: it cannot draw this dataset.
+    """
+    with _told(study):
+        drawn = study.draw(dataset)
     return drawn if isinstance(drawn, dict) else {study.__name__.rpartition(".")[2]: drawn}
+
+
+@contextlib.contextmanager
+def _told(study: ModuleType) -> Iterator[None]:
+    """A study may want another axis, or a variable that `dynamics.save` leaves out."""
+    try:
+        yield
+    except Exception as error:
+        kind = type(error).__name__
+        raise StudyError(f"{study.__name__} cannot use this data set: {kind}: {error}") from error
 
 
 def find_config(name: str) -> Path:

@@ -45,10 +45,11 @@ class Fakes:
         status = xr.Variable(
             "lane", 0 * chunk.lanes, {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
         )
-        return xr.Dataset({"loss": ("lane", chunk.lanes * 1.0), "status": status})
-
-    def assemble(self, plan, datasets):
-        return xr.concat(datasets, "lane")
+        times = ("lane", "time"), np.zeros((chunk.lanes.size, 1))
+        return xr.Dataset(
+            {"flow_time": times, "loss": ("lane", chunk.lanes * 1.0), "status": status},
+            coords={"lane": chunk.lanes, "certificate": ["bound"], "hypothesis": ["convex"]},
+        )
 
     def summary(self, dataset):
         return [self.row]
@@ -66,7 +67,7 @@ class Fakes:
 def fakes(tmp_path, monkeypatch):
     fakes = Fakes()
     modules = {
-        "lanes": ("validate", "compute", "assemble"),
+        "lanes": ("validate", "compute"),
         "claims": ("summary",),
         "tables": ("render",),
         "hypotheses": ("summary", "render"),
@@ -242,11 +243,57 @@ def test_of_a_long_table_the_rows_that_fail_are_printed_first(fakes):
 
 
 def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
-    done = call("check", FIGURE4, "sweep.network.depth=[2, 4]")
+    axes = "sweep={'network.depth' = [2, 4], 'network.scale' = {linspace = [1, 2, 1000]}}"
+    seeds = "sweep.network.init.seed={values=[3, 4], zip='network.depth'}"
+    done = call("check", FIGURE4, axes, seeds, "network.signed=true", "dynamics.save=loss")
     assert done.code == 0
-    for told in ("10 samples × 8 features", "network.scale (3) × network.depth (2)", "0.8 MB"):
-        assert told in done.out
+    told = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert told["problem"] == "gaussian, 10 samples × 8 features"
+    assert told["network"] == "depth 2, 4; 16 coordinates, signed; zero_first_layer layers"
+    assert told["axes"] == "network.depth (2) with network.init.seed × network.scale (1,000)"
+    assert told["lanes"] == "2,000"
+    assert told["chunks"] == "25 of up to 84 lanes, 2 compiled program(s)"
+    assert told["memory"] == "2 GB a chunk, of 2 GB"
+    assert told["files"] == "59.2 MB: loss of every lane, twice"
+    assert told["time"].endswith(" s, and compiling")
     assert not any(tmp_path.iterdir())
+
+
+def test_durations_are_told_in_fitting_units():
+    told = [cli._duration(seconds) for seconds in (0.2, 95.0, 5400.0, 2e5)]
+    assert told == ["1 s", "95 s", "90 min", "56 h"]
+
+
+def test_progress_is_told_as_events_a_line_each(fakes, tmp_path):
+    depths = "sweep.network.depth=[2, 3]"
+    fakes.interrupt_at = 1
+    stopped = call("run", FIGURE4, depths, "--json-lines")
+    assert [json.loads(line)["event"] for line in stopped.out.splitlines()] == [
+        *("plan", "chunk", "stopped")
+    ]
+    fakes.interrupt_at, fakes.row = None, {**ROW, "holds": False}
+    done = call("run", FIGURE4, depths, "--json-lines")
+    plan, chunk, finished = map(json.loads, done.out.splitlines())
+    run = f"runs/{run_folder(tmp_path).name}"
+    assert plan == {
+        "event": "plan",
+        "run": run,
+        "lanes": 6,
+        "chunks": 2,
+        "lanes_done": 3,
+        "chunks_done": 1,
+    }
+    assert chunk.pop("seconds") >= 0
+    assert chunk == {
+        "event": "chunk",
+        "chunk": 1,
+        "status": {"ok": 3},
+        "lanes_done": 6,
+        "lanes_failed": 0,
+        "chunks_done": 2,
+    }
+    assert finished == {"event": "finished", "run": run, "ok": False, "failed": ["bound"]}
+    assert done.code == 1
 
 
 def test_a_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
@@ -295,6 +342,41 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     runtime.start_jax()
     assert "jax_compilation_cache_dir" not in changed
+
+
+COMPUTE = """
+import json, sys
+from ddln.runtime import start_jax
+start_jax()
+import jax
+seen, seconds = [], []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.split("/")[-1]))
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: seconds.append(duration * ("backend_compile" in event))
+)
+from ddln import lanes
+from ddln.config import load
+from ddln.plan import make_plan
+lanes.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
+counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}
+print(json.dumps(counts | {"seconds": sum(seconds)}))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    small = ["network.depth=2", "dynamics.points=5", "dynamics.until=0.5"]
+    command = [sys.executable, "-c", COMPUTE, FIGURE4, *small]
+    first, second = (
+        json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+        for _ in range(2)
+    )
+    assert first["cache_misses"] > 0
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] >= first["cache_misses"]
+    assert second["seconds"] < first["seconds"] / 4
 
 
 def process(*arguments, cwd):

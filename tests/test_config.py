@@ -55,7 +55,7 @@ dynamics.kind: must be one of 'gradient_flow' or 'mirror_flow', got "gradient_fl
 did you mean "gradient_flow"?
 dynamics.until: must be finite, got NaN
 dynamics.points: must be a whole number, got 2.5
-sweep.network.init.seed: must be a list, {linspace = …}, {logspace = …} or {range = …}
+sweep.network.init.seed: must be a list, {values = …}, {linspace = …}, {logspace = …} or {range = …}
 sweep.dynamics.rtol.logspace[2]: is missing
 foo: unknown key
 sweep.network.scal: not a numeric key, did you mean "network.scale"?
@@ -99,11 +99,20 @@ def test_everything_wrong_is_told_at_once_by_dotted_path(tmp_path):
         ("sweep=2", "sweep: must be a table, got 2"),
         ("problem.data=2", "problem.data: must be a table, got 2"),
         ("network.init={}", 'network.init.kind: is missing, one of "constant", "balanced"'),
-        ("sweep.network.scale={a=[1]}", "sweep.network.scale: must be a list, {linspace = …}"),
+        ("sweep.network.scale={a=[1]}", "network.scale: must be a list, {values = …}"),
         ("sweep.network.depth=[2.5]", "sweep.network.depth[0]: must be a whole number, got 2.5"),
         ("sweep.network.depth=[2, 1]", "sweep.network.depth[1]: must be ≥ 2, got 1"),
         ("sweep.network.scale={range=[3, 3]}", "needs first < end"),
         ("sweep.network.scale={logspace=[1, 400, 2]}", "network.scale[1]: must be finite"),
+        ("sweep.network.init.seed={zip='network.scale'}", "seed: must be a list, {values = …}"),
+        (
+            "sweep.network.init.seed={range=[0, 4], zip='network.scale'}",
+            "sweep.network.init.seed: must be as long as network.scale, got 4 values for 3",
+        ),
+        (
+            "sweep.network.init.seed={range=[0, 3], zip='network.scal'}",
+            'zip: must name an axis with a dimension, got "network.scal", did you mean "network.sc',
+        ),
         ("sweep.network.init.kind=[1]", "sweep.network.init.kind: not a numeric key"),
         ("study=../evil", "study: must match"),
         ("network.init.seed=1979-05-27", "network.init.seed: must be a whole number"),
@@ -226,6 +235,20 @@ def test_rules_between_keys_hold_over_the_whole_sweep():
     assert "low must be < high, got 2.0 and 1.2" in told
 
 
+def test_rules_between_zipped_keys_hold_at_every_step_and_only_there():
+    low = "sweep.network.init.law.low=[0.1, 2.0, 0.5]"
+    high = "sweep.network.init.law.high={values=[1.0, 3.0, %s], zip='network.init.law.low'}"
+    assert load(FIGURE4, [low, high % 0.7]).sweep
+    assert "low must be < high, got 0.5 and 0.4" in refusal(low, high % 0.4)
+
+
+def test_zipped_values_may_repeat_but_not_their_steps():
+    scales = "sweep.network.scale=[1.0, 1.0, 2.0]"
+    seeds = "sweep.network.init.seed={values=[%s, 7, 7], zip='network.scale'}"
+    assert load(FIGURE4, [scales, seeds % 6]).sweep
+    assert "network.scale: values must differ from each other" in refusal(scales, seeds % 7)
+
+
 def test_the_digest_names_the_experiment_and_the_data(tmp_path):
     assert load(FIGURE4, ["network.depth=6"]).digest() == load(FIGURE4).digest()
     assert load(FIGURE4, ["network.depth=7"]).digest() != load(FIGURE4).digest()
@@ -257,7 +280,7 @@ def test_every_key_of_the_schema_is_described():
         assert table.get("description"), table.get("title")
         for name, key in table.get("properties", {}).items():
             known = "description" in key or "$ref" in key or "oneOf" in key
-            assert known or name in ("kind", "linspace", "logspace", "range"), (
+            assert known or name in ("kind", "values", "linspace", "logspace", "range"), (
                 table["title"],
                 name,
             )

@@ -107,6 +107,18 @@ def test_colours_differ_to_every_eye(kind):
     assert min(distances) > 0.25
 
 
+def test_of_a_large_sweep_some_curves_are_drawn_the_first_and_the_last_among_them():
+    scales = np.linspace(1, 2, 1000)
+    gap = np.exp(-np.outer(scales, [0.0, 1.0]))
+    dataset = xr.Dataset(
+        {"gap": (("network.scale", "time"), gap)}, {"network.scale": scales, "time": [0.0, 1.0]}
+    )
+    figure = figures.gap_against_time(dataset, over="network.scale", bounds={})
+    drawn = [line.get_ydata()[1] for line in figure.axes[0].lines]
+    assert len(drawn) == figures.CURVES
+    assert (drawn[0], drawn[-1]) == (gap[0, 1], gap[-1, 1])
+
+
 def test_many_colours_lighten_in_order():
     grey = [lightness(look["color"]) for look in figures.looks(12)]
     assert np.diff(grey).min() > 0
@@ -158,6 +170,14 @@ def test_a_slope_not_yet_reached_is_not_drawn(sweep):
     lane = sweep.isel({"network.scale": 0}).assign(asymptotic_rate=0.5)
     figure = figures.gap_against_time(lane, bounds={}, slope=True)
     assert len(figure.axes[0].lines) == 1
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_curve_of_a_few_points_is_drawn(sweep, kept):
+    lane = sweep.isel({"network.scale": 0})
+    short = lane.assign(gap=lane["gap"].where(lane["time"] < lane["time"][kept]))
+    drawn = figures.gap_against_time(short, bounds={}, slope=True).axes[0].lines
+    assert drawn[0].get_xdata().size == kept
 
 
 def test_rounding_is_not_drawn(sweep):

@@ -13,21 +13,11 @@ PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *(
-        "entropy",
-        "flow",
-        "steppers",
-        "march",
-        "engine",
-        "hypotheses",
-        "hermite",
-        "theory",
-        "tables",
-        "claims",
-        "certificates",
-    ),
-    *("data", "schema", "_faults", "config", "plan", "lanes", "store", "figures", "profiles"),
-    *("studies", "report", "runtime", "cli"),
+    *("entropy", "flow", "steppers", "march", "engine", "hypotheses", "hermite", "theory"),
+    *("tables", "claims", "certificates"),
+    *("data", "schema", "_faults", "config", "variables", "plan", "grid", "lanes"),
+    *("store", "figures", "profiles"),
+    *("studies", "report", "runtime", "progress", "cli"),
 ]
 
 

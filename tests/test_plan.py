@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddln.config import ConfigError, load
-from ddln.plan import make_plan
+from ddln.plan import estimate, make_plan
+from ddln.variables import working_bytes
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 PLAIN = FIGURE4.with_({"sweep": {}})
@@ -46,9 +47,60 @@ def test_chunks_cover_the_grid_once_with_the_values_of_their_lanes(sizes, order,
 
 
 def test_the_chunks_of_one_shape_share_a_width():
-    plan = make_plan(PLAIN.with_({"sweep.network.init.seed": {"range": [0, 700]}}))
+    seeds = {"sweep.network.init.seed": {"range": [0, 700]}, "memory": 100}
+    plan = make_plan(PLAIN.with_(seeds))
     assert [chunk.lanes.size for chunk in plan.chunks] == [234, 234, 232]
     assert {chunk.width for chunk in plan.chunks} == {234}
+
+
+def test_zipped_axes_are_one_dimension_and_their_values_walk_in_step():
+    sweep = {
+        "network.depth": [2, 3, 2],
+        "network.init.seed": [5, 6],
+        "network.scale": {"values": [1.0, 1.5, 2.0], "zip": "network.depth"},
+    }
+    plan = make_plan(PLAIN.with_({"sweep": sweep}))
+    assert plan.sizes == {"network.depth": 3, "network.init.seed": 2}
+    by_depth = {chunk.experiment.network.depth: chunk for chunk in plan.chunks}
+    assert len(plan.chunks) == 2
+    assert by_depth[2].lanes.tolist() == [0, 1, 4, 5]
+    assert by_depth[2].values["network.scale"].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert by_depth[2].values["network.init.seed"].tolist() == [5, 6, 5, 6]
+    assert by_depth[3].values["network.scale"].tolist() == [1.5, 1.5]
+
+
+def test_a_chunk_has_no_more_lanes_than_memory_takes_and_the_config_alone_decides():
+    seeds = {"sweep.network.init.seed": {"range": [0, 700]}}
+    for memory in (0.1, 0.5, 1.5):
+        plan = make_plan(PLAIN.with_({**seeds, "memory": memory}))
+        assert plan.peak_bytes <= memory * 1e9
+        wider = -(-700 // (len(plan.chunks) - 1))
+        assert wider * working_bytes(PLAIN) > memory * 1e9
+    assert make_plan(PLAIN.with_({**seeds, "memory": 1e-6})).chunks[0].width == 1
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"kind": "constant", "value": 0.8},
+        {"kind": "normal"},
+        {"kind": "imbalanced", "smallest": 0.1, "imbalance": 0.5},
+        {"kind": "balanced", "law": {"kind": "uniform", "low": 0.5, "high": 1.2}},
+    ],
+    ids=lambda init: init["kind"],
+)
+def test_the_estimate_grows_with_lanes_and_with_what_makes_the_flow_fast(init):
+    network = PLAIN.with_({"network.init": init})
+    scales = {"sweep.network.scale": {"linspace": [1, 2, 100]}}
+    hundred, all_alike = (
+        estimate(make_plan(network.with_(scales))),
+        100 * estimate(make_plan(network)),
+    )
+    assert all_alike < hundred < 100 * estimate(make_plan(network.with_({"network.scale": 2})))
+    implicit = network.with_({"dynamics.solver": "kvaerno5", "network.scale": 3})
+    assert estimate(make_plan(implicit)) < estimate(make_plan(network.with_({"network.scale": 3})))
+    capped = network.with_({"network.scale": 1e30})
+    assert estimate(make_plan(capped)) < 100_000 * 1e-5
 
 
 def test_an_axis_keeps_its_leafs_type():
@@ -59,15 +111,18 @@ def test_an_axis_keeps_its_leafs_type():
 def test_a_large_sweep_is_planned_fast_and_a_huge_one_refused():
     large = {"network.init.seed": {"range": [0, 1000]}, "network.scale": {"linspace": [1, 2, 100]}}
     plan = make_plan(PLAIN.with_({"sweep": large}))
-    assert len(plan.chunks) == 391
+    assert len(plan.chunks) == 614
     huge = {**large, "dynamics.until": {"linspace": [1, 2, 101]}}
     with pytest.raises(ValueError, match="sweep: 10,100,000 lanes, more than 10,000,000"):
         make_plan(PLAIN.with_({"sweep": huge}))
 
 
-def test_the_size_of_the_data_set_grows_with_lanes_points_depth_and_width():
-    assert make_plan(PLAIN).nbytes == 8 * 301 * (8 * 8 + 5)
-    assert make_plan(FIGURE4).nbytes == 3 * make_plan(PLAIN).nbytes
+@pytest.mark.parametrize("save", ["loss", "theta", "all"])
+def test_the_size_of_a_lane_grows_with_what_is_kept_of_it(save):
+    lane = make_plan(PLAIN.with_({"dynamics.save": save})).nbytes
+    in_time = 6 + {"loss": 0, "theta": 2 * 8, "all": (6 + 2) * 8}[save]
+    assert 0 < lane - 8 * 301 * in_time < 400
+    assert make_plan(FIGURE4.with_({"dynamics.save": save})).nbytes == 3 * lane
 
 
 def test_values_outside_a_leafs_range_never_reach_a_plan():

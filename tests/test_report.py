@@ -41,28 +41,38 @@ def counted(name, **changes):
     return row(name, lanes=3, lanes_applicable=3, lanes_holding=2, **changes)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run of three networks, the last of which diverged."""
-    (tmp_path / "hostile.toml").write_text(CONFIG, encoding="utf-8")
-    experiment = config.load(tmp_path / "hostile.toml")
+def write_run(run, experiment, status):
+    """The files of a run of three networks that ended with these status codes."""
+    planned = plan.make_plan(experiment)
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
-    dataset = xr.Dataset(
-        {"status": ("network.scale", [0, 0, 2], flags)},
-        {"network.scale": [1.0, 2.0, 3.0]},
+    lanes = xr.Dataset(
+        {"status": ("lane", status, flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))},
+        {"lane": [0, 1, 2], "certificate": ["sign"], "hypothesis": ["convex"]},
         {"title": f"Title {HOSTILE}"},
     )
     figure, axes = figures.canvas(2.0, 1.0)
     axes.set(xlabel="time", ylabel=HOSTILE)
-    run = RunFolder.of(experiment, tmp_path / "runs")
     with run.locked():
-        made_with = {"versions": {"jax": HOSTILE}, "device": "cpu", "dtype": "float64"}
-        run.open(plan.make_plan(experiment), **made_with)
-        run.write_dataset(dataset)
+        run.open(planned, versions={"jax": HOSTILE}, device="cpu", dtype="float64")
+        run.write_chunk(planned.chunks[0], lanes)
+        run.write_dataset(planned)
         never = counted("never", applies=False, measured=np.nan)
         checks = [counted("sign"), never, counted("late", holds=False)]
         run.write_claims({"certificates": checks, "claims": [row("first")]})
         run.write_figures({"drawn": figure, "plain": Figure(figsize=(1, 1))})
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    (tmp_path / "hostile.toml").write_text(CONFIG, encoding="utf-8")
+    return config.load(tmp_path / "hostile.toml")
+
+
+@pytest.fixture
+def folder(experiment, tmp_path):
+    """A run of three networks, the last of which diverged."""
+    run = RunFolder.of(experiment, tmp_path / "runs")
+    write_run(run, experiment, [0, 0, 2])
     return run
 
 
@@ -141,15 +151,9 @@ def test_unfinished_networks_are_placed_and_explained(page):
     assert report.ENDINGS["diverged"] in page.text
 
 
-def test_many_unfinished_networks_are_counted(folder, monkeypatch):
+def test_many_unfinished_networks_are_counted(folder, experiment, monkeypatch):
     monkeypatch.setattr(report, "LISTED", 2)
-    flags = {"flag_values": [0, 1], "flag_meanings": "ok max_steps"}
-    with folder.locked():
-        folder.write_dataset(
-            xr.Dataset(
-                {"status": ("network.scale", [1, 1, 1], flags)}, {"network.scale": [1.0, 2.0, 3.0]}
-            )
-        )
+    write_run(folder, experiment, [1, 1, 1])
     text = Page(report.write(folder.path).read_text(encoding="utf-8")).text
     assert "3 networks in all; the first 2 are listed." in text
     assert "network.scale = 3" not in text

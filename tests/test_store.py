@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ddln import grid
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError, status_counts
@@ -20,12 +21,19 @@ PLAN = make_plan(FIGURE4, chunk_lanes=1)
 
 
 def lanes_of(chunk):
-    status = xr.Variable(
-        "lane",
-        np.zeros(chunk.lanes.size, int),
-        {"flag_values": [0, 1], "flag_meanings": "ok diverged"},
+    """What `lanes.compute` would give, with the lane's number as its loss."""
+    count = chunk.lanes.size
+    status = {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
+    in_time = np.ones((count, 301))
+    return xr.Dataset(
+        {
+            "flow_time": (("lane", "time"), in_time * np.arange(301.0), {"units": "flow time"}),
+            "loss": (("lane", "time"), in_time * chunk.lanes[:, None]),
+            "status": ("lane", np.zeros(count, int), status),
+            "hypothesis_holds": (("lane", "hypothesis"), np.ones((count, 1), bool)),
+        },
+        coords={"lane": chunk.lanes, "hypothesis": ["convex"], "certificate": ["bound"]},
     )
-    return xr.Dataset({"loss": ("lane", chunk.lanes * 1.0), "status": status})
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def folder(tmp_path):
 
 
 def finish(folder):
-    folder.write_dataset(xr.concat(folder.read_chunks(PLAN), "lane"))
+    folder.write_dataset(PLAN)
     folder.write_claims({"claims": []})
     folder.finish("study")
 
@@ -52,9 +60,13 @@ def test_nothing_is_made_until_the_folder_is_locked(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_written_chunk_reads_back_as_it_was(folder):
-    for chunk, read in zip(PLAN.chunks, folder.read_chunks(PLAN), strict=True):
-        xr.testing.assert_identical(read, lanes_of(chunk))
+def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
+    folder.write_dataset(PLAN)
+    chunks = {chunk.index: lanes_of(chunk) for chunk in PLAN.chunks}
+    with folder.read_dataset() as dataset:
+        assert not dataset["loss"].variable._in_memory
+        assert dataset["hypothesis_holds"].dtype == bool
+        xr.testing.assert_identical(dataset, grid.assemble(PLAN, lambda chunk: chunks[chunk.index]))
     assert folder.manifest()["chunks"]["2"]["status"] == {"ok": 1}
     assert load(folder.path / "config.toml") == FIGURE4
 
@@ -72,8 +84,13 @@ def test_a_damaged_chunk_is_found_and_never_read(folder, damage):
         path.write_bytes(content[:kept])
     assert [chunk.index for chunk in folder.missing(PLAN)] == [1]
     assert not folder.is_complete(PLAN, "study")
-    with pytest.raises(StoreError, match="chunk 1 is missing or damaged"):
-        folder.read_chunks(PLAN)
+    folder.write_dataset(PLAN)
+    with folder.read_dataset() as dataset:
+        assert dataset["status"].values.tolist() == [0, -1, 0]
+        assert dataset["loss"].isel(time=0).values.tolist() == pytest.approx(
+            [0, math.nan, 2], nan_ok=True
+        )
+        assert not dataset["hypothesis_holds"].values[1]
     folder.write_chunk(PLAN.chunks[1], lanes_of(PLAN.chunks[1]))
     assert folder.missing(PLAN) == []
     with pytest.raises(StoreError, match=r"dataset\.nc is missing or damaged"):
@@ -129,6 +146,19 @@ def test_opening_again_keeps_what_is_there_and_another_plan_starts_over(folder):
     other = make_plan(FIGURE4, chunk_lanes=2)
     folder.open(other)
     assert len(folder.missing(other)) == 2
+
+
+def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_compute(folder):
+    newer = {"versions": {"jax": "1"}}
+    folder.open(PLAN, **newer)
+    (folder.path / "chunks" / "00001.nc").unlink()
+    with pytest.raises(StoreError, match="begun with jax 0, now 1; its chunks would not be alike"):
+        folder.open(PLAN, **newer)
+    folder.open(PLAN, versions={"jax": "0"})
+
+
+def test_the_manifest_tells_the_seeds(folder):
+    assert folder.manifest()["seeds"] == {"problem.data.seed": 0, "network.init.seed": 1}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])

@@ -100,6 +100,14 @@ def test_figures_have_names(own_folder):
     assert studies.figures(several, None) == {"a": 1, "b": 2}
 
 
+def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
+    study = ModuleType("experiments.mine")
+    study.claims = study.draw = lambda dataset: dataset["layers"]
+    for use in (studies.claims, studies.figures):
+        with pytest.raises(StudyError, match="mine cannot use this data set: KeyError"):
+            use(study, {})
+
+
 def test_a_studys_fingerprint_changes_with_its_source(own_folder):
     write(own_folder, "one", STUDY.format(about="one"))
     before = studies.fingerprint(studies.locate("one"))

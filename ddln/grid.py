@@ -1,0 +1,169 @@
+"""Chunks put together on the grid of a sweep, in memory or straight into a file.
+
+What no chunk brings is NaN (status −1, False): axes never shrink. At most one chunk is held at a
+time, so that a data set may be larger than memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import numpy as np
+import xarray as xr
+
+from ddln.plan import Chunk, Plan
+from ddln.variables import sizes
+
+Load = Callable[[Chunk], xr.Dataset | None]
+"""A chunk's lanes, as `lanes.compute` gives them; None where they are missing."""
+
+
+def assemble(plan: Plan, load: Load) -> xr.Dataset:
+    """The data set of a sweep, in memory.
+
+    Args:
+        plan: the grid.
+        load: gives the chunks, at least one.
+    """
+    empty, forms = _layout(plan, load)
+    arrays = {
+        name: np.full(shape, _missing(dtype), dtype) for name, (_, shape, dtype, _) in forms.items()
+    }
+    _fill(arrays, forms, plan, load)
+    return empty.assign(
+        {
+            name: (dimensions, arrays[name], attrs)
+            for name, (dimensions, _, _, attrs) in forms.items()
+        }
+    )
+
+
+def write(plan: Plan, load: Load, path: Path) -> None:
+    """The data set of a sweep, as a netCDF file.
+
+    Args:
+        plan: the grid.
+        load: gives the chunks, at least one.
+        path: the file, made or overwritten.
+    """
+    empty, forms = _layout(plan, load)
+    empty.to_netcdf(path, engine="h5netcdf")
+    with h5netcdf.File(path, "r+") as file:
+        variables = {}
+        for name, (dimensions, shape, dtype, attrs) in forms.items():
+            for dimension, size in zip(dimensions, shape, strict=True):
+                if dimension not in file.dimensions:
+                    file.dimensions[dimension] = size
+            flag = dtype.kind == "b"  # netCDF has none: xarray's way of writing it
+            variables[name] = file.create_variable(
+                name,
+                dimensions,
+                np.dtype("i1") if flag else dtype,
+                fillvalue=np.nan if dtype.kind == "f" else None,
+            )
+            variables[name].attrs.update(attrs | ({"dtype": "bool"} if flag else {}))
+        _fill(variables, forms, plan, load)
+
+
+def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ...]]]:
+    """Coordinates and attributes; dimensions, shape, dtype and attributes of every variable."""
+    known: dict[str, int] = {}
+    for chunk in plan.programs:
+        for name, size in sizes(chunk.experiment).items():
+            known[name] = max(size, known.get(name, 0))
+    first, times = _heads(plan, load)
+    known |= {name: first.sizes[name] for name in ("certificate", "hypothesis")}
+    grid = tuple(plan.sizes)
+    forms = {}
+    for name, variable in first.data_vars.items():
+        inner = variable.dims[1:]
+        shape = (*plan.shape, *(known[str(dimension)] for dimension in inner))
+        forms[name] = ((*grid, *inner), shape, variable.dtype, variable.attrs)
+    coords: dict[str, Any] = {
+        axis.name: (axis.dimension, axis.values, {"units": axis.units}) for axis in plan.axes
+    }
+    for name in ("certificate", "hypothesis"):
+        coords[name] = first[name].values
+    for name in ("layer", "coordinate", *["feature"] * plan.experiment.network.signed):
+        coords[name] = (name, np.arange(1, known[name] + 1), {"units": "1"})
+    if times is not None:
+        coords["time"] = ("time", times, first["flow_time"].attrs)
+        del forms["flow_time"]
+    attrs = {
+        "title": plan.experiment.study,
+        "study": plan.experiment.study,
+        "config": plan.experiment.to_toml(),
+        **first.attrs,
+    }
+    return xr.Dataset(coords=coords, attrs=attrs), forms
+
+
+def _heads(plan: Plan, load: Load) -> tuple[xr.Dataset, np.ndarray | None]:
+    """A chunk, and the flow times where all lanes share them, which is nearly always."""
+    first, times, shared = None, None, True
+    for chunk in plan.chunks:
+        part = load(chunk)
+        if part is None:
+            continue
+        with part:
+            here = part["flow_time"].values
+        if times is None:
+            first, times = part, here[0]
+        shared &= here.shape[1:] == times.shape and bool((here == times).all())
+    if first is None:
+        raise ValueError("`load` must give at least one chunk, got none.")
+    return first, times if shared else None
+
+
+def _fill(targets: Mapping[str, Any], forms: Mapping[str, Any], plan: Plan, load: Load) -> None:
+    for chunk in plan.chunks:
+        part = load(chunk)
+        places = list(_boxes(chunk.lanes, plan.shape))
+        if part is None:
+            for name, (_, _, dtype, _) in forms.items():
+                for box, _ in places:
+                    targets[name][box] = _missing(dtype)
+            continue
+        with part:
+            for name, target in targets.items():
+                values = part[name].values
+                inner = tuple(slice(size) for size in values.shape[1:])
+                for box, lanes in places:
+                    target[(*box, *inner)] = values[lanes]
+
+
+def _boxes(
+    lanes: np.ndarray, shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Boxes of the grid that cover some lanes once, and the place of each among these.
+
+    Args:
+        lanes: numbers along the grid, increasing.
+        shape: of the grid.
+
+    >>> [(box, places.tolist()) for box, places in _boxes(np.array([1, 3, 5]), (3, 2))]
+    [((slice(0, 3, None), slice(1, 2, None)), [[0], [1], [2]])]
+    """
+    if not shape:
+        yield (), np.zeros((), int)
+        return
+    rows, inner = np.divmod(lanes, math.prod(shape[1:]))
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    parts = np.split(inner, starts[1:])
+    i = 0
+    while i < starts.size:
+        j = i + 1
+        while j < starts.size and rows[starts[j]] == rows[starts[j - 1]] + 1:
+            if not np.array_equal(parts[j], parts[i]):
+                break
+            j += 1
+        rows_here = slice(int(rows[starts[i]]), int(rows[starts[j - 1]]) + 1)
+        for box, within in _boxes(parts[i], shape[1:]):
+            yield (rows_here, *box), np.add.outer(starts[i:j], within)
+        i = j
+
+
+def _missing(dtype: np.dtype) -> Any:
+    return {"f": np.nan, "b": False}.get(dtype.kind, -1)

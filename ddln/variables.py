@@ -1,0 +1,110 @@
+"""What a data set of runs holds: its variables, their dimensions, units and words.
+
+One network's numbers along `time`, `layer`, `coordinate` and `feature`, then its certificates and
+hypotheses; a sweep puts the dimensions of its grid before these. `dynamics.save` says which are
+kept in files.
+"""
+
+import math
+
+from ddln.config import Experiment
+from ddln.data import shape_of
+
+_TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
+_CERTIFICATE = ("certificate",)
+_PREDICTOR = ("time", "feature")
+VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "flow_time": (_TIME, "flow time", "flow time"),
+    "loss": (_TIME, "loss", "loss ℒ(θ)"),
+    "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
+    "theta": (_THETA, "1", "effective parameter θ"),
+    "predictor": (_PREDICTOR, "1", "linear predictor θ₊ − θ₋"),
+    "velocity": (_THETA, "1 / flow time", "dθ/dt"),
+    "layers": (_LAYERS, "1", "layers u"),
+    "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
+    "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
+    "divergence_bound": (_TIME, "loss", "bound D_Q(θ*, θ(0)) / t of Theorem 2 on the gap"),
+    "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
+    "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
+    "status": ((), "1", "how the run ended"),
+    "steps": ((), "1", "steps of the integrator"),
+    "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
+    "certificate_measured": (_CERTIFICATE, "1", "measured"),
+    "certificate_predicted": (_CERTIFICATE, "1", "predicted"),
+    "certificate_tolerance": (_CERTIFICATE, "1", "tolerance"),
+    "certificate_applies": (_CERTIFICATE, "1", "whether the claim's hypotheses hold"),
+    "certificate_holds": (_CERTIFICATE, "1", "whether the claim holds"),
+}
+"""name: (dimensions, units, long name)."""
+
+_FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
+_LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
+_WORKSPACE, _COPIES = 600, 6
+"""Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
+is saved: measured on networks of 8 to 300 coordinates."""
+_CERTIFICATES = 12
+"""How many claims a run is certified by; of the size of a file only."""
+
+
+def kept(experiment: Experiment) -> tuple[str, ...]:
+    """The names of the variables that are kept of a run.
+
+    >>> from ddln.config import load
+    >>> loss = load("configs/figure4.toml", ["dynamics.save=loss"])
+    >>> "gap" in kept(loss), "theta" in kept(loss)
+    (True, False)
+    """
+    left_out = _LEFT_OUT[experiment.dynamics.save]
+    return tuple(
+        name
+        for name, (dimensions, _, _) in VARIABLES.items()
+        if not left_out & set(dimensions) and (name != "predictor" or experiment.network.signed)
+    )
+
+
+def sizes(experiment: Experiment) -> dict[str, int]:
+    """The sizes of the dimensions that the config decides.
+
+    >>> from ddln.config import load
+    >>> sizes(load("configs/figure4.toml"))
+    {'time': 301, 'layer': 6, 'coordinate': 8, 'feature': 8}
+    """
+    return {
+        "time": experiment.dynamics.points,
+        "layer": experiment.network.depth,
+        "coordinate": experiment.width,
+        "feature": experiment.features,
+    }
+
+
+def lane_bytes(experiment: Experiment) -> int:
+    """Bytes of one lane in a file.
+
+    >>> from ddln.config import load
+    >>> figure4 = load("configs/figure4.toml")
+    >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
+    (168908, 14796)
+    """
+    return _bytes(experiment, kept(experiment))
+
+
+def working_bytes(experiment: Experiment) -> int:
+    """Bytes that one lane takes while it is computed, whatever is kept of it; rather too many.
+
+    >>> from ddln.config import load
+    >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
+    12.3
+    """
+    features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
+    positions = experiment.dynamics.points * experiment.width
+    matrices = samples * features + min(samples, features) ** 2
+    numbers = (_WORKSPACE + _COPIES * experiment.network.depth) * positions + _COPIES * matrices
+    return 8 * numbers
+
+
+def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
+    known = sizes(experiment) | {"certificate": _CERTIFICATES, "hypothesis": 4}
+    return sum(
+        (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
+        for name in names
+    )

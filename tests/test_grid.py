@@ -1,0 +1,84 @@
+"""The grid: lanes land where they belong, in memory as in a file; holes stay holes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddln import grid
+from ddln.config import load
+from ddln.plan import make_plan
+
+PLAIN = load(Path(__file__).parent.parent / "configs" / "figure4.toml", ["sweep={}"])
+AXES = {"network.scale": [1.0, 2.0, 3.0], "network.depth": [2, 4], "network.init.seed": [7, 8]}
+
+
+def part_of(chunk, until=0.0):
+    """A chunk with the lane's number in every place of its layers."""
+    count, depth = chunk.lanes.size, chunk.experiment.network.depth
+    number = chunk.lanes[:, None, None, None]
+    return xr.Dataset(
+        {
+            "flow_time": (("lane", "time"), np.arange(301.0) * np.ones((count, 1)) + until),
+            "layers": (
+                ("lane", "time", "layer", "coordinate"),
+                number * np.ones((1, 301, depth, 8)),
+            ),
+            "status": ("lane", np.zeros(count, np.int32)),
+            "certificate_holds": (("lane", "certificate"), np.ones((count, 1), bool)),
+        },
+        coords={"lane": chunk.lanes, "certificate": ["c"], "hypothesis": ["h"]},
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(list(AXES)), chunk_lanes=st.integers(1, 7))
+def test_every_lane_lands_at_its_place_in_the_grid(order, chunk_lanes):
+    plan = make_plan(PLAIN.with_({"sweep": {name: AXES[name] for name in order}}), chunk_lanes)
+    layers = grid.assemble(plan, part_of)["layers"]
+    assert layers.dims == (*order, "time", "layer", "coordinate")
+    numbers = layers.isel(time=0, layer=0, coordinate=0).values
+    np.testing.assert_array_equal(numbers.ravel(), np.arange(12))
+    beyond = layers.sel({"network.depth": 2}).isel(layer=slice(2, None))
+    assert np.isnan(beyond).all()
+
+
+@pytest.mark.parametrize("lost", [None, 0, 1])
+def test_a_file_holds_what_memory_holds_holes_too(lost, tmp_path):
+    plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
+
+    def load(chunk):
+        return None if chunk.index == lost else part_of(chunk)
+
+    whole = grid.assemble(plan, load)
+    grid.write(plan, load, tmp_path / "a.nc")
+    grid.write(plan, load, tmp_path / "b.nc")
+    assert (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "a.nc", engine="h5netcdf"), whole)
+    holes = [] if lost is None else plan.chunks[lost].lanes
+    assert whole.sizes["layer"] == 4
+    np.testing.assert_array_equal(np.flatnonzero(whole["status"] == -1), holes)
+    np.testing.assert_array_equal(np.flatnonzero(~whole["certificate_holds"]), holes)
+    np.testing.assert_array_equal(
+        np.flatnonzero(np.isnan(whole["layers"].isel(time=0, layer=0, coordinate=0))), holes
+    )
+
+
+def test_flow_time_is_the_coordinate_of_time_only_where_all_lanes_share_it():
+    plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
+    shared = grid.assemble(plan, part_of)
+    assert shared["time"].values[-1] == 300
+    assert "flow_time" not in shared
+    own = grid.assemble(plan, lambda chunk: part_of(chunk, float(chunk.index)))
+    assert "time" not in own.coords
+    assert own["flow_time"].dims == (*AXES, "time")
+
+
+def test_axes_have_units():
+    plan = make_plan(PLAIN.with_({"sweep": {"dynamics.until": [1, 2], "network.scale": [1, 2]}}))
+    axes = grid.assemble(plan, part_of).coords
+    units = [axes[name].attrs["units"] for name in ("dynamics.until", "network.scale")]
+    assert units == ["flow time", "1"]

@@ -1,0 +1,199 @@
+"""Runs that are killed, stopped or crowded: real processes on real folders.
+
+In the quick tests the lanes are stood in for, so that what dies is the store and the command line;
+the slow one computes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.store import RunFolder
+
+ROOT = Path(__file__).parent.parent
+FIGURE4 = str(ROOT / "configs" / "figure4.toml")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+RETURNS_WITHIN = 2.0  # seconds from the signal to the end of the process
+GIB = 2**30
+
+FILL = """
+import sys, time
+import numpy as np, xarray as xr
+from ddln import progress
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.store import RunFolder
+
+def compute(chunk):
+    print(chunk.index, flush=True)
+    time.sleep(0.03)
+    count = chunk.lanes.size
+    noise = np.random.default_rng(chunk.index).normal(size=(count, 301))
+    flags = {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
+    return xr.Dataset(
+        {
+            "flow_time": (("lane", "time"), np.ones((count, 1)) * np.arange(301)),
+            "loss": (("lane", "time"), noise),
+            "status": ("lane", np.zeros(count, int), flags),
+        },
+        coords={"lane": chunk.lanes, "certificate": ["bound"], "hypothesis": ["convex"]},
+    )
+
+plan = make_plan(load(sys.argv[1], sys.argv[3:]))
+folder = RunFolder.of(plan.experiment, sys.argv[2])
+with folder.locked():
+    folder.open(plan)
+    for chunk, dataset in progress.computed(compute, folder.missing(plan)):
+        folder.write_chunk(chunk, dataset)
+    folder.write_dataset(plan)
+    folder.finish()
+"""
+SEEDS = ["sweep={}", "sweep.network.init.seed={range=[0, 40]}", "memory=0.03"]
+
+
+def fill(root):
+    """Starts a process that fills the run folder below `root` and prints each chunk it begins."""
+    command = [sys.executable, "-c", FILL, FIGURE4, str(root), *SEEDS]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
+    plan = make_plan(load(FIGURE4, SEEDS))
+    assert len(plan.chunks) == 20
+    with fill(tmp_path / "whole") as process:
+        process.communicate()
+    moments = np.random.default_rng(0).uniform(0.0, 0.5, 2)
+    folder = RunFolder.of(plan.experiment, tmp_path / "killed")
+    finished, computed = {}, []
+    for moment in [*moments, None]:
+        with fill(tmp_path / "killed") as process:
+            computed.append(process.stdout.readline())
+            if moment is not None:
+                time.sleep(moment)
+                process.send_signal(signal.SIGKILL)
+            computed.extend(process.stdout)
+        recomputed = set(map(int, filter(None, computed))) & set(finished)
+        assert not recomputed
+        computed.clear()
+        for index, entry in folder.manifest()["chunks"].items():
+            finished.setdefault(int(index), entry["sha256"])
+            assert finished[int(index)] == entry["sha256"]
+    assert not folder.missing(plan)
+    whole = RunFolder.of(plan.experiment, tmp_path / "whole").path
+    killed, expected = files_of(folder.path), files_of(whole)
+    assert killed.keys() == expected.keys()
+    assert [name for name in killed if killed[name] != expected[name]] == []
+
+
+STUCK = """
+import ctypes, sys, time
+from types import ModuleType, SimpleNamespace
+import ddln
+from ddln import cli
+
+lanes = ModuleType("ddln.lanes")
+lanes.validate = lambda chunk: None
+lanes.compute = lambda chunk: ctypes.CDLL(None).sleep(60)  # as a compiled program: deaf to signals
+sys.modules["ddln.lanes"] = ddln.lanes = lanes
+cli.start_jax = lambda: None
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_at_once_and_says_how_to_go_on(number, tmp_path):
+    command = [sys.executable, "-c", STUCK, "run", FIGURE4, "--json-lines"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    ) as process:
+        assert json.loads(process.stdout.readline())["event"] == "plan"
+        time.sleep(0.2)
+        sent = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate()
+        assert time.monotonic() - sent < RETURNS_WITHIN
+    assert process.returncode == 128 + number
+    assert err == "\nstopped; the same command goes on from here\n"
+    assert json.loads(out) == {"event": "stopped", "exit": 128 + number}
+
+
+LANES = 100_000
+LARGE = [
+    f"sweep.network.scale={{linspace=[0.7, 1.8, {LANES}]}}",
+    *("dynamics.points=21", "dynamics.until=0.2", "dynamics.save=loss"),
+]
+
+
+def run_large(root, kill_after=None):
+    """Runs the large sweep; its exit status, and the bytes it took at most.
+
+    Args:
+        root: the folder of run folders.
+        kill_after: seconds from the beginning of computing.
+    """
+    command = [sys.executable, "-m", "ddln.cli", "run", FIGURE4, *LARGE, "--out", str(root)]
+    as_users_run_it = {name: ENVIRONMENT[name] for name in ENVIRONMENT if name != "XLA_FLAGS"}
+    process = subprocess.Popen(
+        [*command, "--json-lines"], stdout=subprocess.PIPE, text=True, env=as_users_run_it
+    )
+    if kill_after is not None:
+        assert json.loads(process.stdout.readline())["event"] == "plan"
+        time.sleep(kill_after)
+        process.kill()
+    process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * 1024
+
+
+def written(folder):
+    """When each finished chunk's file was written."""
+    entries = folder.manifest().get("chunks", {})
+    return {
+        index: (folder.path / entry["file"]).stat().st_mtime_ns for index, entry in entries.items()
+    }
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_networks_survive_ten_kills_in_bounded_memory(tmp_path):
+    plan = make_plan(load(FIGURE4, LARGE))
+    folder = RunFolder.of(plan.experiment, tmp_path / "killed")
+    code, peak = run_large(tmp_path / "whole")
+    assert code == 0
+    assert peak < 4 * GIB
+    finished = {}
+    for moment in [*np.random.default_rng(1).uniform(2.0, 20.0, 10), None]:
+        code, peak = run_large(tmp_path / "killed", moment)
+        assert code == (0 if moment is None else -signal.SIGKILL)
+        assert peak < 4 * GIB
+        now = written(folder)
+        assert finished.items() <= now.items()
+        finished = now
+    assert not folder.missing(plan)
+    assert sum(folder.endings().values()) == LANES
+    expected = files_of(RunFolder.of(plan.experiment, tmp_path / "whole").path)
+    killed = files_of(folder.path)
+    assert [name for name in expected if killed[name] != expected[name]] == []
