@@ -357,7 +357,8 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
         if rows:
             _print_table(rows, title.capitalize())
     ends = folder.endings()
-    typer.echo("lanes: " + ", ".join(f"{count:,} {name}" for name, count in ends.items()))
+    endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
+    typer.echo(f"lanes: {endings}; {folder.efficiency():.0%} of the steps computed were theirs")
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")
     typer.echo(_nearby(folder.path))

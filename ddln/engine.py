@@ -34,11 +34,11 @@ from ddln.flow import (
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility
 from ddln.problem import Problem
-from ddln.steppers import Explicit, Rosenbrock
+from ddln.steppers import Rodas5P, Tsit5
 
-Method = Literal["auto", "explicit", "rosenbrock"]
+Solver = Literal["auto", "tsit5", "rodas5p"]
 
-_STEPPERS = {"explicit": Explicit, "rosenbrock": Rosenbrock}
+_STEPPERS = {"tsit5": Tsit5, "rodas5p": Rodas5P}
 _IMPLICIT_STEPS = 150
 """Steps of the linearly implicit method at the usual tolerances."""
 
@@ -142,7 +142,7 @@ def gradient_flows(
     *,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
-    method: Method | str = "auto",
+    solver: Solver | str = "auto",
     max_steps: int = 100_000,
 ) -> Flows:
     """Gradient flow from many initialisations, or on many problems: `gradient_flow` for sweeps.
@@ -159,7 +159,7 @@ def gradient_flows(
             or (lanes, times).
         rtol, atol: tolerances on the positions, shape () or (lanes,); defaults as in
             `gradient_flow`.
-        method: "explicit" (Tsitouras 2011), "rosenbrock" (Rodas5P), or "auto": for each lane the
+        solver: "tsit5" (Tsitouras 2011), "rodas5p" (Steinebach 2023), or "auto": for each lane the
             one that is predicted to cost less.
         max_steps: budget of steps of a lane.
 
@@ -201,16 +201,16 @@ def gradient_flows(
         )
     times = jnp.broadcast_to(times, (lanes, times.shape[-1]))
     rtol, atol = as_tolerances(rtol, atol, 1e-9, dtype, (lanes,))
-    if method not in get_args(Method):
-        names = ", ".join(map(repr, get_args(Method)))
-        raise ValueError(f"`method` must be one of {names}, got {method!r}.")
+    if solver not in get_args(Solver):
+        names = ", ".join(map(repr, get_args(Solver)))
+        raise ValueError(f"`solver` must be one of {names}, got {solver!r}.")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
 
     horizon = times[:, -1] - times[:, 0]
     stiffness = np.asarray(_stiffness(problem, layers, horizon))
     reduction = _reductions(layers)
-    batches = list(_batches(stiffness, dim, str(method)))
+    batches = list(_batches(stiffness, dim, str(solver)))
     devices = jax.local_devices()
     workers = _cores() if devices[0].platform == "cpu" else len(devices)
     budget = np.int32(max_steps)
@@ -314,13 +314,13 @@ def _stiffness(problem, layers, horizon) -> Float[Array, " lanes"]:
     return jax.vmap(lane, (_axis(problem, 0), 0, 0))(problem, layers, horizon)
 
 
-def _batches(stiffness: np.ndarray, dim: int, method: str) -> Iterator[tuple[str, np.ndarray]]:
+def _batches(stiffness: np.ndarray, dim: int, solver: str) -> Iterator[tuple[str, np.ndarray]]:
     """Methods and lanes of all batches, the longest first; the last lane of one may be repeated."""
     explicit_steps = np.nan_to_num(stiffness, nan=0.0) / 3
     implicit = explicit_steps > _IMPLICIT_STEPS * _price(dim)
-    if method != "auto":
-        implicit = np.full(stiffness.shape, method == "rosenbrock")
-    for name, members in (("rosenbrock", implicit), ("explicit", ~implicit)):
+    if solver != "auto":
+        implicit = np.full(stiffness.shape, solver == "rodas5p")
+    for name, members in (("rodas5p", implicit), ("tsit5", ~implicit)):
         lanes = np.flatnonzero(members)
         lanes = lanes[np.argsort(-stiffness[lanes], kind="stable")]
         width = _width(lanes.size, dim)

@@ -1,12 +1,13 @@
-"""Experiments computed: every lane of a chunk side by side in one compiled program.
+"""Experiments computed, the lanes of a chunk side by side.
 
 A lane is one network, its flow, its certificates and the theorems' predictions for it. `compute`
-runs the lanes of one chunk; `ddln.grid` puts chunks together.
+runs the lanes of one chunk in three steps: networks and problems are built, flows integrated, and
+curves held against the theorems. `ddln.grid` puts chunks together.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import diffrax
 import jax
@@ -16,7 +17,7 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, data, flow, init, losses, network, problem
+from ddln import certificates, claims, data, engine, flow, init, losses, network, problem
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.grid import assemble
@@ -25,6 +26,7 @@ from ddln.plan import Chunk, make_plan
 from ddln.variables import VARIABLES, kept
 
 _SOLVERS = {
+    "auto": diffrax.Tsit5,
     "tsit5": diffrax.Tsit5,
     "dopri8": diffrax.Dopri8,
     # With its own root finder half the steps are rejected (docs/decisions.md).
@@ -127,7 +129,11 @@ def compute(chunk: Chunk) -> xr.Dataset:
         name: np.pad(values, (0, chunk.width - values.size), mode="edge")
         for name, values in chunk.values.items()
     }
-    numbers, checked = _program(chunk)(padded, _numbers(chunk.experiment, padded))
+    build, integrate, examine = _programs(chunk)
+    problems, layers, times, *tolerances = build(padded, _numbers(chunk.experiment, padded))
+    trajectories, rounds = integrate(problems, layers, times, *tolerances)
+    numbers, checked = examine(problems, trajectories)
+    numbers["rounds"] = rounds
     dataset = xr.Dataset(
         {
             name: (("lane", *VARIABLES[name][0]), np.asarray(numbers[name])[: chunk.lanes.size])
@@ -161,24 +167,66 @@ def _numbers(experiment: Experiment, swept: Mapping[str, Any]) -> dict[str, Any]
 _PROGRAMS: dict[tuple, Any] = {}
 
 
-def _program(chunk: Chunk):
-    """The compiled lanes of all chunks that differ in numbers only: these are arguments of it."""
+def _programs(chunk: Chunk):
+    """The compiled steps of all chunks that differ in numbers only: these are arguments of them."""
     experiment = chunk.experiment
     zeros = dict.fromkeys([*chunk.values, *_numbers(experiment, chunk.values)], 0)
     form = substitute(experiment, zeros).model_dump_json()
     key = (form, tuple(chunk.values), chunk.width, str(jnp.result_type(float)))
     if key not in _PROGRAMS:
+        # A problem that no axis sweeps is one for all lanes.
+        lanes = 0 if any(name.startswith("problem.") for name in chunk.values) else None
 
         def lane(swept: dict[str, Array], shared: dict[str, Array]):
-            return _lane(substitute(experiment, {**shared, **swept}))
+            return _build(substitute(experiment, {**shared, **swept}))
 
-        _PROGRAMS[key] = jax.jit(jax.vmap(lane, in_axes=(0, None), axis_size=chunk.width))
+        build = jax.vmap(lane, (0, None), (lanes, 0, 0, 0, 0), axis_size=chunk.width)
+        examine = jax.jit(jax.vmap(_examine, (lanes, 0)))
+        _PROGRAMS[key] = jax.jit(build), _integrator(experiment, lanes), examine
     return _PROGRAMS[key]
 
 
-def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
-    loss, layers = _problem(experiment), _layers(experiment)
-    trajectory = _flow(experiment)(loss, layers, _times(experiment))
+def _build(experiment: Experiment):
+    tolerances = (
+        jnp.asarray(x, float) for x in (experiment.dynamics.rtol, experiment.dynamics.atol)
+    )
+    return _problem(experiment), _layers(experiment), _times(experiment), *tolerances
+
+
+def _integrator(experiment: Experiment, lanes: int | None):
+    """From problems, layers, times and tolerances to trajectories, and steps computed for each."""
+    dynamics = experiment.dynamics
+    steps = {"max_steps": dynamics.max_steps}
+    if dynamics.is_reduced and dynamics.solver in get_args(engine.Solver):
+
+        def integrate(problems, layers, times, rtol, atol):
+            controls = {"rtol": rtol, "atol": atol, "solver": dynamics.solver, **steps}
+            flows = engine.gradient_flows(problems, layers, times, **controls)
+            return flows.trajectories(), flows.stats["num_rounds"]
+
+        return integrate
+
+    solve = flow.mirror_flow
+    if dynamics.kind == "gradient_flow":
+        solve = partial(flow.gradient_flow, coordinates=dynamics.coordinates)
+    solver = _SOLVERS[dynamics.solver]()
+
+    def alone(problem, layers, times, rtol, atol):
+        controls = {"rtol": rtol, "atol": atol, "solver": solver, "throw": False, **steps}
+        return solve(problem, layers, times, **controls)
+
+    @jax.jit
+    def together(*given):
+        trajectories = jax.vmap(alone, (lanes, 0, 0, 0, 0))(*given)
+        taken = trajectories.stats["num_steps"]
+        return trajectories, jnp.broadcast_to(jnp.max(taken), taken.shape)
+
+    return together
+
+
+def _examine(
+    loss: problem.Problem, trajectory: flow.Trajectory
+) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     certified = certificates.certify(loss, trajectory)
     checked, predictions = certified.claims, certified.predictions
     assumed = check_hypotheses(loss, trajectory)
@@ -187,6 +235,7 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
         "loss": trajectory.loss,
         "gap": trajectory.gap,
         "theta": trajectory.theta,
+        "predictor": loss.predictor(trajectory.theta),
         "velocity": trajectory.velocity,
         "layers": trajectory.layers,
         "bound": predictions.exponential_bound,
@@ -201,8 +250,6 @@ def _lane(experiment: Experiment) -> tuple[dict[str, Array], tuple[claims.Claim,
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     }
-    if experiment.network.signed:
-        numbers["predictor"] = loss.predictor(trajectory.theta)
     return numbers, checked
 
 
@@ -253,17 +300,3 @@ def _times(experiment: Experiment) -> Array:
     # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
     first = 1e-8 * dynamics.until
     return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), dynamics.points))
-
-
-def _flow(experiment: Experiment):
-    dynamics = experiment.dynamics
-    controls = {
-        "rtol": dynamics.rtol,
-        "atol": dynamics.atol,
-        "solver": _SOLVERS[dynamics.solver](),
-        "max_steps": dynamics.max_steps,
-        "throw": False,
-    }
-    if dynamics.kind == "mirror_flow":
-        return partial(flow.mirror_flow, **controls)
-    return partial(flow.gradient_flow, coordinates=dynamics.coordinates, **controls)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.steppers import Explicit, Rosenbrock, System
+from ddln.steppers import Rodas5P, System, Tsit5
 
 OK, MAX_STEPS, DIVERGED = 0, 1, 2
 
@@ -60,7 +60,7 @@ class _Lanes(NamedTuple):
 
 def march(
     system: System,
-    stepper: type[Explicit] | type[Rosenbrock],
+    stepper: type[Tsit5] | type[Rodas5P],
     start: Float[Array, "dim lanes"],
     first_step: Float[Array, " lanes"],
     times: Float[Array, "times lanes"],

@@ -175,10 +175,12 @@ class Reduction(eqx.Module):
         # All from one exponential, of |v|, so that sinh keeps its relative accuracy near 0. Where
         # it would overflow, w·g does in any case.
         largest = jnp.log(jnp.finfo(v.dtype).max)
-        grown = jnp.expm1(jnp.minimum(jnp.abs(v), largest))
+        below = v < 0  # at 0 too, both sides of a choice must have the same slope
+        grown = jnp.expm1(jnp.minimum(jnp.where(below, -v, v), largest))
         up, down = 1 + grown, 1 / (1 + grown)
-        sinh, cosh = jnp.sign(v) * (grown + grown * down) / 2, (up + down) / 2
-        exponential = jnp.where(self.side * v > 0, up, down)  # e^{side · v}
+        half = (grown + grown * down) / 2
+        sinh, cosh = jnp.where(below, -half, half), (up + down) / 2
+        exponential = jnp.where((self.side < 0) == below, up, down)  # e^{side · v}
         return (
             self.radius * sinh + self.side * exponential,
             self.radius * cosh + jnp.abs(self.side) * exponential,

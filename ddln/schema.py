@@ -263,8 +263,10 @@ class Dynamics(Table):
     coordinates: Literal["reduced", "layers"] = Field(
         default="reduced", description="one number per coordinate, or all layers"
     )
-    solver: Literal["tsit5", "dopri8", "kvaerno5"] = Field(
-        default="tsit5", description="of diffrax"
+    solver: Literal["auto", "tsit5", "rodas5p", "dopri8", "kvaerno5"] = Field(
+        default="auto",
+        description="of the steps: explicit (tsit5, dopri8) or implicit (rodas5p, kvaerno5); auto "
+        "takes for each lane tsit5 or, where it is stiff, rodas5p",
     )
     rtol: float = Field(default=1e-9, gt=0, lt=1, description="relative tolerance")
     atol: float = Field(default=1e-12, gt=0, lt=1, description="absolute tolerance")
@@ -275,6 +277,17 @@ class Dynamics(Table):
         default="all",
         description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
     )
+
+    @model_validator(mode="after")
+    def _solver_fits(self):
+        if self.solver == "rodas5p" and not self.is_reduced:
+            raise ValueError("solver: rodas5p is for the gradient flow in reduced coordinates")
+        return self
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether one position per coordinate is integrated."""
+        return self.kind == "gradient_flow" and self.coordinates == "reduced"
 
 
 class _Form(Table):

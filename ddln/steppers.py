@@ -39,8 +39,8 @@ class Step(NamedTuple):
     memory: Any
 
 
-class Explicit:
-    """Runge–Kutta, order 5 with an error estimate of order 4 (Tsitouras 2011)."""
+class Tsit5:
+    """Runge–Kutta: explicit, order 5 with an error estimate of order 4 (Tsitouras 2011)."""
 
     _STAGES = diffrax.Tsit5.tableau.a_lower
     _END = diffrax.Tsit5.tableau.b_sol
@@ -70,8 +70,8 @@ class Explicit:
         return Step(end, h[None] * _combine(cls._ERROR, slopes), coefficients, slopes[-1])
 
 
-class Rosenbrock:
-    """Rodas5P: linearly implicit, L-stable, order 5 with an error estimate of order 4.
+class Rodas5P:
+    """Rosenbrock: linearly implicit, L-stable, order 5 with an error estimate of order 4.
 
     It solves (1/(γh) − ∂f/∂y) k = r for every stage, by the inverse, since lanes are many and
     their matrices small.

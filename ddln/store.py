@@ -188,6 +188,8 @@ class RunFolder:
             "sha256": digest,
             "lanes": int(chunk.lanes.size),
             "status": endings,
+            "steps": int(dataset["steps"].sum()),
+            "rounds": int(dataset["rounds"].sum()),
         }
         # What was made of the chunks is no longer theirs.
         manifest.update(complete=False, files={})
@@ -206,6 +208,12 @@ class RunFolder:
             if index not in left_out:
                 total.update(entry["status"])
         return dict(total)
+
+    def efficiency(self) -> float:
+        """Lane efficiency: steps that lanes made as a share of those computed for them."""
+        entries = self.manifest().get("chunks", {}).values()
+        computed = sum(entry["rounds"] for entry in entries)
+        return sum(entry["steps"] for entry in entries) / max(computed, 1)
 
     def write_dataset(self, plan: Plan) -> None:
         """Writes the data set of the chunks that are whole, one after the other.

@@ -28,6 +28,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
     "status": ((), "1", "how the run ended"),
     "steps": ((), "1", "steps of the integrator"),
+    "rounds": ((), "1", "steps computed for the lane, also while it waited for others"),
     "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
     "certificate_measured": (_CERTIFICATE, "1", "measured"),
     "certificate_predicted": (_CERTIFICATE, "1", "predicted"),

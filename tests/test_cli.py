@@ -47,7 +47,8 @@ class Fakes:
         )
         times = ("lane", "time"), np.zeros((chunk.lanes.size, 1))
         return xr.Dataset(
-            {"flow_time": times, "loss": ("lane", chunk.lanes * 1.0), "status": status},
+            {"flow_time": times, "loss": ("lane", chunk.lanes * 1.0), "status": status}
+            | dict.fromkeys(("steps", "rounds"), status),
             coords={"lane": chunk.lanes, "certificate": ["bound"], "hypothesis": ["convex"]},
         )
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln.steppers import Explicit, Rosenbrock, inverse
+from ddln.steppers import Rodas5P, Tsit5, inverse
 
 TIMES = np.linspace(0.0, 2.0, 21)
 # rtol 1e-9 on positions, times what a few hundred steps add up.
@@ -46,9 +46,9 @@ def by_layers(problem, layers, times):
     return run.y.T.reshape(-1, depth, dim)
 
 
-@pytest.mark.parametrize("method", ["auto", "explicit", "rosenbrock"])
+@pytest.mark.parametrize("solver", ["auto", "tsit5", "rodas5p"])
 def test_lanes_are_the_flows_that_scipy_integrates(problem, layers, method):
-    flows = ddln.gradient_flows(problem, layers, TIMES, method=method)
+    flows = ddln.gradient_flows(problem, layers, TIMES, solver=method)
     assert (flows.status == 0).all()
     for lane in (0, 5, 10):
         expected = by_layers(problem, layers[lane], TIMES)
@@ -77,7 +77,7 @@ def test_the_balanced_logistic_curve_is_met(problem):
     np.testing.assert_allclose(theta, 1.5 / (1 + decay), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("stepper", "order"), [(Explicit, 5), (Rosenbrock, 5)])
+@pytest.mark.parametrize(("stepper", "order"), [(Tsit5, 5), (Rodas5P, 5)])
 def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
     class Logistic:
         def rate(self, y):
@@ -134,7 +134,7 @@ def test_signed_networks_and_other_losses_run(layers):
     features = rng.standard_normal((6, 4))
     problem = ddln.signed(ddln.logistic(features, np.sign(rng.standard_normal(6))))
     start = np.concatenate([layers, layers], axis=-1)
-    flows = ddln.gradient_flows(problem, start, TIMES, method="rosenbrock")
+    flows = ddln.gradient_flows(problem, start, TIMES, solver="rodas5p")
     one = ddln.gradient_flow(problem, start[4], TIMES)
     np.testing.assert_allclose(flows.loss[4], one.loss, atol=AGREES)
 
@@ -142,7 +142,7 @@ def test_signed_networks_and_other_losses_run(layers):
 def test_a_lane_that_fails_leaves_the_others_as_they_were(problem, layers):
     spoiled = layers.copy()
     spoiled[4] *= 1e60
-    both = [ddln.gradient_flows(problem, x, TIMES, method="explicit") for x in (layers, spoiled)]
+    both = [ddln.gradient_flows(problem, x, TIMES, solver="tsit5") for x in (layers, spoiled)]
     others = np.arange(11) != 4
     assert int(both[1].status[4]) == 2
     assert np.isnan(both[1].theta[4, 1:]).all()
@@ -201,7 +201,7 @@ def test_the_inverse_is_numpys():
         ({"times": TIMES[None]}, r"`times` must have shape \(times,\) or \(11, times\)"),
         ({"rtol": np.ones(3)}, r"`rtol` must have shape \(11,\), got \(3,\)"),
         ({"atol": -1.0}, r"`atol` must be > 0, got -1"),
-        ({"method": "euler"}, r"`method` must be one of 'auto', 'explicit', 'rosenbrock'"),
+        ({"solver": "euler"}, r"`solver` must be one of 'auto', 'tsit5', 'rodas5p'"),
         ({"max_steps": 0}, r"`max_steps` must be ≥ 1, got 0"),
     ],
 )

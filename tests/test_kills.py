@@ -44,6 +44,8 @@ def compute(chunk):
             "flow_time": (("lane", "time"), np.ones((count, 1)) * np.arange(301)),
             "loss": (("lane", "time"), noise),
             "status": ("lane", np.zeros(count, int), flags),
+            "steps": ("lane", np.ones(count, int)),
+            "rounds": ("lane", np.ones(count, int)),
         },
         coords={"lane": chunk.lanes, "certificate": ["bound"], "hypothesis": ["convex"]},
     )

@@ -46,7 +46,8 @@ def write_run(run, experiment, status):
     planned = plan.make_plan(experiment)
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
     lanes = xr.Dataset(
-        {"status": ("lane", status, flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))},
+        {"status": ("lane", status, flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))}
+        | dict.fromkeys(("steps", "rounds"), ("lane", [1, 1, 1])),
         {"lane": [0, 1, 2], "certificate": ["sign"], "hypothesis": ["convex"]},
         {"title": f"Title {HOSTILE}"},
     )

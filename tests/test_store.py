@@ -30,6 +30,8 @@ def lanes_of(chunk):
             "flow_time": (("lane", "time"), in_time * np.arange(301.0), {"units": "flow time"}),
             "loss": (("lane", "time"), in_time * chunk.lanes[:, None]),
             "status": ("lane", np.zeros(count, int), status),
+            "steps": ("lane", np.full(count, 3)),
+            "rounds": ("lane", np.full(count, 4)),
             "hypothesis_holds": (("lane", "hypothesis"), np.ones((count, 1), bool)),
         },
         coords={"lane": chunk.lanes, "hypothesis": ["convex"], "certificate": ["bound"]},
@@ -68,6 +70,7 @@ def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
         assert dataset["hypothesis_holds"].dtype == bool
         xr.testing.assert_identical(dataset, grid.assemble(PLAN, lambda chunk: chunks[chunk.index]))
     assert folder.manifest()["chunks"]["2"]["status"] == {"ok": 1}
+    assert folder.efficiency() == 0.75
     assert load(folder.path / "config.toml") == FIGURE4
 
 
