@@ -116,6 +116,7 @@ def run(
             _say("assembling")
             with _refusing((OSError,)):
                 folder.write_dataset(plan)
+            _say(f"written {_nearby(folder.path / 'dataset.nc')}")
         dataset = folder.read_dataset()
         with _refusing():
             _say("certifying")
