@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ddln.config import Experiment as Experiment
     from ddln.config import load as load
     from ddln.custom import from_function as from_function
+    from ddln.descent import Descent as Descent
+    from ddln.descent import descend as descend
     from ddln.entropy import Entropy as Entropy
     from ddln.flow import Trajectory as Trajectory
     from ddln.flow import gradient_flow as gradient_flow
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from ddln.network import effective_parameter as effective_parameter
     from ddln.network import imbalance as imbalance
     from ddln.network import mobility as mobility
+    from ddln.optimisers import optimiser as optimiser
+    from ddln.oracles import Sampling as Sampling
+    from ddln.oracles import SharpnessAware as SharpnessAware
     from ddln.problem import LeastSquares as LeastSquares
     from ddln.problem import Problem as Problem
     from ddln.problem import Signed as Signed
@@ -51,6 +56,7 @@ _HOMES = {
     "claims": ("Certificates", "Claim"),
     "config": ("Experiment", "load"),
     "custom": ("from_function",),
+    "descent": ("Descent", "descend"),
     "entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),
@@ -64,6 +70,8 @@ _HOMES = {
         "imbalance",
         "mobility",
     ),
+    "optimisers": ("optimiser",),
+    "oracles": ("Sampling", "SharpnessAware"),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),

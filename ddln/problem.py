@@ -62,14 +62,14 @@ class Problem(eqx.Module):
     def estimate(
         self,
         theta: Float[Array, " dim"],
-        rows: Int[Array, " batch"],
+        rows: Int[Array, " batch"] | None = None,
         noise: Float[Array, " batch"] | None = None,
     ) -> Float[Array, ""]:
         """ℒ estimated from some of its samples: n/|rows| times their part of it.
 
         Args:
             theta: shape (dim,).
-            rows: which samples, shape (batch,).
+            rows: which samples, shape (batch,); None for all.
             noise: added to their targets, shape (batch,).
         """
         raise ValueError("`problem` must be a sum over samples to be estimated from some of them.")
@@ -94,10 +94,12 @@ class LinearRisk(Problem):
     def loss(self, theta):
         return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
 
-    def estimate(self, theta, rows, noise=None):
-        targets = self.targets[rows] if noise is None else self.targets[rows] + noise
-        weight = self.factor * self.samples / rows.size
-        return weight * jnp.sum(self.pointwise(self.features[rows] @ theta, targets))
+    def estimate(self, theta, rows=None, noise=None):
+        chosen = slice(None) if rows is None else rows
+        features, targets = self.features[chosen], self.targets[chosen]
+        targets = targets if noise is None else targets + noise
+        weight = self.factor * self.samples / targets.size
+        return weight * jnp.sum(self.pointwise(features @ theta, targets))
 
 
 class LeastSquares(LinearRisk):
@@ -298,7 +300,7 @@ class Signed(Problem):
         matrix, values = affine
         return jnp.concatenate([matrix, -matrix], axis=1), values
 
-    def estimate(self, theta, rows, noise=None):
+    def estimate(self, theta, rows=None, noise=None):
         return self.unsigned.estimate(self.predictor(theta), rows, noise)
 
 
