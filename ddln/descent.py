@@ -49,8 +49,8 @@ class Ledger(eqx.Module):
 
     def after(self, step: Float[Array, " dim"]) -> "Ledger":
         """With one more γ∇ℓ."""
-        growth = self.growth * jnp.stack([1 - step, 1 + step])
-        return Ledger(growth, self.dual - step)
+        sign = jnp.asarray([[-1.0], [1.0]], step.dtype)
+        return Ledger(self.growth + self.growth * (sign * step[None]), self.dual - step)
 
 
 class State(eqx.Module):
@@ -132,7 +132,6 @@ def _step(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State) 
         layers=optax.apply_updates(state.layers, updates),
         memory=memory,
         ledger=ledger,
-        taken=state.taken + 1,
         step=state.step + 1,
         order=order,
     )
@@ -180,17 +179,16 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
         moved = jax.lax.fori_loop(
             0, count, lambda _, state: _step(problem, optimiser, oracle, state), state
         )
-        lane, before = (
-            (state.layers, state.memory, state.ledger, state.taken) for state in (moved, state)
+        lane, before = ((state.layers, state.memory, state.ledger) for state in (moved, state))
+        layers, memory, ledger = jax.tree.map(
+            lambda new, old: jnp.where(runs, new, old), lane, before
         )
-        lane = jax.tree.map(lambda new, old: jnp.where(runs, new, old), lane, before)
-        layers, memory, ledger, taken = lane
         state = dataclasses.replace(
             moved,
             layers=layers,
             memory=memory,
             ledger=ledger,
-            taken=taken,
+            taken=state.taken + jnp.where(runs, length, 0),
             step=state.step + length,
             time=optimiser.elapsed(state.step, length, state.time),
         )
