@@ -14,7 +14,7 @@ Source: u² − v² and what follows for the limit, Even et al. 2023.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -115,7 +115,9 @@ def _(lanes, is_batched, value):
     return _over_lanes(jnp.max(value) if is_batched[0] else value), False
 
 
-def _step(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State):
+def _step(
+    problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State
+) -> tuple[State, Any]:
     """The state after a step, and the ∇ℓ(θ) of the step where there is one."""
     key = None if state.key is None else jax.random.wrap_key_data(state.key, impl=state.generator)
     batch, order = oracle.draw(problem, key, state.step, state.order)
@@ -134,7 +136,8 @@ def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State,
     In one product over all steps factors near 1 would lose what each of them has beyond 1: so each
     block has its own, less 1.
     """
-    if state.ledger is None:
+    ledger = state.ledger
+    if ledger is None:
         return jax.lax.fori_loop(
             0, count, lambda _, state: _step(problem, optimiser, oracle, state)[0], state
         )
@@ -147,16 +150,21 @@ def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State,
         factor = sign * (rate * slope)[None]
         return state, excess + (factor + excess * factor), total + rate * slope
 
-    none = jnp.zeros_like(state.ledger.growth), jnp.zeros_like(state.ledger.dual)
+    none = jnp.zeros_like(ledger.growth), jnp.zeros_like(ledger.dual)
     state, excess, total = jax.lax.fori_loop(0, count, step, (state, *none))
-    growth, dual = state.ledger.growth, state.ledger.dual
-    return dataclasses.replace(state, ledger=Ledger(growth + growth * excess, dual - total))
+    ledger = Ledger(ledger.growth + ledger.growth * excess, ledger.dual - total)
+    return dataclasses.replace(state, ledger=ledger)
+
+
+def _is_plain(optimiser: Optimiser, oracle: Oracle) -> bool:
+    """Whether a step is u − γ (∇ℓ ⊙ the other layers), as the ledger assumes."""
+    return optimiser.is_gradient_descent and isinstance(oracle, Sampling)
 
 
 @eqx.filter_jit
 def _begin(problem, layers, optimiser, oracle, key, with_ledger) -> State:
-    ledger, is_plain = None, optimiser.is_gradient_descent and isinstance(oracle, Sampling)
-    if with_ledger and layers.shape[0] == 2 and is_plain:
+    ledger = None
+    if with_ledger and layers.shape[0] == 2 and _is_plain(optimiser, oracle):
         ledger = Ledger(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
     return State(
         layers=layers,
@@ -221,7 +229,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
     records = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, later)
     steps, times, layers, theta, loss, gap, ledger = records
     rates = None
-    if optimiser.is_gradient_descent and isinstance(oracle, Sampling) and not oracle.is_random:
+    if _is_plain(optimiser, oracle) and not oracle.is_random:
         rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
     return Descent(
         steps=steps,
@@ -245,7 +253,7 @@ def descend(
     *,
     steps: int,
     record_every: int | None = None,
-    record_at: Sequence[int] | np.ndarray | None = None,
+    record_at: ArrayLike | None = None,
     oracle: Oracle | None = None,
     key: Array | None = None,
     target_gap: Number | None = None,
@@ -302,17 +310,15 @@ def descend(
     oracle.check(problem)
     lengths = _lengths(steps, record_every, record_at)
     if isinstance(layers, State):
-        if key is not None:
-            raise ValueError("`key` must be None where a run goes on: its state has one.")
-        dtype, state = layers.layers.dtype, layers
-        rule = _in_dtype(rule, dtype)
+        state = _resumed(problem, layers, rule, oracle, key)
     else:
-        layers = as_layers(layers, problem.dim)
-        dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
-        rule = _in_dtype(rule, dtype)
         if oracle.is_random and key is None:
-            raise ValueError("`key` must be given for an oracle that draws, got None.")
-        state = _begin(problem, layers.astype(dtype), rule, oracle, key, ledger)
+            raise ValueError("`key` must be given for an oracle that draws.")
+        layers = as_layers(layers, problem.dim)
+        layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
+        state = _begin(problem, layers, _in_dtype(rule, layers.dtype), oracle, key, ledger)
+    dtype = state.layers.dtype
+    rule = _in_dtype(rule, dtype)
     target_gap = -jnp.inf if target_gap is None else as_floats("target_gap", target_gap, 0)
     largest_loss = jnp.inf if largest_loss is None else as_floats("largest_loss", largest_loss, 0)
     bounds = jnp.asarray(target_gap, dtype), jnp.asarray(largest_loss, dtype)
@@ -325,6 +331,25 @@ def descend(
         if progress is not None:
             progress(part)
     return _checked(_joined(parts) if len(parts) > 1 else parts[0], throw)
+
+
+def _resumed(problem, state, optimiser, oracle, key) -> State:
+    """The state, once it is seen to be one of such a run."""
+    if key is not None:
+        raise ValueError("`key` must be None where a run goes on: its state has one.")
+    optimiser = _in_dtype(optimiser, state.layers.dtype)
+    fresh = eqx.filter_eval_shape(_begin, problem, state.layers, optimiser, oracle, key, False)
+    for name, seen, expected in (
+        ("optimiser", state.memory, fresh.memory),
+        ("oracle", state.order, fresh.order),
+    ):
+        shapes = [[jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (seen, expected)]
+        same_tree = jax.tree.structure(seen) == jax.tree.structure(expected)
+        if not same_tree or shapes[0] != shapes[1]:
+            raise ValueError(f"`{name}` must be of the same kind as in the run that goes on.")
+    if oracle.is_random and state.key is None:
+        raise ValueError("`oracle` must not draw where the run that goes on had no key.")
+    return state if _is_plain(optimiser, oracle) else dataclasses.replace(state, ledger=None)
 
 
 def _lengths(steps, record_every, record_at) -> Int[np.ndarray, " segments"]:

@@ -58,7 +58,7 @@ class Optimiser(eqx.Module):
 
     rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
     numbers: dict[str, Any]
-    weight_decay: Number | None = None
+    weight_decay: Array | None = None
 
     @property
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
@@ -82,7 +82,7 @@ class Optimiser(eqx.Module):
         """Whether a step is u − γ g and nothing else."""
         return self.rule is _sgd and self.weight_decay is None
 
-    def learning_rate(self, step: Int[Array, ""]) -> Number:
+    def learning_rate(self, step: Int[Array, ""]) -> Any:
         """γ at a step; 1 where the rule has none by that name."""
         rate = self.numbers.get("learning_rate", 1.0)
         return rate(step) if callable(rate) else rate
@@ -107,7 +107,7 @@ class _Given(NamedTuple):
         return self.transformation
 
 
-def as_optimiser(rule: Optimiser | optax.GradientTransformation) -> Optimiser:
+def as_optimiser(rule: object) -> Optimiser:
     """An optax transformation that was made elsewhere, its numbers part of the program."""
     if isinstance(rule, Optimiser):
         return rule

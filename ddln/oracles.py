@@ -8,6 +8,7 @@ What is drawn at a step follows from the key and the number of the step, so that
 draws what it would have drawn.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -125,20 +126,16 @@ class Sampling(eqx.Module):
         order: Int[Array, " samples"] | None,
     ) -> tuple[Batch, Int[Array, " samples"] | None]:
         """The batch of a step, and the order for the next one."""
-        if not self.is_random:
+        if key is None or not self.is_random:
             return Batch(None, None), None
         for_rows, for_noise, for_places = jax.random.split(jax.random.fold_in(key, step), 3)
-        size = self.batch or problem.samples
-        rows = None
+        size, rows = self.batch or problem.samples, None
         if order is not None:
             place = step % (problem.samples // size)
             order = jax.lax.cond(
-                place == 0,
-                lambda order: jax.random.permutation(for_rows, order),
-                lambda order: order,
-                order,
+                place == 0, partial(jax.random.permutation, for_rows), lambda order: order, order
             )
-            rows = jax.lax.dynamic_slice_in_dim(order, place * size, size)
+            rows = jax.lax.dynamic_slice_in_dim(jnp.asarray(order), place * size, size)
         elif self.batch is not None:
             rows = jax.random.randint(for_rows, (size,), 0, problem.samples, jnp.int32)
         return Batch(rows, self._noise(for_noise, for_places, size, problem.minimum.dtype)), order
