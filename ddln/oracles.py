@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 def slope(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, " dim"]:
     """∇ℓ(θ), the gradient of the loss as a batch estimates it."""
-    if batch == Batch(None, None):
+    if batch.rows is None and batch.noise is None:
         return problem.gradient(theta)
     return jax.grad(problem.estimate)(theta, *batch)
 

@@ -216,23 +216,16 @@ def test_other_numbers_compile_nothing():
     before = len(traced)
     run(0.6, 0.02, 0.7, 1e-8)
     assert len(traced) == before
-    noisy = ddln.SharpnessAware
-    lanes = jax.jit(
-        jax.vmap(
-            lambda rho, sigma, key: (
-                ddln.descend(
-                    *(PROBLEM, LAYERS, sgd()),
-                    steps=20,
-                    oracle=noisy(rho, sampling=ddln.Sampling(batch=1, label_noise=sigma)),
-                    key=key,
-                ).loss
-            )
-        )
-    )
+
+    def noisy(rho, sigma, key):
+        oracle = ddln.SharpnessAware(rho, sampling=ddln.Sampling(batch=1, label_noise=sigma))
+        controls = {"steps": 20, "oracle": oracle, "key": key, "throw": False}
+        return ddln.descend(PROBLEM, LAYERS, sgd(), **controls).loss
+
+    lanes = jax.jit(jax.vmap(noisy))
     for seed in range(2):
-        lanes(
-            jnp.array([0.1, 0.2]) + seed, jnp.ones(2) * seed, jax.random.split(jax.random.key(seed))
-        )
+        numbers = jnp.array([0.1, 0.2]) * (seed + 1)
+        lanes(numbers, numbers, jax.random.split(jax.random.key(seed)))
     assert lanes._cache_size() == 1
 
 
