@@ -130,6 +130,12 @@ def _step(
     return state, slope
 
 
+def _repeat(count, step, carry):
+    """Some steps; two at a time, so that XLA writes the second where the first was read."""
+    carry = jax.lax.fori_loop(0, count // 2, lambda _, carry: step(step(carry)), carry)
+    return jax.lax.fori_loop(0, count % 2, lambda _, carry: step(carry), carry)
+
+
 def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State, count) -> State:
     """A few steps, and what they add to the ledger.
 
@@ -138,12 +144,10 @@ def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State,
     """
     ledger = state.ledger
     if ledger is None:
-        return jax.lax.fori_loop(
-            0, count, lambda _, state: _step(problem, optimiser, oracle, state)[0], state
-        )
+        return _repeat(count, lambda state: _step(problem, optimiser, oracle, state)[0], state)
     sign = jnp.asarray([[-1.0], [1.0]], state.layers.dtype)
 
-    def step(_, carry):
+    def step(carry):
         state, excess, total = carry
         rate = jnp.asarray(optimiser.learning_rate(state.step), total.dtype)
         state, slope = _step(problem, optimiser, oracle, state)
@@ -151,7 +155,7 @@ def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State,
         return state, excess + (factor + excess * factor), total + rate * slope
 
     none = jnp.zeros_like(ledger.growth), jnp.zeros_like(ledger.dual)
-    state, excess, total = jax.lax.fori_loop(0, count, step, (state, *none))
+    state, excess, total = _repeat(count, step, (state, *none))
     ledger = Ledger(ledger.growth + ledger.growth * excess, ledger.dual - total)
     return dataclasses.replace(state, ledger=ledger)
 

@@ -166,6 +166,7 @@ def test_divergence_is_a_status_or_an_error():
     assert "diverged" in repr(run)
     over = ddln.descend(EASY, START, sgd(), steps=100, largest_loss=2.0, throw=False)
     assert not over.ok
+    assert jnp.isnan(over.theta).all()
     assert int(over.stats["num_steps"]) == 0
     with pytest.raises(eqx.EquinoxRuntimeError, match="The descent diverged"):
         eqx.filter_jit(lambda step: ddln.descend(EASY, START, sgd(step), steps=9))(10.0)
