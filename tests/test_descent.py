@@ -50,6 +50,18 @@ def test_gradient_descent_is_the_loop_in_numpy(depth):
     assert int(run.stats["num_steps"]) == 250
 
 
+def test_the_ledger_adds_the_gradients_up():
+    run = ddln.descend(PROBLEM, LAYERS, sgd(0.2), steps=150, record_every=150)
+    layers, growth, dual = LAYERS, np.ones((2, 6)), np.zeros(6)
+    for _ in range(150):
+        step = 0.2 * FEATURES.T @ (FEATURES @ layers.prod(axis=0) - TARGETS) / 4
+        growth, dual = growth * np.stack([1 - step, 1 + step]), dual - step
+        layers = layers - 0.2 * gradient(layers)
+    np.testing.assert_allclose(run.ledger.growth[-1], growth, rtol=SAME)
+    np.testing.assert_allclose(run.ledger.dual[-1], dual, rtol=1e-10)
+    assert ddln.descend(PROBLEM, LAYERS, sgd(), steps=1, ledger=False).ledger is None
+
+
 def test_any_optax_transformation_will_do():
     rule = optax.chain(optax.clip(0.1), optax.sgd(STEP))
     run = ddln.descend(PROBLEM, LAYERS, rule, steps=100)
@@ -190,6 +202,7 @@ def test_lanes_are_the_runs_one_by_one():
     assert [ddln.descent.STATUS[int(code)] for code in together.status] == [
         *("ok", "stopped", "diverged")
     ]
+    assert int(together.stats["num_steps"][1]) < 300
     for i, (step, key) in enumerate(zip(steps, keys, strict=True)):
         alone = lane(step, key)
         of_lane = jax.tree.map(lambda x, i=i: x[i], together)
