@@ -194,7 +194,7 @@ def test_lanes_are_the_runs_one_by_one():
             steps=400,
             oracle=oracle,
             key=key,
-            target_gap=1e-3,
+            target_gap=0.04,
             throw=False,
         )
 
