@@ -13,19 +13,8 @@ PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *(
-        "entropy",
-        "flow",
-        "oracles",
-        "optimisers",
-        "descent",
-        "hypotheses",
-        "hermite",
-        "theory",
-        "tables",
-        "claims",
-        "certificates",
-    ),
+    *("entropy", "flow", "oracles", "optimisers", "descent", "hypotheses", "hermite", "theory"),
+    *("tables", "claims", "stepwise", "certificates"),
     *("data", "schema", "_faults", "config", "plan", "lanes", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "cli"),
 ]
