@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
 from ddln.network import effective_parameter
 from ddln.optimisers import Optimiser, as_optimiser
-from ddln.oracles import Oracle, Sampling
+from ddln.oracles import Oracle, Sampling, value
 from ddln.problem import Problem
 
 STATUS = ("ok", "stopped", "diverged")
@@ -122,7 +122,13 @@ def _step(
     key = None if state.key is None else jax.random.wrap_key_data(state.key, impl=state.generator)
     batch, order = oracle.draw(problem, key, state.step, state.order)
     gradient, slope = oracle.gradient(problem, state.layers, batch)
-    updates, memory = optimiser.update(gradient, state.memory, state.layers)
+
+    def loss(layers):
+        return value(problem, effective_parameter(layers), batch)
+
+    # Line searches ask for the loss; XLA drops it where nothing does.
+    asked = {"value": loss(state.layers), "grad": gradient, "value_fn": loss}
+    updates, memory = optimiser.update(gradient, state.memory, state.layers, **asked)
     layers = optax.apply_updates(state.layers, updates)
     state = dataclasses.replace(
         state, layers=layers, memory=memory, step=state.step + 1, order=order

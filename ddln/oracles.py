@@ -28,11 +28,18 @@ class Batch(NamedTuple):
     noise: Float[Array, " batch"] | None
 
 
+def value(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, ""]:
+    """ℓ(θ), the loss as a batch estimates it."""
+    if batch.rows is None and batch.noise is None:
+        return problem.loss(theta)
+    return problem.estimate(theta, *batch)
+
+
 def slope(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, " dim"]:
-    """∇ℓ(θ), the gradient of the loss as a batch estimates it."""
+    """∇ℓ(θ)."""
     if batch.rows is None and batch.noise is None:
         return problem.gradient(theta)
-    return jax.grad(problem.estimate)(theta, *batch)
+    return jax.grad(value, argnums=1)(problem, theta, batch)
 
 
 def _on_layers(problem, layers, batch):

@@ -72,6 +72,26 @@ def test_any_optax_transformation_will_do():
     assert run.times.tolist() == list(range(101))  # its step size is not known
 
 
+def test_rules_that_ask_for_the_loss_get_it():
+    run = ddln.descend(PROBLEM, LAYERS, optax.polyak_sgd(), steps=20)
+    layers = LAYERS
+    for _ in range(20):
+        slope = gradient(layers)
+        loss = np.sum((FEATURES @ layers.prod(axis=0) - TARGETS) ** 2) / 8
+        layers = layers - min(loss / np.sum(slope**2), 1.0) * slope
+    np.testing.assert_allclose(run.layers[-1], layers, rtol=1e-10)
+    searched = ddln.descend(PROBLEM, LAYERS, optax.lbfgs(), steps=60)
+    assert searched.gap[-1] < 1e-20
+
+
+def test_step_sizes_of_optax_can_be_traced_from_outside():
+    ends = jax.jit(
+        jax.vmap(lambda step: ddln.descend(PROBLEM, LAYERS, optax.sgd(step), steps=30).theta[-1])
+    )(jnp.array([0.01, STEP]))
+    alone = ddln.descend(PROBLEM, LAYERS, sgd(), steps=30).theta[-1]
+    np.testing.assert_allclose(ends[1], alone, rtol=SAME)
+
+
 def test_steps_are_recorded_where_asked():
     marks = np.unique(np.geomspace(1, 200, 12).astype(int))
     run = ddln.descend(PROBLEM, LAYERS, sgd(), steps=230, record_at=marks)
