@@ -135,7 +135,7 @@ class Sampling(eqx.Module):
         """The batch of a step, and the order for the next one."""
         if key is None or not self.is_random:
             return Batch(None, None), None
-        for_rows, for_noise, for_places = jax.random.split(jax.random.fold_in(key, step), 3)
+        for_rows, for_noise, for_places = (jax.random.fold_in(key, 3 * step + i) for i in range(3))
         size, rows = self.batch or problem.samples, None
         if order is not None:
             place = step % (problem.samples // size)
@@ -153,7 +153,8 @@ class Sampling(eqx.Module):
         scale = jnp.asarray(self.label_noise, dtype)
         if self.noisy is None:
             return scale * jax.random.normal(key, (size,), dtype)
-        places = jax.random.choice(for_places, size, (self.noisy,), replace=False)
+        # Drawing one with replacement is the same, and takes no permutation.
+        places = jax.random.choice(for_places, size, (self.noisy,), replace=self.noisy == 1)
         drawn = scale * (size / self.noisy) * jax.random.normal(key, (self.noisy,), dtype)
         return jnp.zeros(size, dtype).at[places].set(drawn)
 
