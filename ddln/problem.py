@@ -113,6 +113,10 @@ class LeastSquares(LinearRisk):
     targets: Float[Array, " samples"]
     fitted: Float[Array, " samples"]
     """ŷ = Xθ*."""
+    core: Float[Array, "core dim"]
+    """X, or R of X = QR where n > d: ‖Xθ − ŷ‖ = ‖core θ − core_fitted‖, in fewer rows."""
+    core_fitted: Float[Array, " core"]
+    """ŷ, or Qᵀŷ."""
     factor: float = eqx.field(static=True)
     """c."""
     minimum: Float[Array, ""]
@@ -148,14 +152,14 @@ class LeastSquares(LinearRisk):
         return self.minimum + self.gap(theta)
 
     def gap(self, theta):
-        return self.factor * jnp.sum((self.features @ theta - self.fitted) ** 2)
+        return self.factor * jnp.sum((self.core @ theta - self.core_fitted) ** 2)
 
     def gradient(self, theta):
         # In this order lanes of a vmap stay rows of both products.
-        return 2 * self.factor * ((self.features @ theta - self.fitted) @ self.features)
+        return 2 * self.factor * ((self.core @ theta - self.core_fitted) @ self.core)
 
     def hessian(self, theta):
-        return 2 * self.factor * (self.features.T @ self.features)
+        return 2 * self.factor * (self.core.T @ self.core)
 
     def minimisers(self):
         return self.features, self.fitted
@@ -163,14 +167,20 @@ class LeastSquares(LinearRisk):
 
 @jax.jit
 def _solve(features, targets, factor) -> dict[str, Array]:
-    left, singular, right = jnp.linalg.svd(features, full_matrices=False)
-    precision = jnp.finfo(features.dtype).eps * max(features.shape)
+    samples, dim = features.shape
+    turn, core = jnp.linalg.qr(features) if samples > dim else (None, features)
+    left, singular, right = jnp.linalg.svd(core, full_matrices=False)
+    in_core = targets if turn is None else turn.T @ targets
+    precision = jnp.finfo(features.dtype).eps * max(samples, dim)
     in_range = singular > precision * singular[0]
-    weights = jnp.where(in_range, left.T @ targets, 0.0)
-    fitted = left @ weights
+    weights = jnp.where(in_range, left.T @ in_core, 0.0)
+    core_fitted = left @ weights
+    fitted = core_fitted if turn is None else turn @ core_fitted
     smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
     return {
         "fitted": fitted,
+        "core": core,
+        "core_fitted": core_fitted,
         "minimum": factor * jnp.sum((targets - fitted) ** 2),
         "minimiser": right.T @ (weights / jnp.where(in_range, singular, 1.0)),
         "pl_constant": 2 * factor * jnp.where(in_range[0], smallest, 0.0) ** 2,
