@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ddln.config import Experiment as Experiment
     from ddln.config import load as load
     from ddln.custom import from_function as from_function
+    from ddln.descent import Descent as Descent
+    from ddln.descent import descend as descend
     from ddln.engine import Flows as Flows
     from ddln.engine import gradient_flows as gradient_flows
     from ddln.entropy import Entropy as Entropy
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from ddln.network import effective_parameter as effective_parameter
     from ddln.network import imbalance as imbalance
     from ddln.network import mobility as mobility
+    from ddln.optimisers import optimiser as optimiser
+    from ddln.oracles import Sampling as Sampling
+    from ddln.oracles import SharpnessAware as SharpnessAware
     from ddln.problem import LeastSquares as LeastSquares
     from ddln.problem import Problem as Problem
     from ddln.problem import Signed as Signed
@@ -53,6 +58,7 @@ _HOMES = {
     "claims": ("Certificates", "Claim"),
     "config": ("Experiment", "load"),
     "custom": ("from_function",),
+    "descent": ("Descent", "descend"),
     "engine": ("Flows", "gradient_flows"),
     "entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
@@ -67,6 +73,8 @@ _HOMES = {
         "imbalance",
         "mobility",
     ),
+    "optimisers": ("optimiser",),
+    "oracles": ("Sampling", "SharpnessAware"),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),

@@ -7,6 +7,7 @@ says nothing.
 """
 
 import dataclasses
+from typing import overload
 
 import equinox as eqx
 import jax
@@ -16,11 +17,13 @@ from jaxtyping import Array, Bool, Float
 
 from ddln import hermite, theory
 from ddln._checks import Number
-from ddln.claims import Certificates, Claim
+from ddln.claims import Certificates, Claim, FlowCertificates
+from ddln.descent import Descent
 from ddln.entropy import Entropy
 from ddln.flow import Trajectory
 from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
+from ddln.stepwise import step_claims
 
 _SAMPLES = 9
 """Saved times at which the claims that need second derivatives are checked."""
@@ -28,23 +31,29 @@ _LOOSEST = 0.05
 """A comparison whose own tolerance is larger than this (relative) is not made."""
 
 
-def certify(problem: Problem, run: Trajectory) -> Certificates:
-    """Check a run against Proposition 1, Theorem 1, Theorem 2 and Corollary 1.
+@overload
+def certify(problem: Problem, run: Trajectory) -> FlowCertificates: ...
+@overload
+def certify(problem: Problem, run: Descent) -> Certificates: ...
+def certify(problem: Problem, run: Trajectory | Descent) -> Certificates:
+    """Check a flow against Proposition 1, Theorem 1, Theorem 2 and Corollary 1, a discrete run
+    against what is exact of it and the descent lemma.
 
     Works under `jax.jit` and `jax.vmap`. Of a run that failed the first claim, that it was
     completed, does not hold, and no other applies.
 
     Args:
         problem: the loss of the run.
-        run: from `gradient_flow` or `mirror_flow`, with at least 5 saved times.
+        run: from `gradient_flow` or `mirror_flow`, with at least 5 saved times; or from `descend`.
 
     Returns:
         `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
 
     Raises:
-        ValueError: fewer than 5 saved times.
+        ValueError: a flow with fewer than 5 saved times.
 
-    Source: arXiv 2412.16765; tolerances as derived in docs/theory.md.
+    Source: arXiv 2412.16765; of discrete runs Even et al. 2023 (`ddln.stepwise`); tolerances as
+    derived in docs/theory.md.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])
     >>> layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
@@ -52,13 +61,15 @@ def certify(problem: Problem, run: Trajectory) -> Certificates:
     >>> bool(ddln.certify(problem, run).ok)
     True
     """
+    if isinstance(run, Descent):
+        return Certificates(step_claims(problem, run))
     if run.times.size < 5:
         raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
     return _certify(problem, run)
 
 
 @eqx.filter_jit
-def _certify(problem: Problem, run: Trajectory) -> Certificates:
+def _certify(problem: Problem, run: Trajectory) -> FlowCertificates:
     entropy = Entropy(run.layers[0])
     floor, predictions = gap_floor(problem, run), theory.predict(problem, run)
     sample = jax.tree.map(lambda saved: saved[_few(run)], (run.layers, run.theta, run.velocity))
@@ -74,7 +85,7 @@ def _certify(problem: Problem, run: Trajectory) -> Certificates:
         _asymptotic_rate(problem, run, floor),
     )
     only_then = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
-    return Certificates((_completed(run), *only_then), predictions)
+    return FlowCertificates((_completed(run), *only_then), predictions)
 
 
 def _completed(run):

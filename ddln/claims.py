@@ -62,7 +62,6 @@ class Certificates(eqx.Module):
     """The claims of one run (of many, with a leading axis on every number, under `jax.vmap`)."""
 
     claims: tuple[Claim, ...]
-    predictions: Predictions
 
     @property
     def ok(self) -> Bool[Array, "..."]:
@@ -76,6 +75,12 @@ class Certificates(eqx.Module):
         if not is_concrete(self.ok) or self.ok.ndim:
             return f"Certificates({', '.join(claim.name for claim in self.claims)})"
         return tables.render([claim.row() for claim in self.claims], "Certificates")
+
+
+class FlowCertificates(Certificates):
+    """The claims of a flow, and what was predicted for it."""
+
+    predictions: Predictions
 
 
 def statements(claims: Sequence[Claim]) -> str:

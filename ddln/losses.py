@@ -88,7 +88,7 @@ class ConvexRisk(LinearRisk):
     def gradient(self, theta):
         z = self.features @ theta
         parts = jnp.where(self.escapes, self.slope(z, self.targets), self.slope_change(z))
-        return self.factor * (self.features.T @ parts)
+        return self.factor * (parts @ self.features)
 
     def hessian(self, theta):
         z = self.features @ theta

@@ -62,14 +62,14 @@ class Problem(eqx.Module):
     def estimate(
         self,
         theta: Float[Array, " dim"],
-        rows: Int[Array, " batch"],
+        rows: Int[Array, " batch"] | None = None,
         noise: Float[Array, " batch"] | None = None,
     ) -> Float[Array, ""]:
         """ℒ estimated from some of its samples: n/|rows| times their part of it.
 
         Args:
             theta: shape (dim,).
-            rows: which samples, shape (batch,).
+            rows: which samples, shape (batch,); None for all.
             noise: added to their targets, shape (batch,).
         """
         raise ValueError("`problem` must be a sum over samples to be estimated from some of them.")
@@ -94,10 +94,12 @@ class LinearRisk(Problem):
     def loss(self, theta):
         return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
 
-    def estimate(self, theta, rows, noise=None):
-        targets = self.targets[rows] if noise is None else self.targets[rows] + noise
-        weight = self.factor * self.samples / rows.size
-        return weight * jnp.sum(self.pointwise(self.features[rows] @ theta, targets))
+    def estimate(self, theta, rows=None, noise=None):
+        chosen = slice(None) if rows is None else rows
+        features, targets = self.features[chosen], self.targets[chosen]
+        targets = targets if noise is None else targets + noise
+        weight = self.factor * self.samples / targets.size
+        return weight * jnp.sum(self.pointwise(features @ theta, targets))
 
 
 class LeastSquares(LinearRisk):
@@ -111,8 +113,10 @@ class LeastSquares(LinearRisk):
     targets: Float[Array, " samples"]
     fitted: Float[Array, " samples"]
     """ŷ = Xθ*."""
-    gram: Float[Array, "dim dim"] | None
-    """2c XᵀX where the gradient costs less by it, which is for dim ≤ 2 · samples."""
+    core: Float[Array, "core dim"]
+    """X, or R of X = QR where n > d: ‖Xθ − ŷ‖ = ‖core θ − core_fitted‖, in fewer rows."""
+    core_fitted: Float[Array, " core"]
+    """ŷ, or Qᵀŷ."""
     factor: float = eqx.field(static=True)
     """c."""
     minimum: Float[Array, ""]
@@ -130,8 +134,6 @@ class LeastSquares(LinearRisk):
     ):
         self.features, self.targets, self.factor, self.convex = features, targets, factor, True
         self.attained = jnp.asarray(True)
-        samples, dim = features.shape
-        self.gram = 2 * factor * (features.T @ features) if dim <= 2 * samples else None
         for name, value in _solve(features, targets, factor).items():
             setattr(self, name, value)
 
@@ -150,17 +152,14 @@ class LeastSquares(LinearRisk):
         return self.minimum + self.gap(theta)
 
     def gap(self, theta):
-        return self.factor * jnp.sum((self.features @ theta - self.fitted) ** 2)
+        return self.factor * jnp.sum((self.core @ theta - self.core_fitted) ** 2)
 
     def gradient(self, theta):
-        if self.gram is not None:
-            return self.gram @ (theta - self.minimiser)
-        return 2 * self.factor * (self.features.T @ (self.features @ theta - self.fitted))
+        # In this order lanes of a vmap stay rows of both products.
+        return 2 * self.factor * ((self.core @ theta - self.core_fitted) @ self.core)
 
     def hessian(self, theta):
-        if self.gram is not None:
-            return self.gram
-        return 2 * self.factor * (self.features.T @ self.features)
+        return 2 * self.factor * (self.core.T @ self.core)
 
     def minimisers(self):
         return self.features, self.fitted
@@ -168,14 +167,24 @@ class LeastSquares(LinearRisk):
 
 @jax.jit
 def _solve(features, targets, factor) -> dict[str, Array]:
-    left, singular, right = jnp.linalg.svd(features, full_matrices=False)
-    precision = jnp.finfo(features.dtype).eps * max(features.shape)
+    samples, dim = features.shape
+    turn, core = None, features
+    if samples > dim:
+        # Batched, LAPACK calls that run side by side wait for each other's threads: first Q, then
+        # the singular values.
+        turn, core = jax.lax.optimization_barrier(tuple(jnp.linalg.qr(features)))
+    left, singular, right = jnp.linalg.svd(core, full_matrices=False)
+    in_core = targets if turn is None else turn.T @ targets
+    precision = jnp.finfo(features.dtype).eps * max(samples, dim)
     in_range = singular > precision * singular[0]
-    weights = jnp.where(in_range, left.T @ targets, 0.0)
-    fitted = left @ weights
+    weights = jnp.where(in_range, left.T @ in_core, 0.0)
+    core_fitted = left @ weights
+    fitted = core_fitted if turn is None else turn @ core_fitted
     smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
     return {
         "fitted": fitted,
+        "core": core,
+        "core_fitted": core_fitted,
         "minimum": factor * jnp.sum((targets - fitted) ** 2),
         "minimiser": right.T @ (weights / jnp.where(in_range, singular, 1.0)),
         "pl_constant": 2 * factor * jnp.where(in_range[0], smallest, 0.0) ** 2,
@@ -306,7 +315,7 @@ class Signed(Problem):
         matrix, values = affine
         return jnp.concatenate([matrix, -matrix], axis=1), values
 
-    def estimate(self, theta, rows, noise=None):
+    def estimate(self, theta, rows=None, noise=None):
         return self.unsigned.estimate(self.predictor(theta), rows, noise)
 
 

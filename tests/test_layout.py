@@ -13,8 +13,8 @@ PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *("entropy", "flow", "steppers", "march", "engine", "hypotheses", "hermite", "theory"),
-    *("tables", "claims", "certificates"),
+    *("entropy", "flow", "steppers", "march", "engine", "oracles", "optimisers", "descent"),
+    *("hypotheses", "hermite", "theory", "tables", "claims", "stepwise", "certificates"),
     *("data", "schema", "_faults", "config", "variables", "plan", "grid", "lanes"),
     *("store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
@@ -61,6 +62,19 @@ def test_gap_has_no_cancellation_near_a_positive_minimum():
     np.testing.assert_allclose(
         problem.gap(problem.minimiser + step), np.sum((TALL[0] @ step) ** 2), rtol=1e-2
     )
+
+
+def test_tall_data_of_uneven_columns_keep_every_digit_of_the_gradient():
+    scales = 10.0 ** -np.arange(6)
+    features, targets = RNG.normal(size=(200, 6)) * scales, RNG.normal(size=200)
+    theta = RNG.normal(size=6)
+    with mpmath.workdps(40):
+        matrix = mpmath.matrix(features.tolist())
+        residual = matrix * mpmath.matrix(theta.tolist()) - mpmath.matrix(targets.tolist())
+        exact = np.array([float(x) for x in 2 * matrix.T * residual])
+    problem = ddln.least_squares(features, targets)
+    assert problem.core.shape == (6, 6)
+    np.testing.assert_allclose(problem.gradient(jnp.asarray(theta)), exact, rtol=1e-13)
 
 
 def test_zero_data_has_zero_constants():

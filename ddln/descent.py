@@ -1,0 +1,412 @@
+"""Discrete training of the layers by any optax rule, many steps in one compiled loop.
+
+    u_{k+1} = u_k + rule(g_k),   g_k the gradient that the oracle sees at u_k
+
+Between two records nothing is kept but the state, and a run goes on from its state bit for bit.
+
+At depth 2, with plain steps u ← u − γ (∇ℓ ⊙ v), v ← v − γ (∇ℓ ⊙ u), whatever the samples and γ,
+
+    u ± v  ←  (1 ∓ γ ∇ℓ) ⊙ (u ± v),       u² − v²  ←  (1 − γ² (∇ℓ)²) ⊙ (u² − v²),
+
+so a run keeps the products of these factors (`Ledger`) for its certificates.
+
+Source: u² − v² and what follows for the limit, Even et al. 2023.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln.network import effective_parameter
+from ddln.optimisers import Optimiser, as_optimiser
+from ddln.oracles import Oracle, Sampling, value
+from ddln.problem import Problem
+
+STATUS = ("ok", "stopped", "diverged")
+"""What the codes in `Descent.status` mean, in order: all steps taken; the gap was reached; the loss
+was not finite, or above `largest_loss`."""
+
+_OK, _STOPPED, _DIVERGED = range(3)
+_DEFAULT_RECORDS = 100
+_BLOCK = 64  # steps
+_REPORTS = 20  # calls of `progress` in a run
+
+
+class Ledger(eqx.Module):
+    """What the factors 1 ∓ γ∇ℓ of all steps from the start come to; depth 2, plain steps."""
+
+    growth: Float[Array, "*records 2 dim"]
+    """Π_k (1 − γ_k ∇ℓ_k), by which u + v has grown, and Π_k (1 + γ_k ∇ℓ_k), by which u − v has."""
+    dual: Float[Array, "*records dim"]
+    """−Σ_k γ_k ∇ℓ_k."""
+
+
+class State(eqx.Module):
+    """Where a run stands: all that it takes to go on."""
+
+    layers: Float[Array, "depth dim"]
+    memory: Any
+    """The optimiser's state."""
+    ledger: Ledger | None
+    taken: Int[Array, ""]
+    """Steps taken until it ended; `step` and `time` go on, so that lanes share them."""
+    step: Int[Array, ""]
+    time: Float[Array, ""]
+    order: Int[Array, " samples"] | None
+    """Of the current pass through the samples, without replacement."""
+    key: UInt[Array, " words"] | None
+    """As plain words, so that a state can be written to a file (`eqx.tree_serialise_leaves`)."""
+    generator: str | None = eqx.field(static=True)
+
+
+class Descent(eqx.Module):
+    """A run: what was recorded. NaN from where it diverged; at rest from where it stopped."""
+
+    steps: Int[Array, " records"]
+    """How many steps had been taken, from the very start."""
+    times: Float[Array, " records"]
+    """Flow time Σ_k γ_k / (1 − β); the number of steps where γ is not known."""
+    layers: Float[Array, "records depth dim"]
+    theta: Float[Array, "records dim"]
+    loss: Float[Array, " records"]
+    gap: Float[Array, " records"]
+    """ℒ(θ) − ℒ*."""
+    status: Int[Array, ""]
+    """Index into `ddln.descent.STATUS`."""
+    stats: dict[str, Array]
+    """num_steps: how many steps were taken before it ended."""
+    ledger: Ledger | None
+    """At each record; None where its identities do not hold."""
+    rates: Float[Array, " records"] | None
+    """γ of the next step, of plain steps on all samples; else None."""
+    state: State
+    """To go on from: `descend(problem, run.state, …)`."""
+
+    @property
+    def ok(self) -> Bool[Array, "..."]:
+        return self.status != _DIVERGED
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.status) or self.status.ndim:
+            return f"Descent(theta={self.theta.shape})"
+        return (
+            f"Descent({STATUS[int(self.status)]}, {int(self.stats['num_steps'])} steps, "
+            f"{self.steps.size} records, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
+            f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g})"
+        )
+
+
+@jax.custom_batching.custom_vmap
+def _over_lanes(value):
+    """The largest over all lanes of a vmap, one number for all: so a loop's length stays one."""
+    return value
+
+
+@_over_lanes.def_vmap
+def _(lanes, is_batched, value):
+    return _over_lanes(jnp.max(value) if is_batched[0] else value), False
+
+
+def _step(
+    problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State
+) -> tuple[State, Any]:
+    """The state after a step, and the ∇ℓ(θ) of the step where there is one."""
+    key = None if state.key is None else jax.random.wrap_key_data(state.key, impl=state.generator)
+    batch, order = oracle.draw(problem, key, state.step, state.order)
+    gradient, slope = oracle.gradient(problem, state.layers, batch)
+
+    def loss(layers):
+        return value(problem, effective_parameter(layers), batch)
+
+    # Line searches ask for the loss; XLA drops it where nothing does.
+    asked = {"value": loss(state.layers), "grad": gradient, "value_fn": loss}
+    updates, memory = optimiser.update(gradient, state.memory, state.layers, **asked)
+    layers = optax.apply_updates(state.layers, updates)
+    state = dataclasses.replace(
+        state, layers=layers, memory=memory, step=state.step + 1, order=order
+    )
+    return state, slope
+
+
+def _repeat(count, step, carry):
+    """Some steps; two at a time, so that XLA writes the second where the first was read."""
+    carry = jax.lax.fori_loop(0, count // 2, lambda _, carry: step(step(carry)), carry)
+    return jax.lax.fori_loop(0, count % 2, lambda _, carry: step(carry), carry)
+
+
+def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State, count) -> State:
+    """A few steps, and what they add to the ledger.
+
+    In one product over all steps factors near 1 would lose what each of them has beyond 1: so each
+    block has its own, less 1.
+    """
+    ledger = state.ledger
+    if ledger is None:
+        return _repeat(count, lambda state: _step(problem, optimiser, oracle, state)[0], state)
+    sign = jnp.asarray([[-1.0], [1.0]], state.layers.dtype)
+
+    def step(carry):
+        state, excess, total = carry
+        rate = jnp.asarray(optimiser.learning_rate(state.step), total.dtype)
+        state, slope = _step(problem, optimiser, oracle, state)
+        factor = sign * (rate * slope)[None]
+        return state, excess + (factor + excess * factor), total + rate * slope
+
+    none = jnp.zeros_like(ledger.growth), jnp.zeros_like(ledger.dual)
+    state, excess, total = _repeat(count, step, (state, *none))
+    ledger = Ledger(ledger.growth + ledger.growth * excess, ledger.dual - total)
+    return dataclasses.replace(state, ledger=ledger)
+
+
+def _is_plain(optimiser: Optimiser, oracle: Oracle) -> bool:
+    """Whether a step is u − γ (∇ℓ ⊙ the other layers), as the ledger assumes."""
+    return optimiser.is_gradient_descent and isinstance(oracle, Sampling)
+
+
+@eqx.filter_jit
+def _begin(problem, layers, optimiser, oracle, key, with_ledger) -> State:
+    ledger = None
+    if with_ledger and layers.shape[0] == 2 and _is_plain(optimiser, oracle):
+        ledger = Ledger(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
+    return State(
+        layers=layers,
+        memory=optimiser.init(layers),
+        ledger=ledger,
+        taken=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+        time=jnp.zeros((), layers.dtype),
+        order=oracle.first_order(problem),
+        key=None if key is None else jax.random.key_data(key),
+        generator=None if key is None else str(jax.random.key_impl(key)),
+    )
+
+
+@eqx.filter_jit
+def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_loss) -> Descent:
+    """Records at the start, and after so many steps more each."""
+    # One clock for all lanes: batched, it would make a choice on each lane of each `cond`.
+    state = dataclasses.replace(state, step=_over_lanes(state.step))
+
+    def look(state, status):
+        theta = effective_parameter(state.layers)
+        loss, gap = problem.loss(theta), problem.gap(theta)
+        seen = jnp.where(
+            loss < largest_loss, jnp.where(gap <= target_gap, _STOPPED, _OK), _DIVERGED
+        )
+        status = jnp.where(status == _OK, seen, status)
+        saved = (state.layers, theta, loss, gap, state.ledger)
+        saved = jax.tree.map(lambda x: jnp.where(status == _DIVERGED, jnp.nan, x), saved)
+        return status, (state.step, state.time, *saved)
+
+    def segment(carry, length):
+        state, status = carry
+        runs = status == _OK
+        count = jnp.where(_over_lanes(runs), length, 0)
+        moved = jax.lax.fori_loop(
+            0,
+            -(-count // _BLOCK),
+            lambda done, state: _block(
+                problem, optimiser, oracle, state, jnp.minimum(_BLOCK, count - done * _BLOCK)
+            ),
+            state,
+        )
+        lane, before = ((state.layers, state.memory, state.ledger) for state in (moved, state))
+        layers, memory, ledger = jax.tree.map(
+            lambda new, old: jnp.where(runs, new, old), lane, before
+        )
+        state = dataclasses.replace(
+            moved,
+            layers=layers,
+            memory=memory,
+            ledger=ledger,
+            taken=state.taken + jnp.where(runs, length, 0),
+            step=state.step + length,
+            time=optimiser.elapsed(state.step, length, state.time),
+        )
+        status, record = look(state, status)
+        return (state, status), record
+
+    status, first = look(state, jnp.asarray(_OK))
+    (state, status), later = jax.lax.scan(segment, (state, status), lengths)
+    records = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, later)
+    steps, times, layers, theta, loss, gap, ledger = records
+    rates = None
+    if _is_plain(optimiser, oracle) and not oracle.is_random:
+        rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
+    return Descent(
+        steps=steps,
+        times=times,
+        layers=layers,
+        theta=theta,
+        loss=loss,
+        gap=gap,
+        status=status,
+        stats={"num_steps": state.taken},
+        ledger=ledger,
+        rates=rates,
+        state=state,
+    )
+
+
+def descend(
+    problem: Problem,
+    layers: ArrayLike | State,
+    optimiser: Optimiser | optax.GradientTransformation,
+    *,
+    steps: int,
+    record_every: int | None = None,
+    record_at: ArrayLike | None = None,
+    oracle: Oracle | None = None,
+    key: Array | None = None,
+    target_gap: Number | None = None,
+    largest_loss: Number | None = None,
+    ledger: bool = True,
+    progress: Callable[[Descent], None] | None = None,
+    throw: bool = True,
+) -> Descent:
+    """Train the layers step by step.
+
+    Args:
+        problem: the loss.
+        layers: initial layers, shape (depth, dim); or the `state` of a run, to go on from it.
+        optimiser: from `ddln.optimiser`, whose numbers can be traced, or any optax transformation,
+            whose numbers are part of the program.
+        steps: how many steps to take.
+        record_every: record every so many steps, and the last; `None` makes about 100 records.
+        record_at: record at these steps instead, counted from here and increasing, and at the
+            last: `np.unique(np.geomspace(1, steps, 60).astype(int))` is even in the logarithm.
+        oracle: what gradient a step sees, `ddln.Sampling` or `ddln.SharpnessAware`; `None` is that
+            of the whole loss.
+        key: for what the oracle draws; a run that goes on has its own.
+        target_gap: end once a record has a gap no larger.
+        largest_loss: a loss at least as large counts as divergence; infinite by default.
+        ledger: keep what the certificates of depth 2 need, for a quarter more of the time at most.
+        progress: called with each twentieth of the run as it is there, a `Descent` with its own
+            `state` to write down; not under transformations.
+        throw: raise when the run diverges; else see `status`.
+
+    Returns:
+        A `Descent`, whose first record is the start. Other numbers (steps between records, step
+        sizes, noise, seeds) run the same program; `jax.vmap` trains lanes side by side, until the
+        last of them ends. Differentiable forwards (`jax.jvp`), the loop's length being a number.
+
+    Raises:
+        ValueError: shapes, sizes or numbers that make no sense, no key for an oracle that draws.
+        RuntimeError: the run diverged and `throw`.
+
+    Source: the discretisation of the flow of Proposition 1, arXiv 2412.16765: k steps of size η
+    reach flow time kη.
+
+    >>> import optax
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> run = ddln.descend(problem, [[0.0], [1.0]], optax.sgd(0.05), steps=200)
+    >>> round(float(run.theta[-1, 0]), 8)
+    2.0
+    >>> def final_loss(step):
+    ...     rule = ddln.optimiser("sgd", learning_rate=step)
+    ...     return ddln.descend(problem, [[0.0], [1.0]], rule, steps=20, throw=False).loss[-1]
+    >>> [round(float(x), 4) for x in jax.jit(jax.vmap(final_loss))(jnp.array([0.01, 0.02]))]
+    [1.3746, 0.1459]
+    """
+    rule, oracle = as_optimiser(optimiser), Sampling() if oracle is None else oracle
+    oracle.check(problem)
+    lengths = _lengths(steps, record_every, record_at)
+    if isinstance(layers, State):
+        state = _resumed(problem, layers, rule, oracle, key)
+    else:
+        if oracle.is_random and key is None:
+            raise ValueError("`key` must be given for an oracle that draws.")
+        layers = as_layers(layers, problem.dim)
+        layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
+        state = _begin(problem, layers, _in_dtype(rule, layers.dtype), oracle, key, ledger)
+    dtype = state.layers.dtype
+    rule = _in_dtype(rule, dtype)
+    target_gap = -jnp.inf if target_gap is None else as_floats("target_gap", target_gap, 0)
+    largest_loss = jnp.inf if largest_loss is None else as_floats("largest_loss", largest_loss, 0)
+    bounds = jnp.asarray(target_gap, dtype), jnp.asarray(largest_loss, dtype)
+    block = len(lengths) if progress is None else -(-len(lengths) // _REPORTS)
+    parts = []
+    for first in range(0, len(lengths), block):
+        part = _descend(problem, rule, oracle, state, lengths[first : first + block], *bounds)
+        parts.append(part)
+        state = part.state
+        if progress is not None:
+            progress(part)
+    return _checked(_joined(parts) if len(parts) > 1 else parts[0], throw)
+
+
+def _resumed(problem, state, optimiser, oracle, key) -> State:
+    """The state, once it is seen to be one of such a run."""
+    if key is not None:
+        raise ValueError("`key` must be None where a run goes on: its state has one.")
+    optimiser = _in_dtype(optimiser, state.layers.dtype)
+    fresh = eqx.filter_eval_shape(_begin, problem, state.layers, optimiser, oracle, key, False)
+    for name, seen, expected in (
+        ("optimiser", state.memory, fresh.memory),
+        ("oracle", state.order, fresh.order),
+    ):
+        shapes = [[jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (seen, expected)]
+        same_tree = jax.tree.structure(seen) == jax.tree.structure(expected)
+        if not same_tree or shapes[0] != shapes[1]:
+            raise ValueError(f"`{name}` must be of the same kind as in the run that goes on.")
+    if oracle.is_random and state.key is None:
+        raise ValueError("`oracle` must not draw where the run that goes on had no key.")
+    return state if _is_plain(optimiser, oracle) else dataclasses.replace(state, ledger=None)
+
+
+def _lengths(steps, record_every, record_at) -> Int[np.ndarray, " segments"]:
+    """Steps from each record to the next."""
+    if steps < 1:
+        raise ValueError(f"`steps` must be ≥ 1, got {steps}.")
+    if record_every is not None and record_at is not None:
+        raise ValueError("`record_every` must be None where `record_at` is given.")
+    if record_at is None:
+        every = -(-steps // _DEFAULT_RECORDS) if record_every is None else record_every
+        if every < 1:
+            raise ValueError(f"`record_every` must be ≥ 1, got {every}.")
+        marks = np.arange(0, steps, every)
+    else:
+        marks = np.asarray(record_at)
+        if marks.ndim != 1 or not np.issubdtype(marks.dtype, np.integer):
+            raise ValueError(f"`record_at` must be a list of whole numbers, got {record_at}.")
+        marks = np.concatenate([[0], marks[marks != 0]])
+        if (np.diff(marks) <= 0).any() or marks[-1] > steps:
+            raise ValueError(f"`record_at` must increase from 0 or more to at most {steps}.")
+    ends = marks if marks[-1] == steps else np.append(marks, steps)
+    return np.diff(ends).astype(np.int32)
+
+
+def _in_dtype(rule: Optimiser, dtype: Any) -> Optimiser:
+    """Its numbers of the layers' type, so that these stay of theirs."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, rule)
+
+
+def _joined(parts: list[Descent]) -> Descent:
+    """Runs of which each went on where the one before ended."""
+    names = ("steps", "times", "layers", "theta", "loss", "gap", "ledger", "rates")
+    recorded = [tuple(getattr(part, name) for name in names) for part in parts]
+    recorded[1:] = jax.tree.map(lambda saved: saved[1:], recorded[1:])
+    whole = jax.tree.map(lambda *saved: jnp.concatenate(saved), *recorded)
+    return dataclasses.replace(parts[-1], **dict(zip(names, whole, strict=True)))
+
+
+def _checked(run: Descent, throw: bool) -> Descent:
+    if not throw:
+        return run
+    if is_concrete(run.status):
+        if not run.ok:
+            raise RuntimeError(
+                f"The descent diverged within {int(run.stats['num_steps'])} steps: lower the step "
+                "size (`ddln.theory.largest_stable_step` is that of gradient descent at given "
+                "layers), or pass `throw=False` for the run."
+            )
+        return run
+    return eqx.error_if(run, ~run.ok, "The descent diverged: pass `throw=False` for its status.")

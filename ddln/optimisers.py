@@ -1,0 +1,176 @@
+"""Rules of training by name, their numbers traced: another step size compiles nothing.
+
+sgd          u ← u − γ g
+heavy_ball   u ← u − γ g + β (u − u_before)
+nesterov     u ← u − γ (g + β m),  m ← g + β m
+adam         u ← u − γ m̂ / (√v̂ + ε)
+sign         u ← u − γ sign g
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ddln._checks import Number, as_floats, refuse
+
+
+def _momentum(learning_rate, momentum, *, nesterov):
+    return optax.sgd(learning_rate, momentum, nesterov)
+
+
+def _sgd(learning_rate):
+    return optax.sgd(learning_rate)
+
+
+_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "heavy_ball": partial(_momentum, nesterov=False),
+    "nesterov": partial(_momentum, nesterov=True),
+    "adam": optax.adam,
+    "sign": optax.sign_sgd,
+}
+
+NAMES = tuple(_RULES)
+"""What `optimiser` knows by name."""
+
+_POSITIVE = "> 0", lambda value: value <= 0
+_FRACTION = "≥ 0 and < 1", lambda value: (value < 0) | (value >= 1)
+_RANGES = {
+    "learning_rate": _POSITIVE,
+    "eps": _POSITIVE,
+    "momentum": _FRACTION,
+    "b1": _FRACTION,
+    "b2": _FRACTION,
+    "weight_decay": ("≥ 0", lambda value: value < 0),
+}
+
+
+class Optimiser(eqx.Module):
+    """An optax transformation as a pytree whose leaves are its numbers. From `optimiser`."""
+
+    rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
+    numbers: dict[str, Any]
+    weight_decay: Array | None = None
+
+    @property
+    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+        rule = self.rule(**self.numbers)
+        if self.weight_decay is not None:
+            rule = optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
+        return optax.with_extra_args_support(rule)
+
+    def init(self, params: Any) -> Any:
+        """As optax's."""
+        return self._transformation.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        """As optax's."""
+        # Adam mixes types, which a strict promotion of types refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return self._transformation.update(updates, state, params, **extra)
+
+    @property
+    def is_gradient_descent(self) -> bool:
+        """Whether a step is u − γ g and nothing else."""
+        return self.rule is _sgd and self.weight_decay is None
+
+    def learning_rate(self, step: Int[Array, ""]) -> Any:
+        """γ at a step; 1 where the rule has none by that name."""
+        rate = self.numbers.get("learning_rate", 1.0)
+        return rate(step) if callable(rate) else rate
+
+    def elapsed(self, step: Int[Array, ""], more: Int[Array, ""], time: Array) -> Float[Array, ""]:
+        """The flow time Σ γ / (1 − β) at `more` steps after a step that was reached at `time`."""
+        patience = 1 - self.numbers.get("momentum", 0.0)
+        if not callable(self.numbers.get("learning_rate")):
+            return jnp.asarray((step + more) * self.learning_rate(step) / patience, time.dtype)
+        return jax.lax.fori_loop(
+            step,
+            step + more,
+            lambda k, time: time + jnp.asarray(self.learning_rate(k) / patience, time.dtype),
+            time,
+        )
+
+
+class _Given(NamedTuple):
+    transformation: optax.GradientTransformation
+
+    def __call__(self) -> optax.GradientTransformation:
+        return self.transformation
+
+
+def as_optimiser(rule: object) -> Optimiser:
+    """An optax transformation that was made elsewhere, its numbers part of the program."""
+    if isinstance(rule, Optimiser):
+        return rule
+    if isinstance(rule, optax.GradientTransformation):
+        return Optimiser(_Given(rule), {})
+    raise ValueError(
+        f"`optimiser` must be an optax transformation, or come from `ddln.optimiser`, got {rule!r}."
+    )
+
+
+def optimiser(
+    rule: str | Callable[..., optax.GradientTransformation],
+    *,
+    weight_decay: Number | None = None,
+    **numbers: Any,
+) -> Optimiser:
+    """A rule of training for `descend`; its numbers can be traced: another value compiles nothing.
+
+    Args:
+        rule: "sgd", "heavy_ball", "nesterov", "adam" or "sign"; or what makes an optax
+            transformation of numbers, such as `optax.adamw`.
+        weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖². (For
+            AdamW's: `optax.adamw`.)
+        numbers: what the rule takes: `learning_rate` (γ > 0, or an optax schedule), and `momentum`
+            (0 ≤ β < 1) for heavy_ball and nesterov, or `b1`, `b2`, `eps` for adam.
+
+    Raises:
+        ValueError: an unknown rule, numbers that it does not take or that are out of range
+            (traced: NaN).
+
+    Source: heavy ball as in Papazov et al. 2024, where runs of equal λ = γ/(1 − β)² end nearly at
+    the same point.
+
+    >>> problem = ddln.least_squares([[1.0, 0.5]], [1.0])
+    >>> layers = jnp.array([[0.3, 0.3], [0.0, 0.0]])
+    >>> def end(beta, lam=0.02):
+    ...     rule = ddln.optimiser("heavy_ball", learning_rate=lam * (1 - beta) ** 2, momentum=beta)
+    ...     return ddln.descend(problem, layers, rule, steps=4000, throw=False).theta[-1, 0]
+    >>> ends = jax.jit(jax.vmap(end))(jnp.array([0.0, 0.5, 0.8]))
+    >>> bool(jnp.ptp(ends) < 0.01)
+    True
+    """
+    name = rule if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
+    if isinstance(rule, str):
+        if rule not in _RULES:
+            near = difflib.get_close_matches(rule, NAMES, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
+            raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
+        rule = _RULES[rule]
+    try:
+        inspect.signature(rule).bind(**numbers)
+    except TypeError as fault:
+        raise ValueError(f"`numbers` must be what {name} takes: {fault}.") from None
+    decay = None if weight_decay is None else _checked("weight_decay", weight_decay)
+    return Optimiser(rule, {key: _checked(key, value) for key, value in numbers.items()}, decay)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A number that is known to have a range as an array within it; anything else as it is."""
+    if callable(value):
+        return value
+    if name not in _RANGES:
+        return jnp.asarray(value) if isinstance(value, float) else value
+    words, is_outside = _RANGES[name]
+    value = as_floats(name, value, 0)
+    return refuse(is_outside(value), f"`{name}` must be {words}, got {value}.", value)

@@ -1,0 +1,175 @@
+"""A discrete run against what is exact of it, and against the descent lemma.
+
+With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.descent.Ledger`), λ = |u² − v²| and the mirror
+map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step, whatever its samples,
+
+    u² − v² = (u² − v²)₀ Π_k (1 − x_k²)
+    ξ_λ(θ) − ξ̃ = −Σ_k x_k,    ξ̃ = ξ_{λ₀}(θ₀) − Σ_k (artanh x_k − x_k).
+
+The right-hand side is a sum of gradients, in range(Xᵀ) for a linear model: so θ is nearest to the
+start, as the entropy of the λ of the *end* measures it, among all with its predictions.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddln import theory
+from ddln.claims import Claim
+from ddln.descent import Descent
+from ddln.network import effective_parameter
+from ddln.problem import Problem
+
+_SAMPLES = 9
+"""Records at which sharpness is computed."""
+_SAFE = 1.8
+"""γS below which, at all records looked at, it is taken to be below 2 in between."""
+_LOOSEST = 0.05
+"""A comparison whose own tolerance is larger than this (relative) is not made."""
+
+
+@eqx.filter_jit
+def step_claims(problem: Problem, run: Descent) -> tuple[Claim, ...]:
+    """The claims on a discrete run: completed, exact identity, KKT of the limit, descent lemma."""
+    finite = jnp.isfinite(run.gap)
+    completed = Claim(
+        "completed",
+        "descent",
+        "every record is finite",
+        jnp.sum(~finite).astype(run.gap.dtype),
+        0.0,
+        0.0,
+        applies=True,
+    )
+    kkt = _kkt_of_the_limit(problem, run)
+    # After its SVD: LAPACK calls side by side can lock XLA's few threads up (docs/decisions.md).
+    layers, _ = jax.lax.optimization_barrier((run.layers, kkt.measured))
+    return completed, _exact_identity(run), kkt, *_descent_lemma(problem, run, layers)
+
+
+def _exact_identity(run):
+    statement = "u² − v² = (u² − v²)₀ Π_k (1 − γ_k² (∇ℓ_k)²) at depth 2, any step and samples"
+    if run.ledger is None:
+        measured, tolerance, applies = 0.0, 0.0, False
+    else:
+        u, v = run.layers[:, 0], run.layers[:, 1]
+        factor = jnp.prod(run.ledger.growth, axis=1)
+        # Of a run that went on from a state the start is its first record.
+        factor = factor / jnp.where(factor[:1] == 0, 1.0, factor[:1])
+        difference = (u - v) * (u + v)
+        size = jnp.max(u**2 + v**2, axis=0, keepdims=True)
+        off = (difference - difference[:1] * factor) / jnp.where(size > 0, size, 1.0)
+        measured = jnp.max(jnp.abs(off))
+        tolerance, applies = 4096 * jnp.finfo(off.dtype).eps, run.ok
+    return Claim(
+        "exact identity",
+        "Even et al. 2023",
+        statement,
+        measured,
+        0.0,
+        tolerance,
+        reason="rounding, which adds up over the steps like a random walk",
+        applies=applies,
+    )
+
+
+def _kkt_of_the_limit(problem, run):
+    affine = problem.minimisers()
+    statement = "∇ψ(θ) − ∇ψ(θ̃₀) ∈ range(Xᵀ) at the end, ψ the entropy of the last |u² − v²|"
+    source = "Even et al. 2023"
+    if run.ledger is None or affine is None:
+        return Claim("KKT of the limit", source, statement, 0.0, 0.0, 0.0, applies=False)
+    (u, v), (u0, v0) = run.layers[-1], run.layers[0]
+    sums, sums0 = jnp.abs(jnp.stack([u + v, u - v])), jnp.abs(jnp.stack([u0 + v0, u0 - v0]))
+    grown = jnp.abs(run.ledger.growth[-1] / run.ledger.growth[0])
+    is_open = jnp.all((sums > 0) & (sums0 > 0) & (grown > 0))
+    ends, starts, grown = (jnp.log(jnp.where(is_open, x, 1.0)) for x in (sums, sums0, grown))
+    dual = run.ledger.dual[-1] - run.ledger.dual[0]
+    moved = (ends[0] - ends[1] - starts[0] + starts[1] - grown[0] + grown[1]) / 2 + dual
+    size = jnp.linalg.norm(moved)
+    rows = affine[0]
+    weights = jnp.linalg.lstsq(rows.T, moved)[0]
+    off = jnp.linalg.norm(moved - rows.T @ weights) / jnp.where(size > 0, size, 1.0)
+    # A rounding of u is one of |u|/|u − v| of ξ.
+    condition = jnp.max((jnp.abs(u) + jnp.abs(v)) / jnp.min(sums, axis=0))
+    rounding = 4096 * jnp.finfo(moved.dtype).eps
+    spread = jnp.sqrt(jnp.asarray(moved.size, moved.dtype))
+    tolerance = rounding * (1 + spread * condition / jnp.where(size > 0, size, 1.0))
+    return Claim(
+        "KKT of the limit",
+        source,
+        statement,
+        off,
+        0.0,
+        tolerance,
+        reason="rounding of the layers, magnified where u ± v nearly vanishes",
+        applies=run.ok & is_open & (size > 0) & (tolerance < _LOOSEST),
+    )
+
+
+def _descent_lemma(problem, run, layers):
+    if run.rates is None:
+        worst, reach, floor, applies = 0.0, 0.0, 0.0, False
+    else:
+        places = np.unique(np.linspace(0, run.steps.size - 1, _SAMPLES).round().astype(int))
+        floor, applies = _rounding_of_the_gap(problem, run), run.ok
+        excess, reaches = jax.lax.map(
+            lambda at: _one_step(problem, floor, *at), (layers[places], run.rates[places])
+        )
+        worst, reach = jnp.max(excess), jnp.max(reaches)
+    root = jnp.sqrt(run.gap)
+    start = jnp.where(root[0] > 0, root[0], 1.0)
+    return (
+        Claim(
+            "descent lemma",
+            "from Taylor's theorem",
+            "a step lowers the loss by γ(1 − γS/2)‖∂ℒ/∂u‖² or more, S the sharpness; relative",
+            worst,
+            0.0,
+            _LOOSEST,
+            relation="<=",
+            reason="S is taken at the two ends of the step",
+            applies=applies & jnp.isfinite(worst),
+        ),
+        Claim(
+            "monotone loss",
+            "from the descent lemma",
+            "the loss never rises where the step stays below 1.8 / sharpness",
+            jnp.max(jnp.diff(root)) / start,
+            0.0,
+            2 * jnp.sqrt(floor) / start,
+            relation="<=",
+            reason="rounding of θ",
+            applies=applies & (reach < _SAFE),
+        ),
+    )
+
+
+def _one_step(problem: Problem, floor, layers, rate):
+    """By how much a step falls short of the lemma, over γ‖∂ℒ/∂u‖², and γS; −∞ for the former where
+    γS ≥ 2 or the step is rounding."""
+
+    def gap(layers):
+        return problem.gap(effective_parameter(layers))
+
+    before, gradient = jax.value_and_grad(gap)(layers)
+    ends = jnp.stack([layers, layers - rate * gradient])
+    reach = rate * jnp.max(jax.lax.map(lambda at: theory.sharpness(problem, at), ends))
+    first_order = rate * jnp.sum(gradient**2)
+    shortfall = gap(ends[1]) - before + (1 - reach / 2) * first_order
+    rounding = floor + 2 * jnp.sqrt(floor * before)
+    measurable = (first_order > rounding / _LOOSEST) & (reach < 2)
+    return jnp.where(
+        measurable, shortfall / jnp.where(measurable, first_order, 1.0), -jnp.inf
+    ), reach
+
+
+def _rounding_of_the_gap(problem: Problem, run: Descent) -> Float[Array, ""]:
+    """½ β δ², with δ what 30 roundings of θ come to."""
+    steepness = problem.smoothness
+    if steepness is None:
+        steepness = jnp.linalg.norm(problem.hessian(run.theta[-1]))
+    size = jnp.max(jnp.linalg.norm(run.theta, axis=1))
+    return steepness * (30 * jnp.finfo(size.dtype).eps * size) ** 2 / 2

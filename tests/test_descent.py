@@ -1,0 +1,451 @@
+"""Training against loops in NumPy, published runs, and itself: resumed, in lanes, transformed."""
+
+import io
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ddln
+
+RNG = np.random.default_rng(0)
+FEATURES, TARGETS = RNG.normal(size=(4, 6)), RNG.normal(size=4)
+PROBLEM = ddln.least_squares(FEATURES, TARGETS, normalisation="half_mean")
+LAYERS = np.stack([RNG.uniform(0.5, 1.0, 6), RNG.uniform(-0.2, 0.2, 6)])
+STEP = 0.05
+SAME = 1e-12  # some hundred steps in another order of summation
+EASY = ddln.least_squares([[1.0]], [2.0])
+START = [[0.5], [1.0]]
+
+
+def gradient(layers, features=FEATURES, targets=TARGETS):
+    """∂ℒ/∂u of ‖Xθ − y‖²/2n, in NumPy."""
+    slope = features.T @ (features @ layers.prod(axis=0) - targets) / len(targets)
+    others = [np.delete(layers, j, axis=0).prod(axis=0) for j in range(len(layers))]
+    return slope * np.stack(others)
+
+
+def sgd(step=STEP):
+    return ddln.optimiser("sgd", learning_rate=step)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6])
+def test_gradient_descent_is_the_loop_in_numpy(depth):
+    layers = RNG.uniform(0.5, 1.0, size=(depth, 6))
+    run = ddln.descend(PROBLEM, layers, sgd(), steps=250, record_every=50)
+    expected = [layers]
+    for _ in range(250):
+        layers = layers - STEP * gradient(layers)
+        expected.append(layers)
+    np.testing.assert_allclose(run.layers, expected[::50], rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(run.theta, np.prod(expected[::50], axis=1), rtol=SAME, atol=SAME)
+    residuals = np.prod(expected[::50], axis=1) @ FEATURES.T - TARGETS
+    np.testing.assert_allclose(run.loss, (residuals**2).sum(axis=1) / 8, rtol=1e-10)
+    np.testing.assert_allclose(run.loss - PROBLEM.minimum, run.gap, atol=SAME)
+    assert run.steps.tolist() == [0, 50, 100, 150, 200, 250]
+    np.testing.assert_allclose(run.times, STEP * np.asarray(run.steps), rtol=SAME)
+    assert int(run.stats["num_steps"]) == 250
+
+
+def test_the_ledger_adds_the_gradients_up():
+    run = ddln.descend(PROBLEM, LAYERS, sgd(0.2), steps=150, record_every=150)
+    layers, growth, dual = LAYERS, np.ones((2, 6)), np.zeros(6)
+    for _ in range(150):
+        step = 0.2 * FEATURES.T @ (FEATURES @ layers.prod(axis=0) - TARGETS) / 4
+        growth, dual = growth * np.stack([1 - step, 1 + step]), dual - step
+        layers = layers - 0.2 * gradient(layers)
+    np.testing.assert_allclose(run.ledger.growth[-1], growth, rtol=SAME)
+    np.testing.assert_allclose(run.ledger.dual[-1], dual, rtol=1e-10)
+    assert ddln.descend(PROBLEM, LAYERS, sgd(), steps=1, ledger=False).ledger is None
+
+
+def test_any_optax_transformation_will_do():
+    rule = optax.chain(optax.clip(0.1), optax.sgd(STEP))
+    run = ddln.descend(PROBLEM, LAYERS, rule, steps=100)
+    layers = LAYERS
+    for _ in range(100):
+        layers = layers - STEP * np.clip(gradient(layers), -0.1, 0.1)
+    np.testing.assert_allclose(run.layers[-1], layers, rtol=SAME, atol=SAME)
+    assert run.times.tolist() == list(range(101))  # its step size is not known
+
+
+def test_rules_that_ask_for_the_loss_get_it():
+    run = ddln.descend(PROBLEM, LAYERS, optax.polyak_sgd(), steps=20)
+    layers = LAYERS
+    for _ in range(20):
+        slope = gradient(layers)
+        loss = np.sum((FEATURES @ layers.prod(axis=0) - TARGETS) ** 2) / 8
+        layers = layers - min(loss / np.sum(slope**2), 1.0) * slope
+    np.testing.assert_allclose(run.layers[-1], layers, rtol=1e-10)
+    searched = ddln.descend(PROBLEM, LAYERS, optax.lbfgs(), steps=60)
+    assert searched.gap[-1] < 1e-20
+
+
+def test_step_sizes_of_optax_can_be_traced_from_outside():
+    ends = jax.jit(
+        jax.vmap(lambda step: ddln.descend(PROBLEM, LAYERS, optax.sgd(step), steps=30).theta[-1])
+    )(jnp.array([0.01, STEP]))
+    alone = ddln.descend(PROBLEM, LAYERS, sgd(), steps=30).theta[-1]
+    np.testing.assert_allclose(ends[1], alone, rtol=SAME)
+
+
+def test_steps_are_recorded_where_asked():
+    marks = np.unique(np.geomspace(1, 200, 12).astype(int))
+    run = ddln.descend(PROBLEM, LAYERS, sgd(), steps=230, record_at=marks)
+    every = ddln.descend(PROBLEM, LAYERS, sgd(), steps=230, record_every=1)
+    assert run.steps.tolist() == [0, *marks.tolist(), 230]
+    np.testing.assert_array_equal(run.layers, every.layers[run.steps])
+    assert ddln.descend(PROBLEM, LAYERS, sgd(), steps=1000).steps.size == 101
+    assert ddln.descend(PROBLEM, LAYERS, sgd(), steps=7, record_every=3).steps.tolist() == [
+        *(0, 3, 6, 7)
+    ]
+
+
+def test_schedules_are_followed_and_add_up_to_flow_time():
+    schedule = optax.piecewise_constant_schedule(0.1, {30: 0.1, 60: 0.1})
+    rates = [0.1] * 30 + [0.01] * 30 + [0.001] * 40
+    run = ddln.descend(PROBLEM, LAYERS, sgd(schedule), steps=100, record_every=20)
+    layers = LAYERS
+    for rate in rates:
+        layers = layers - rate * gradient(layers)
+    np.testing.assert_allclose(run.layers[-1], layers, rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(run.times, np.cumsum([0, *rates])[::20], rtol=SAME)
+
+
+def test_momentum_reaches_flow_time_sooner():
+    problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
+    rule = ddln.optimiser("heavy_ball", learning_rate=1e-5, momentum=0.9)
+    run = ddln.descend(problem, np.full((2, 1), 0.1), rule, steps=15_000)
+    np.testing.assert_allclose(run.times[-1], 1.5, rtol=SAME)
+    logistic = 2 / (1 + (2 / 0.01 - 1) * np.exp(-4 * run.times))
+    np.testing.assert_allclose(run.theta[:, 0], logistic, atol=0.01)  # late by γβ/(1 − β)²
+
+
+def test_signed_models_are_trained_as_problems():
+    problem = ddln.signed(PROBLEM)
+    start = ddln.init.signed(ddln.init.constant(2, 6, 0.3))
+    run = ddln.descend(problem, start, sgd(), steps=300)
+    u, v = np.full(6, 0.3), np.full(6, 0.3)
+    for _ in range(300):
+        slope = FEATURES.T @ (FEATURES @ (u**2 - v**2) - TARGETS) / 4
+        u, v = u - STEP * slope * u, v + STEP * slope * v
+    np.testing.assert_allclose(problem.predictor(run.theta)[-1], u**2 - v**2, atol=SAME)
+
+
+RULES = {
+    "sgd": sgd(),
+    "nesterov": ddln.optimiser("nesterov", learning_rate=STEP, momentum=0.8),
+    "adam": ddln.optimiser("adam", learning_rate=STEP),
+}
+ORACLES = {
+    "all": ddln.Sampling(),
+    "shuffled": ddln.Sampling(batch=3, replacement=False, label_noise=0.1),
+    "uphill": ddln.SharpnessAware(0.1, per_sample=True, sampling=ddln.Sampling(batch=2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "oracle"),
+    [("sgd", "all"), ("sgd", "shuffled"), ("nesterov", "uphill"), ("adam", "shuffled")],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(rule, oracle):
+    key = jax.random.key(3) if ORACLES[oracle].is_random else None
+    controls = {"record_every": 35, "oracle": ORACLES[oracle]}
+    whole = ddln.descend(PROBLEM, LAYERS, RULES[rule], steps=210, key=key, **controls)
+    first = ddln.descend(PROBLEM, LAYERS, RULES[rule], steps=105, key=key, **controls)
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, first.state)
+    file.seek(0)
+    state = eqx.tree_deserialise_leaves(file, first.state)
+    second = ddln.descend(PROBLEM, state, RULES[rule], steps=105, **controls)
+    for name in ("steps", "times", "layers", "theta", "loss", "gap", "ledger"):
+        ends, later = getattr(whole, name), getattr(second, name)
+        jax.tree.map(lambda one, two: np.testing.assert_array_equal(one[3:], two), ends, later)
+    jax.tree.map(np.testing.assert_array_equal, whole.state, second.state)
+
+
+def test_progress_sees_the_run_in_parts():
+    whole = ddln.descend(PROBLEM, LAYERS, sgd(), steps=330, record_every=10)
+    parts = []
+    run = ddln.descend(PROBLEM, LAYERS, sgd(), steps=330, record_every=10, progress=parts.append)
+    assert [int(part.steps[-1]) for part in parts] == [*range(20, 330, 20), 330]
+    jax.tree.map(np.testing.assert_array_equal, whole, run)
+
+
+def test_a_run_rests_once_its_gap_is_reached():
+    run = ddln.descend(EASY, START, sgd(), steps=1000, record_every=10, target_gap=1e-8)
+    rest = int(run.stats["num_steps"]) // 10
+    assert ddln.descent.STATUS[int(run.status)] == "stopped"
+    assert run.ok
+    assert run.gap[rest - 1] > 1e-8 >= run.gap[rest]
+    assert (run.layers[rest:] == run.layers[rest : rest + 1]).all()
+    assert int(run.steps[-1]) == 1000
+    further = ddln.descend(EASY, run.state, sgd(), steps=10, target_gap=1e-8)
+    assert int(further.stats["num_steps"]) == 10 * rest
+
+
+def test_divergence_is_a_status_or_an_error():
+    with pytest.raises(RuntimeError, match=r"diverged within \d+ steps: lower the step size"):
+        ddln.descend(EASY, START, sgd(10.0), steps=100)
+    run = ddln.descend(EASY, START, sgd(10.0), steps=100, throw=False)
+    assert ddln.descent.STATUS[int(run.status)] == "diverged"
+    assert jnp.isnan(run.theta[-1]).all()
+    assert jnp.isnan(run.ledger.growth[-1]).all()
+    assert jnp.isfinite(run.theta[0]).all()
+    assert "diverged" in repr(run)
+    over = ddln.descend(EASY, START, sgd(), steps=100, largest_loss=2.0, throw=False)
+    assert not over.ok
+    assert jnp.isnan(over.theta).all()
+    assert int(over.stats["num_steps"]) == 0
+    with pytest.raises(eqx.EquinoxRuntimeError, match="The descent diverged"):
+        eqx.filter_jit(lambda step: ddln.descend(EASY, START, sgd(step), steps=9))(10.0)
+
+
+def test_lanes_are_the_runs_one_by_one():
+    steps, keys = jnp.array([0.01, 0.05, 10.0]), jax.random.split(jax.random.key(0), 3)
+    oracle = ddln.Sampling(batch=2, replacement=False)
+
+    def lane(step, key):
+        return ddln.descend(
+            *(PROBLEM, LAYERS, sgd(step)),
+            steps=400,
+            oracle=oracle,
+            key=key,
+            target_gap=0.04,
+            throw=False,
+        )
+
+    together = jax.jit(jax.vmap(lane))(steps, keys)
+    assert [ddln.descent.STATUS[int(code)] for code in together.status] == [
+        *("ok", "stopped", "diverged")
+    ]
+    assert int(together.stats["num_steps"][1]) < 300
+    for i, (step, key) in enumerate(zip(steps, keys, strict=True)):
+        alone = lane(step, key)
+        of_lane = jax.tree.map(lambda x, i=i: x[i], together)
+        np.testing.assert_allclose(of_lane.layers, alone.layers, rtol=1e-10)
+        assert int(of_lane.stats["num_steps"]) == int(alone.stats["num_steps"])
+    again = jax.vmap(
+        lambda state: ddln.descend(PROBLEM, state, sgd(), steps=5, oracle=oracle, throw=False)
+    )(together.state)
+    assert (again.steps[:, -1] == 405).all()
+
+
+def test_other_numbers_compile_nothing():
+    traced = []
+
+    def loss(theta):
+        traced.append(None)
+        return jnp.sum((theta - 1) ** 2)
+
+    problem = ddln.from_function(loss, 2, minimiser=[1.0, 1.0])
+
+    def run(scale, step, momentum, target):
+        rule = ddln.optimiser("heavy_ball", learning_rate=step, momentum=momentum)
+        return ddln.descend(
+            problem, scale * jnp.ones((2, 2)), rule, steps=20, record_every=10, target_gap=target
+        )
+
+    run(0.5, 0.01, 0.5, 1e-9)
+    before = len(traced)
+    run(0.6, 0.02, 0.7, 1e-8)
+    assert len(traced) == before
+
+    def noisy(rho, sigma, key):
+        oracle = ddln.SharpnessAware(rho, sampling=ddln.Sampling(batch=1, label_noise=sigma))
+        controls = {"steps": 20, "oracle": oracle, "key": key, "throw": False}
+        return ddln.descend(PROBLEM, LAYERS, sgd(), **controls).loss
+
+    lanes = jax.jit(jax.vmap(noisy))
+    for seed in range(2):
+        numbers = jnp.array([0.1, 0.2]) * (seed + 1)
+        lanes(numbers, numbers, jax.random.split(jax.random.key(seed)))
+    assert lanes._cache_size() == 1
+
+
+def test_lanes_share_two_matrix_products():
+    def lane(step):
+        return ddln.descend(PROBLEM, LAYERS, sgd(step), steps=20).gap
+
+    text = jax.jit(jax.vmap(lane)).lower(jnp.ones(5)).as_text()
+    loop = text[text.index("stablehlo.while", text.index("stablehlo.while") + 1) :]
+    products = [line for line in loop.splitlines() if "dot_general" in line]
+    assert any("5x6" in line and "5x4" in line for line in products)
+    assert not any("batching_dims" in line for line in products)
+
+
+def test_transformations_agree_with_eager_and_finite_differences():
+    def end(step):
+        return ddln.descend(PROBLEM, LAYERS, sgd(step), steps=50, throw=False).loss[-1]
+
+    np.testing.assert_allclose(jax.jit(end)(STEP), end(STEP), rtol=SAME)
+    slope = jax.jvp(end, (STEP,), (1.0,))[1]
+    finite = (end(STEP + 1e-6) - end(STEP - 1e-6)) / 2e-6
+    np.testing.assert_allclose(slope, finite, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_single_precision_is_kept(rule):
+    problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
+    run = ddln.descend(problem, np.array([[0.0], [1.0]], np.float32), RULES[rule], steps=5)
+    types = {x.dtype for x in jax.tree.leaves(run) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert types == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"steps": 0}, "`steps` must be ≥ 1, got 0"),
+        ({"record_every": 0}, "`record_every` must be ≥ 1, got 0"),
+        ({"record_every": 1, "record_at": [1]}, "`record_every` must be None where `record_at`"),
+        ({"record_at": [3, 2]}, "`record_at` must increase from 0 or more to at most 10"),
+        ({"record_at": [11]}, "`record_at` must increase from 0 or more to at most 10"),
+        ({"record_at": [0.5]}, "`record_at` must be a list of whole numbers"),
+        ({"layers": [[1.0, 2.0], [3.0, 4.0]]}, r"shape \(depth, 1\), got \(2, 2\)"),
+        ({"oracle": ddln.Sampling(batch=1)}, "`key` must be given for an oracle that draws"),
+        ({"target_gap": np.nan}, "`target_gap` must be finite, got nan"),
+    ],
+)
+def test_bad_arguments_are_named(controls, message):
+    given = {"layers": START, "optimiser": sgd(), "steps": 10} | controls
+    with pytest.raises(ValueError, match=message):
+        ddln.descend(EASY, **given)
+
+
+def test_a_run_goes_on_only_as_it_began():
+    state = ddln.descend(EASY, START, sgd(), steps=2).state
+    for controls, message in [
+        ({"key": jax.random.key(0)}, "`key` must be None where a run goes on"),
+        ({"optimiser": RULES["adam"]}, "`optimiser` must be of the same kind"),
+        ({"oracle": ddln.Sampling(batch=1, replacement=False)}, "`oracle` must be of the same"),
+        ({"oracle": ddln.Sampling(batch=1)}, "`oracle` must not draw where"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ddln.descend(EASY, state, **({"optimiser": sgd(), "steps": 2} | controls))
+    uphill = ddln.descend(EASY, state, sgd(), steps=2, oracle=ddln.SharpnessAware(0.1))
+    assert uphill.ledger is None
+
+
+def even_2023():
+    """Data of the large-step runs, the minimiser that made them, and test data."""
+    rng = np.random.default_rng(1234)
+    best = np.zeros(30)
+    best[:3] = rng.normal(0, 1, 3)
+    features = rng.multivariate_normal(np.zeros(30), np.eye(30), 20)
+    return features, best, rng.multivariate_normal(np.zeros(30), np.eye(30), 20)
+
+
+def test_large_steps_have_their_published_limits():
+    features, best, test_features = even_2023()
+    problem = ddln.least_squares(features, features @ best, normalisation="half_mean")
+    start = np.zeros((2, 30))
+    start[0] = np.sqrt(2) * 0.1
+    steps = jnp.asarray((10 ** np.linspace(-2, 1, 30))[[0, 14, 15, 17, 18]])
+    run = jax.jit(
+        jax.vmap(lambda step: ddln.descend(problem, start, sgd(step), steps=100_000, throw=False))
+    )(steps)
+    assert run.ok.tolist() == [True, True, True, True, False]
+    ends = np.asarray(run.theta[:4, -1])
+    distance = np.linalg.norm(ends - best, axis=1)
+    np.testing.assert_allclose(distance, [0.0463753, 0.0570298, 0.2082543, 2.2201981], atol=5e-8)
+    test = np.linalg.norm((ends - best) @ test_features.T, axis=1) / 40
+    np.testing.assert_allclose(test, [0.0066700, 0.0079211, 0.0249945, 0.2523654], atol=5e-8)
+    certificates = jax.jit(jax.vmap(lambda run: ddln.certify(problem, run)))(
+        jax.tree.map(lambda x: x[:4], run)
+    )
+    assert certificates["exact identity"].applies.all()
+    assert float(certificates["exact identity"].measured.max()) < 1e-12
+    assert certificates.ok.all()
+
+
+def papazov_2024():
+    """Data of the momentum runs (and of the sharpness-aware ones), by numpy's legacy generator."""
+    rng = np.random.RandomState(0)
+    features = rng.multivariate_normal(np.zeros(30), np.eye(30), 20)
+    rng.multivariate_normal(np.zeros(30), np.eye(30), 1000)
+    best = rng.randn(30)
+    best[3:] = 0.0
+    best = np.abs(best) / np.linalg.norm(best)
+    return features, best
+
+
+def test_momentum_has_its_published_limits():
+    features, best = papazov_2024()
+    problem = ddln.least_squares(features, features @ best, normalisation="half_mean")
+    start = np.zeros((2, 30))
+    start[0] = 0.1 * np.sqrt(2)
+    betas = jnp.array([0.0, 0.5, 0.8, 0.9])
+
+    def lane(beta):
+        rule = ddln.optimiser("heavy_ball", learning_rate=0.05 * (1 - beta) ** 2, momentum=beta)
+        return ddln.descend(problem, start, rule, steps=200_000, record_every=100_000)
+
+    run = jax.jit(jax.vmap(lane))(betas)
+    error = np.sum((np.asarray(run.theta[:, -1]) - best) ** 2, axis=1)
+    np.testing.assert_allclose(error, [0.0573329, 0.0576647, 0.0578650, 0.0579655], atol=5e-8)
+    u, v = run.layers[:, -1, 0], run.layers[:, -1, 1]
+    imbalance = np.mean(np.abs(u**2 - v**2), axis=1) / 2
+    np.testing.assert_allclose(imbalance[[0, 3]], [0.0099243, 0.0098569], atol=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("scale", "rate", "oracle"),
+    [
+        (0.02, 5 / 30, ddln.Sampling()),
+        (0.1, 5 / 30, ddln.SharpnessAware(0.1)),
+        # Their ascent step carries the factor 2 of the squared loss.
+        (0.1, 10 / 30, ddln.SharpnessAware(2 * 0.1, per_sample=True)),
+    ],
+    ids=["GD", "n-SAM", "1-SAM"],
+)
+def test_sharpness_aware_runs_are_their_loop(scale, rate, oracle):
+    features, best = papazov_2024()
+    targets = features @ best
+    problem = ddln.least_squares(features, targets, normalisation="half_mean")
+    u, v = np.full(30, scale), np.zeros(30)
+    run = ddln.descend(
+        problem, np.stack([u, v]), sgd(rate), steps=10_001, oracle=oracle, record_every=5000
+    )
+    rho = getattr(oracle, "rho", 0.0)
+    for _ in range(10_001):
+        if getattr(oracle, "per_sample", False):
+            climb = 2 * 0.1 * (features @ (u * v) - targets)[:, None] * features
+        else:
+            climb = float(rho) * (features.T @ (features @ (u * v) - targets) / 20)[None]
+        up, vp = u + climb * v, v + climb * u  # a row per sample, or one for all
+        residual = np.sum(features * (up * vp), axis=1) - targets
+        slopes = residual[:, None] * features
+        u, v = u - rate * np.mean(slopes * vp, axis=0), v - rate * np.mean(slopes * up, axis=0)
+    np.testing.assert_allclose(run.layers[-1], np.stack([u, v]), rtol=1e-8, atol=1e-10)
+
+
+def test_label_noise_runs_are_their_loop():
+    rng = np.random.RandomState(123)
+    rng.rand(100)
+    best = np.zeros(100)
+    best[:5] = 1.0
+    features = rng.randn(40, 100)
+    targets = features @ best
+    problem = ddln.least_squares(features, targets, normalisation="half_mean")
+    oracle = ddln.Sampling(label_noise=1.0, noisy=1)
+    # A third of the steps in a hundred: the same settings otherwise.
+    rate = optax.piecewise_constant_schedule(0.01, {1000: 0.1, 2000: 0.1})
+    key = jax.random.key(123)
+    run = ddln.descend(
+        *(problem, np.ones((2, 100)), sgd(rate)),
+        steps=3000,
+        oracle=oracle,
+        key=key,
+        record_every=1500,
+    )
+    draw = jax.jit(jax.vmap(lambda k: oracle.draw(problem, key, k, None)[0].noise / 40))
+    noise = np.asarray(draw(jnp.arange(3000)))  # ε at one row of each
+    v = np.ones(100)
+    for k in range(3000):
+        slope = features.T @ (features @ v**2 - targets) / 40 - noise[k] @ features
+        v = v - 0.01 * 10.0 ** -(k >= 1000) * 10.0 ** -(k >= 2000) * slope * v
+    np.testing.assert_allclose(run.layers[-1], np.stack([v, v]), rtol=1e-8)
+    assert np.linalg.norm(run.theta[-1] - best) < np.linalg.norm(run.theta[0] - best)

@@ -1,0 +1,136 @@
+"""Each rule against its own recursion in NumPy, and what may be asked of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ddln
+from ddln import optimisers
+
+START = np.array([[1.0, -2.0], [0.5, 3.0]])
+SAME = 1e-12
+STEPS, RATE, BETA = 60, 0.02, 0.8
+
+
+def slope(u):
+    """Gradient of Σ u⁴/4 + u²: any smooth function of the layers will do."""
+    return u**3 + 2 * u
+
+
+def heavy_ball():
+    before, u = START, START
+    for _ in range(STEPS):
+        before, u = u, u - RATE * slope(u) + BETA * (u - before)
+    return u
+
+
+def nesterov():
+    """In the variable at which the gradient is taken: z + β (z − z_before), z = u − γ g."""
+    u, before = START, START
+    for _ in range(STEPS):
+        z = u - RATE * slope(u)
+        u, before = z + BETA * (z - before), z
+    return u
+
+
+def adam(b1=0.9, b2=0.999, eps=1e-8):
+    u, m, v = START, 0.0, 0.0
+    for k in range(1, STEPS + 1):
+        m, v = b1 * m + (1 - b1) * slope(u), b2 * v + (1 - b2) * slope(u) ** 2
+        u = u - RATE * (m / (1 - b1**k)) / (np.sqrt(v / (1 - b2**k)) + eps)
+    return u
+
+
+def sign():
+    u = START
+    for _ in range(STEPS):
+        u = u - RATE * np.sign(slope(u))
+    return u
+
+
+def decayed():
+    u = START
+    for _ in range(STEPS):
+        u = u - RATE * (slope(u) + 0.3 * u)
+    return u
+
+
+CASES = {
+    "heavy_ball": (heavy_ball, ("heavy_ball",), {"momentum": BETA}),
+    "nesterov": (nesterov, ("nesterov",), {"momentum": BETA}),
+    "adam": (adam, ("adam",), {}),
+    "sign": (sign, ("sign",), {}),
+    "weight decay": (decayed, ("sgd",), {"weight_decay": 0.3}),
+    "of optax": (adam, (optax.adam,), {"b1": 0.9}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_is_its_recursion(case):
+    expected, rule, numbers = CASES[case]
+    rule = ddln.optimiser(*rule, learning_rate=RATE, **numbers)
+
+    def step(_, carry):
+        u, memory = carry
+        updates, memory = rule.update(slope(u), memory, u)
+        return optax.apply_updates(u, updates), memory
+
+    u = jnp.asarray(START)
+    u, _ = jax.jit(lambda u: jax.lax.fori_loop(0, STEPS, step, (u, rule.init(u))))(u)
+    np.testing.assert_allclose(u, expected(), rtol=SAME, atol=SAME)
+
+
+def test_adam_works_under_strict_promotion_of_types():
+    problem = ddln.least_squares([[1.0]], [2.0])
+    with jax.numpy_dtype_promotion("strict"):
+        rule, u = ddln.optimiser("adam", learning_rate=RATE), jnp.ones((2, 1))
+        updates, _ = rule.update(u, rule.init(u), u)
+    np.testing.assert_allclose(updates, -RATE, rtol=1e-6)
+    assert ddln.descend(problem, u, rule, steps=3).ok
+
+
+def test_only_plain_steps_are_gradient_descent():
+    plain = ddln.optimiser("sgd", learning_rate=0.1)
+    assert plain.is_gradient_descent
+    for other in (
+        ddln.optimiser("sgd", learning_rate=0.1, weight_decay=0.0),
+        ddln.optimiser("heavy_ball", learning_rate=0.1, momentum=0.0),
+        optimisers.as_optimiser(optax.sgd(0.1)),
+    ):
+        assert not other.is_gradient_descent
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers", "message"),
+    [
+        ("adm", {}, '`rule` "adm" is unknown, did you mean "adam"'),
+        (
+            "newton",
+            {},
+            '`rule` "newton" is unknown, known are sgd, heavy_ball, nesterov, adam, sign',
+        ),
+        ("sgd", {}, "must be what sgd takes: missing a required argument: 'learning_rate'"),
+        ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, "sgd takes: .* 'momentum'"),
+        ("sgd", {"learning_rate": -0.1}, "`learning_rate` must be > 0, got -0.1"),
+        ("sgd", {"learning_rate": 0.1, "weight_decay": -1.0}, "`weight_decay` must be ≥ 0, got -1"),
+        ("sgd", {"learning_rate": np.inf}, "`learning_rate` must be finite, got inf"),
+        ("nesterov", {"learning_rate": 1, "momentum": 1}, "`momentum` must be ≥ 0 and < 1, got 1"),
+        ("adam", {"learning_rate": 1.0, "b2": -0.5}, "`b2` must be ≥ 0 and < 1, got -0.5"),
+        ("adam", {"learning_rate": 1.0, "eps": 0.0}, "`eps` must be > 0, got 0"),
+    ],
+)
+def test_bad_numbers_are_named(rule, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.optimiser(rule, **numbers)
+
+
+def test_bad_traced_numbers_are_nan():
+    made = jax.jit(lambda beta: ddln.optimiser("nesterov", learning_rate=0.1, momentum=beta))(1.0)
+    assert jnp.isnan(made.numbers["momentum"])
+
+
+def test_what_is_no_transformation_is_refused():
+    with pytest.raises(ValueError, match=r"`optimiser` must be an optax transformation.* got 0\.1"):
+        optimisers.as_optimiser(0.1)

@@ -1,0 +1,177 @@
+"""What a step sees, against NumPy on the rows that were drawn, and against what it estimates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln.oracles import Batch
+
+RNG = np.random.default_rng(0)
+FEATURES, TARGETS = RNG.normal(size=(6, 4)), RNG.normal(size=6)
+PROBLEM = ddln.least_squares(FEATURES, TARGETS, normalisation="half_mean")
+LAYERS = RNG.normal(size=(3, 4))
+SAME = 1e-12
+DRAWS = 4000
+LIKELY = 4.5  # standard errors: one wrong alarm in 1e5, and the seeds are fixed
+
+
+def gradient(layers, rows=slice(None), noise=0.0):
+    """∂ℓ/∂u of the mean of r²/2 over some rows, in NumPy."""
+    residual = FEATURES[rows] @ layers.prod(axis=0) - TARGETS[rows] - noise
+    slope = FEATURES[rows].T @ residual / len(residual)
+    others = [np.delete(layers, j, axis=0).prod(axis=0) for j in range(len(layers))]
+    return slope * np.stack(others)
+
+
+ALL = Batch(None, None)
+
+
+def seen_by(oracle, batch=ALL, layers=LAYERS, problem=PROBLEM):
+    return oracle.gradient(problem, jnp.asarray(layers), batch)[0]
+
+
+def batches(oracle, count, problem=PROBLEM):
+    """The rows and the noise of the first steps."""
+
+    def step(order, k):
+        batch, order = oracle.draw(problem, jax.random.key(1), k, order)
+        return order, batch
+
+    draw = jax.jit(lambda: jax.lax.scan(step, oracle.first_order(problem), jnp.arange(count))[1])
+    return draw()
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, ddln.signed(PROBLEM)], ids=["plain", "signed"])
+def test_all_samples_give_the_whole_gradient(problem):
+    layers = LAYERS if problem is PROBLEM else np.hstack([LAYERS, 2 * LAYERS])
+    seen, slope = ddln.Sampling().gradient(problem, jnp.asarray(layers), Batch(None, None))
+    np.testing.assert_allclose(slope, problem.gradient(layers.prod(axis=0)), rtol=SAME)
+    by_estimate = seen_by(ddln.Sampling(), Batch(None, jnp.zeros(6)), layers, problem)
+    np.testing.assert_allclose(by_estimate, seen, atol=SAME)
+    if problem is PROBLEM:
+        np.testing.assert_allclose(seen, gradient(layers), rtol=1e-10, atol=SAME)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_gives_the_gradient_of_its_rows(batch):
+    oracle = ddln.Sampling(batch=batch, label_noise=0.3)
+    drawn = batches(oracle, 5)
+    for rows, noise in zip(*map(np.asarray, drawn), strict=True):
+        seen = seen_by(oracle, Batch(jnp.asarray(rows), jnp.asarray(noise)))
+        np.testing.assert_allclose(seen, gradient(LAYERS, rows, noise), rtol=1e-10, atol=SAME)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_batches_estimate_the_whole_gradient(replacement):
+    oracle = ddln.Sampling(batch=2, replacement=replacement, label_noise=0.5)
+    drawn = batches(oracle, DRAWS)
+    seen = jax.vmap(lambda *batch: seen_by(oracle, Batch(*batch)))(*drawn)
+    seen = np.asarray(seen).reshape(DRAWS // 40, 40, -1).mean(axis=1)  # blocks are independent
+    error = seen.std(axis=0) / np.sqrt(len(seen))
+    assert (np.abs(seen.mean(axis=0) - gradient(LAYERS).ravel()) < LIKELY * error).all()
+
+
+def test_without_replacement_every_pass_has_each_sample_once():
+    rows, _ = batches(ddln.Sampling(batch=2, replacement=False), 30)
+    passes = np.asarray(rows).reshape(10, 6)
+    assert (np.sort(passes, axis=1) == np.arange(6)).all()
+    assert len(np.unique(passes, axis=0)) > 5
+    uneven, _ = batches(ddln.Sampling(batch=4, replacement=False), 200)
+    assert all(len(set(map(int, batch))) == 4 for batch in uneven)
+    assert set(np.asarray(uneven).ravel()) == set(range(6))
+
+
+def test_with_replacement_all_samples_are_drawn_alike():
+    rows, _ = batches(ddln.Sampling(batch=2), DRAWS)
+    counts = np.bincount(np.asarray(rows).ravel(), minlength=6) / (2 * DRAWS)
+    assert (np.abs(counts - 1 / 6) < LIKELY * np.sqrt(5 / 36 / (2 * DRAWS))).all()
+
+
+def test_label_noise_has_its_deviation():
+    _, noise = batches(ddln.Sampling(label_noise=0.7), DRAWS)
+    noise = np.asarray(noise)
+    assert noise.shape == (DRAWS, 6)
+    np.testing.assert_allclose(noise.std(), 0.7, rtol=LIKELY / np.sqrt(2 * noise.size))
+    assert np.abs(noise.mean()) < LIKELY * 0.7 / np.sqrt(noise.size)
+
+
+def test_noise_on_one_target_is_as_large_as_the_batch():
+    oracle = ddln.Sampling(label_noise=1.0, noisy=1)
+    _, noise = batches(oracle, DRAWS)
+    noise = np.asarray(noise)
+    assert (np.count_nonzero(noise, axis=1) == 1).all()
+    assert set(np.argmax(noise != 0, axis=1)) == set(range(6))
+    # HaoChen et al. 2021: the whole gradient less ε x_i ⊙ the other layers.
+    row = int(np.argmax(noise[0] != 0))
+    seen = seen_by(oracle, Batch(None, jnp.asarray(noise[0])))
+    others = np.stack([np.delete(LAYERS, j, axis=0).prod(axis=0) for j in range(3)])
+    expected = gradient(LAYERS) - noise[0, row] / 6 * FEATURES[row] * others
+    np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=SAME)
+    np.testing.assert_allclose((noise[noise != 0] / 6).std(), 1.0, rtol=LIKELY / np.sqrt(2 * DRAWS))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_sharpness_aware_gradients_are_those_uphill(per_sample, normalised):
+    rows, noise = np.array([0, 3, 5]), np.array([0.1, -0.2, 0.0])
+    oracle = ddln.SharpnessAware(0.2, per_sample=per_sample, normalised=normalised)
+    seen = seen_by(oracle, Batch(jnp.asarray(rows), jnp.asarray(noise)))
+
+    def uphill(rows, noise):
+        climb = gradient(LAYERS, rows, noise)
+        climb = climb / np.linalg.norm(climb) if normalised else climb
+        return gradient(LAYERS + 0.2 * climb, rows, noise)
+
+    each = [uphill(rows[i : i + 1], noise[i : i + 1]) for i in range(3)]
+    expected = np.mean(each, axis=0) if per_sample else uphill(rows, noise)
+    np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=SAME)
+
+
+def test_uphill_by_nothing_is_the_gradient_itself():
+    for normalised in (False, True):
+        oracle = ddln.SharpnessAware(0.0, per_sample=True, normalised=normalised)
+        np.testing.assert_allclose(seen_by(oracle), gradient(LAYERS), rtol=1e-10, atol=SAME)
+
+
+def test_an_oracle_that_draws_nothing_ignores_the_key():
+    batch, order = ddln.Sampling().draw(PROBLEM, jax.random.key(0), jnp.asarray(0), None)
+    assert batch == Batch(None, None)
+    assert order is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ddln.Sampling(batch=0), "`batch` must be ≥ 1, got 0"),
+        (lambda: ddln.Sampling(label_noise=-1.0), r"`label_noise` must be ≥ 0, got -1\.0"),
+        (lambda: ddln.Sampling(noisy=1), "`label_noise` must be given where `noisy` is"),
+        (
+            lambda: ddln.Sampling(batch=2, label_noise=1.0, noisy=3),
+            "`noisy` must be from 1 to the size of the batch, got 3",
+        ),
+        (lambda: ddln.SharpnessAware(-0.1), r"`rho` must be ≥ 0, got -0\.1"),
+        (
+            lambda: ddln.Sampling(batch=7).check(PROBLEM),
+            "`batch` must be at most the number of samples, 6, got 7",
+        ),
+        (
+            lambda: ddln.Sampling(label_noise=1.0, noisy=7).check(PROBLEM),
+            "`noisy` must be at most the number of samples, 6, got 7",
+        ),
+        (
+            lambda: ddln.Sampling(batch=1).check(ddln.from_function(jnp.sum, 1, minimum=0.0)),
+            "`problem` must be a sum over samples for an oracle to draw from",
+        ),
+        (
+            lambda: ddln.SharpnessAware(0.1, per_sample=True).check(
+                ddln.from_function(jnp.sum, 1, minimum=0.0)
+            ),
+            "`problem` must be a sum over samples for `per_sample`",
+        ),
+    ],
+)
+def test_bad_oracles_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

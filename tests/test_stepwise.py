@@ -1,0 +1,159 @@
+"""Certificates of discrete runs hold on true ones, whatever their steps and samples, and fail on
+others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import oracles
+
+RNG = np.random.default_rng(0)
+FEATURES, TARGETS = RNG.normal(size=(4, 8)), RNG.normal(size=4)
+PROBLEM = ddln.least_squares(FEATURES, TARGETS, normalisation="half_mean")
+LAYERS = np.stack([np.full(8, 0.3), RNG.uniform(-0.1, 0.1, 8)])
+EXACT = 1e-12
+
+
+def train(step=0.1, steps=3000, oracle=None, layers=LAYERS, problem=PROBLEM, **numbers):
+    rule = ddln.optimiser("sgd", learning_rate=step, **numbers)
+    key = None if oracle is None else jax.random.key(0)
+    return ddln.descend(problem, layers, rule, steps=steps, oracle=oracle, key=key, throw=False)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return train()
+
+
+@pytest.mark.parametrize(
+    ("step", "oracle"),
+    [
+        (0.1, None),
+        (0.6, None),
+        (0.05, ddln.Sampling(batch=1)),
+        (0.05, ddln.Sampling(batch=3, replacement=False)),
+        (0.05, ddln.Sampling(batch=2, label_noise=0.5)),
+    ],
+    ids=["small", "large", "single", "shuffled", "noisy"],
+)
+def test_identities_of_depth_two_hold_at_any_step_and_samples(step, oracle):
+    run = train(step, oracle=oracle)
+    certificates = ddln.certify(PROBLEM, run)
+    assert certificates.ok
+    for name in ("exact identity", "KKT of the limit"):
+        assert bool(certificates[name].applies)
+    assert certificates["exact identity"].measured < EXACT
+    assert certificates["KKT of the limit"].measured < 1e-10
+
+
+def test_identities_hold_of_signed_models_and_other_losses():
+    labels = np.sign(TARGETS)
+    for problem in (
+        ddln.signed(PROBLEM),
+        ddln.huber(FEATURES, TARGETS),
+        ddln.logistic(FEATURES, labels),
+    ):
+        layers = np.tile(LAYERS, problem.dim // 8)
+        certificates = ddln.certify(problem, train(0.02, layers=layers, problem=problem))
+        assert certificates.ok
+        assert certificates["exact identity"].measured < EXACT
+
+
+def test_a_run_that_went_on_is_certified_from_where_it_did(run):
+    rule = ddln.optimiser("sgd", learning_rate=0.1)
+    later = ddln.descend(PROBLEM, train(steps=30).state, rule, steps=3000)
+    certificates = ddln.certify(PROBLEM, later)
+    assert certificates.ok
+    assert bool(certificates["exact identity"].applies)
+
+
+def test_large_steps_end_at_the_limit_point_of_their_last_imbalance():
+    run = train(0.6)
+    flow_limit = ddln.limit_point(PROBLEM, LAYERS)
+    assert np.linalg.norm(run.theta[-1] - flow_limit) > 1e-3
+    # ξ̃ and the last λ as layers: u + v and u − v of modulus √λ e^{±ξ̃}.
+    (u, v), (u0, v0) = np.asarray(run.layers[-1]), LAYERS
+    growth, dual = np.asarray(run.ledger.growth[-1]), np.asarray(run.ledger.dual[-1])
+    start = np.log(np.abs((u0 + v0) / (u0 - v0))) / 2
+    shifted = start + np.log(np.abs(growth[0] / growth[1])) / 2 - dual
+    root = np.sqrt(np.abs((u - v) * (u + v)))
+    plus, minus = root * np.exp(shifted), root * np.exp(-shifted)
+    layers = np.stack([(plus + minus) / 2, (plus - minus) / 2])
+    np.testing.assert_allclose(ddln.limit_point(PROBLEM, layers), run.theta[-1], atol=1e-8)
+
+
+def test_tampered_runs_fail(run):
+    def failures(run):
+        return {claim.name for claim in ddln.certify(PROBLEM, run).claims if not claim.holds}
+
+    assert failures(run) == set()
+    moved = dataclasses.replace(run, layers=run.layers.at[-1, 0, 2].add(1e-6))
+    assert "exact identity" in failures(moved)
+    slopes = run.ledger.dual.at[-1, 0].add(1e-6)
+    other = dataclasses.replace(run, ledger=dataclasses.replace(run.ledger, dual=slopes))
+    assert failures(other) == {"KKT of the limit"}
+    risen = dataclasses.replace(run, gap=run.gap.at[5].multiply(1 + 1e-6).at[4].set(run.gap[5]))
+    assert failures(risen) == {"monotone loss"}
+    bolder = dataclasses.replace(run, rates=jnp.full_like(run.rates, 1.0))
+    assert failures(bolder) == set()
+    gone = dataclasses.replace(run, gap=run.gap.at[-1].set(jnp.nan))
+    assert "completed" in failures(gone)
+
+
+def test_a_wrong_gradient_fails(monkeypatch):
+    true = oracles.slope
+    monkeypatch.setattr(oracles, "slope", lambda *all: true(*all) + 0.01)
+    rule = ddln.optimiser("sgd", learning_rate=0.11)
+    wrong = ddln.descend(PROBLEM, LAYERS[:, ::-1].copy(), rule, steps=777, record_every=70)
+    certificates = ddln.certify(PROBLEM, wrong)
+    assert bool(certificates["exact identity"].holds)  # of any gradient at all
+    assert not bool(certificates["KKT of the limit"].holds)
+
+
+def test_claims_that_do_not_apply_say_so():
+    deep = np.concatenate([LAYERS, np.ones((1, 8))])
+    cases = {
+        "deep": train(layers=deep, steps=10),
+        "decayed": train(weight_decay=0.1, steps=10),
+        "uphill": train(oracle=ddln.SharpnessAware(0.1), steps=10),
+    }
+    for name, run in cases.items():
+        assert run.ledger is None
+        certificates = ddln.certify(PROBLEM, run)
+        assert certificates.ok
+        assert not certificates["exact identity"].applies
+        assert not certificates["KKT of the limit"].applies
+        assert bool(certificates["descent lemma"].applies) == (name == "deep")
+    balanced = ddln.certify(PROBLEM, train(layers=np.full((2, 8), 0.3)))
+    assert balanced.ok
+    assert not bool(balanced["KKT of the limit"].applies)
+
+
+def test_steps_beyond_the_stable_one_are_not_held_to_fall():
+    problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+    layers = np.array([[1.2], [0.0]])
+    rule = ddln.optimiser("sgd", learning_rate=1.05)
+    certificates = ddln.certify(problem, ddln.descend(problem, layers, rule, steps=50))
+    assert not bool(certificates["monotone loss"].applies)
+    assert certificates.ok
+
+
+def test_divergence_fails_only_the_first_claim():
+    certificates = ddln.certify(PROBLEM, train(50.0, steps=100))
+    assert not bool(certificates["completed"].holds)
+    assert [bool(claim.applies) for claim in certificates.claims] == [True, *4 * [False]]
+
+
+def test_certificates_of_lanes_are_those_one_by_one():
+    steps = jnp.array([0.05, 0.1])
+    runs = jax.vmap(lambda step: train(step, steps=200))(steps)
+    together = jax.jit(jax.vmap(lambda run: ddln.certify(PROBLEM, run)))(runs)
+    for i, step in enumerate(steps):
+        alone = ddln.certify(PROBLEM, train(step, steps=200))
+        for claim, of_lane in zip(alone.claims, together.claims, strict=True):
+            lane = jnp.broadcast_to(jnp.asarray(of_lane.measured), (2,))[i]
+            np.testing.assert_allclose(lane, claim.measured, rtol=1e-6, atol=1e-10)
