@@ -359,7 +359,7 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
             _print_table(rows, title.capitalize())
     ends = folder.endings()
     endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
-    typer.echo(f"lanes: {endings}; {folder.efficiency():.0%} of the steps computed were theirs")
+    typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")
     typer.echo(_nearby(folder.path))

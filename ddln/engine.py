@@ -174,7 +174,7 @@ def gradient_flows(
 
     >>> problem = ddln.least_squares([[1.0]], [2.0])
     >>> scales = jnp.array([0.5, 1.0, 2.0])
-    >>> layers = scales[:, None, None] * jnp.array([[0.0], [1.0]])
+    >>> layers = scales[:, None, None] * jnp.array([[[0.0], [1.0]]])
     >>> flows = ddln.gradient_flows(problem, layers, [0.0, 1.0, 20.0])
     >>> flows.theta[:, -1, 0].round(8).tolist()
     [2.0, 2.0, 2.0]

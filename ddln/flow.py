@@ -151,6 +151,11 @@ def observe(t, state, args):
     return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
 
 
+def smallest_step(horizon: Float[Array, "*lanes"]) -> Float[Array, "*lanes"]:
+    """A step below which time does not move on."""
+    return 4 * jnp.finfo(horizon.dtype).eps * horizon
+
+
 def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
     """A hundredth of the time scale on which the state moves, or on which its speed changes."""
     state = picture.initial()
@@ -162,8 +167,7 @@ def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Flo
     speed = jnp.max(jnp.abs(rate))
     stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
     fastest = jnp.maximum(speed, stiffness)
-    smallest, largest = 1e-12 * horizon, horizon
-    return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest, largest)
+    return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest_step(horizon), horizon)
 
 
 @eqx.filter_jit
@@ -175,7 +179,7 @@ def _integrate(
     controller = diffrax.PIDController(
         rtol=rtol,
         atol=atol,
-        dtmin=4 * jnp.finfo(times.dtype).eps * horizon,
+        dtmin=smallest_step(horizon),
         force_dtmin=False,
     )
     if isinstance(solver, diffrax.AbstractImplicitSolver):

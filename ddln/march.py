@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ddln.flow import smallest_step
 from ddln.steppers import Rodas5P, System, Tsit5
 
 OK, MAX_STEPS, DIVERGED = 0, 1, 2
@@ -74,13 +75,13 @@ def march(
         system: the equation.
         stepper: the method.
         start: states at time 0.
-        first_step: sizes of the first steps.
+        first_step: sizes of the first steps; a lane whose first is too small for its time fails.
         times: saved times, increasing from 0 in each lane.
         rtol, atol: tolerances, of each lane.
         max_steps: budget of steps of each lane, rejected ones included.
     """
     horizon, dtype = times[-1], start.dtype
-    smallest = 4 * jnp.finfo(dtype).eps * horizon
+    smallest = smallest_step(horizon)
     ring_size = max(16, min(256, _RING_BYTES // (4 * start.nbytes)))
 
     def is_active(lanes: _Lanes):
@@ -144,8 +145,9 @@ def march(
         start,
         stepper.start(system, start),
         first_step,
-        *(jnp.zeros(horizon.shape, jnp.int32) for _ in range(2)),
-        jnp.zeros(horizon.shape, bool),
+        jnp.zeros(horizon.shape, int),
+        jnp.zeros(horizon.shape, int),
+        ~(first_step > smallest),  # what happens at the start cannot be resolved
     )
     unsaved = jnp.where((times == 0)[:, None], start[None], jnp.nan)
     rounds, lanes, saved = jax.lax.while_loop(

@@ -6,6 +6,7 @@ end and an estimate of the error there, a step gives the coefficients of a polyn
     y(t + sh) = (1 − s) y₀ + s [y₁ + (1 − s) (c₁ + s (c₂ + s c₃))],        0 ≤ s ≤ 1.
 """
 
+import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax
@@ -148,8 +149,8 @@ class Rodas5P:
         return Step(end, increments[-1], coefficients, ())
 
 
-def _combine(weights, terms):
-    return sum(float(weight) * term for weight, term in zip(weights, terms, strict=True))
+def _combine(weights, terms) -> Array:
+    return functools.reduce(jnp.add, map(jnp.multiply, map(float, weights), terms))
 
 
 def inverse(matrix: Float[Array, "dim dim lanes"]) -> Float[Array, "dim dim lanes"]:

@@ -84,7 +84,7 @@ def lane_bytes(experiment: Experiment) -> int:
     >>> from ddln.config import load
     >>> figure4 = load("configs/figure4.toml")
     >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
-    (168908, 14796)
+    (168916, 14804)
     """
     return _bytes(experiment, kept(experiment))
 

@@ -68,11 +68,11 @@ def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
     problem, run, _ = certified
     speed = wrong(network.Reduction.rest)
 
-    class Wrong(flow._Reduced):
+    class Wrong(flow.Reduced):
         def rate(self, v, gradient):
             return -speed(self.reduction, v) * gradient
 
-    monkeypatch.setattr(flow, "_Reduced", Wrong)
+    monkeypatch.setattr(flow, "Reduced", Wrong)
     spoilt = flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
     failed = {c.name for c in ddln.certify(problem, spoilt).claims if not c.holds}
     assert claims <= failed

@@ -108,7 +108,7 @@ def test_a_run_leaves_everything_and_prints_the_tables_and_the_folder(fakes, tmp
     assert done.out.splitlines() == [
         "Certificates: [True]",
         "Claims: [True]",
-        "lanes: 3 ok",
+        "lanes: 3 ok; lane efficiency 0%",
         f"runs/{folder.name}",
     ]
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -47,8 +47,8 @@ def by_layers(problem, layers, times):
 
 
 @pytest.mark.parametrize("solver", ["auto", "tsit5", "rodas5p"])
-def test_lanes_are_the_flows_that_scipy_integrates(problem, layers, method):
-    flows = ddln.gradient_flows(problem, layers, TIMES, solver=method)
+def test_lanes_are_the_flows_that_scipy_integrates(problem, layers, solver):
+    flows = ddln.gradient_flows(problem, layers, TIMES, solver=solver)
     assert (flows.status == 0).all()
     for lane in (0, 5, 10):
         expected = by_layers(problem, layers[lane], TIMES)
