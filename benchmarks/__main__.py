@@ -10,7 +10,7 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-from benchmarks import descent, entropy  # noqa: E402
+from benchmarks import descent, entropy, sweep  # noqa: E402
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         "Written by `make bench`.",
         "",
     ]
-    tables = "\n\n".join(module.table() for module in (entropy, descent))
+    tables = "\n\n".join(module.table() for module in (sweep, descent, entropy))
     page = "\n".join(head) + "\n" + tables + "\n"
     Path(__file__).with_name("RESULTS.md").write_text(page, encoding="utf-8")
     print(page)
