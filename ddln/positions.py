@@ -289,7 +289,9 @@ def _position_of_dual(xi, reduction):
     )
     end_of_range = -jnp.log(jnp.finfo(xi.dtype).eps) / reduction.gaps.shape[0]
     v = v + direction * jnp.where(inside, distance, end_of_range)
-    return jnp.where(reduction.is_frozen, reduction.start, v), inside
+    unknown = jnp.isnan(xi)
+    v = jnp.where(unknown, jnp.nan, v)
+    return jnp.where(reduction.is_frozen, reduction.start, v), inside & ~unknown
 
 
 @position_of_dual.def_jvp
@@ -347,7 +349,8 @@ def _position_of_theta(theta, reduction):
     scale = jnp.where(reduction.is_open, reduction.radius, 1.0)
     on_line = jnp.arcsinh(jnp.sign(theta) * w / scale)
     on_half_line = reduction.side * jnp.log(jnp.where(w > 0, w, 1.0))
-    return jnp.where(reduction.is_open, on_line, on_half_line)
+    v = jnp.where(reduction.is_open, on_line, on_half_line)
+    return jnp.where(jnp.isnan(theta), jnp.nan, v)
 
 
 @position_of_theta.def_jvp
