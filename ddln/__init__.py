@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ddln.losses import huber as huber
     from ddln.losses import logistic as logistic
     from ddln.losses import poisson as poisson
+    from ddln.mirror import mirror_descent as mirror_descent
     from ddln.network import Reduction as Reduction
     from ddln.network import coordinate_kinds as coordinate_kinds
     from ddln.network import describe as describe
@@ -65,6 +66,7 @@ _HOMES = {
     "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
     "losses": ("exponential", "huber", "logistic", "poisson"),
+    "mirror": ("mirror_descent",),
     "network": (
         "Reduction",
         "coordinate_kinds",

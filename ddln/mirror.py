@@ -1,0 +1,91 @@
+"""Mirror descent: the steps of which the mirror flow of Theorem 1 is the limit.
+
+    ∇Q(θ_{k+1}) = ∇Q(θ_k) − γ ∇ℒ(θ_k)
+
+Gradient descent on the layers follows the same flow by other steps. k steps of size γ reach flow
+time kγ.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import optax
+
+from ddln._checks import Number, as_floats, refuse
+
+
+@runtime_checkable
+class MirrorMap(Protocol):
+    """∇Q and its inverse, from parameters θ to parameters ξ of the same shape."""
+
+    def mirror_map(self, theta: Any, /) -> Any:
+        """∇Q(θ)."""
+        ...
+
+    def inverse(self, xi: Any, /) -> Any:
+        """θ with ∇Q(θ) = ξ."""
+        ...
+
+
+def mirror_descent(
+    entropy: MirrorMap | Any, learning_rate: Number | optax.Schedule
+) -> optax.GradientTransformation:
+    """∇Q(θ_{k+1}) = ∇Q(θ_k) − γ g, as an optax transformation on θ.
+
+    θ_k is what optax hands over as the parameters, so that whatever else moves them (a projection,
+    a transformation chained behind) counts; g is what was chained before. With a network's entropy
+    it discretises `ddln.mirror_flow`; with ∇Q = id it is gradient descent, with ∇Q = log
+    exponentiated gradient.
+
+    From depth 3 on the range of ∇Q is bounded, and a step can leave it: then no θ is its end. That
+    is a `ValueError`, and under a transformation NaN in the coordinate that left, never a number.
+    `Entropy.in_range` tells beforehand, `optax.apply_if_finite` leaves such a step out. A shorter
+    step stays inside.
+
+    Args:
+        entropy: a `ddln.Entropy`, or any object with `mirror_map` and `inverse`.
+        learning_rate: γ > 0 in flow time, which can be traced, or an optax schedule.
+
+    Returns:
+        The transformation. Its `update` needs `params`, and its state is optax's of the schedule.
+
+    Raises:
+        ValueError: no such maps, γ ≤ 0 (traced: NaN), no `params`, θ outside Q's domain or a step
+            outside the range of ∇Q (traced: NaN).
+
+    Source: Nemirovski & Yudin 1983; its limit of small steps is Theorem 1, arXiv 2412.16765.
+
+    >>> import optax
+    >>> problem = ddln.least_squares([[1.0]], [2.0])
+    >>> rule = ddln.mirror_descent(ddln.Entropy([[0.0], [1.0]]), learning_rate=0.05)
+    >>> theta = jnp.zeros(1)
+    >>> state = rule.init(theta)
+    >>> for _ in range(100):
+    ...     updates, state = rule.update(problem.gradient(theta), state, theta)
+    ...     theta = optax.apply_updates(theta, updates)
+    >>> round(float(theta[0]), 8)
+    2.0
+    """
+    for name in ("mirror_map", "inverse"):
+        if not callable(getattr(entropy, name, None)):
+            raise ValueError(
+                f"`entropy` must have the maps `mirror_map` and `inverse`, got {entropy!r}."
+            )
+    if not callable(learning_rate):
+        rate = as_floats("learning_rate", learning_rate, 0)
+        learning_rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
+    return optax.chain(optax.scale_by_learning_rate(learning_rate), _through(entropy))
+
+
+def _through(entropy):
+    """Updates of ∇Q(θ) to updates of θ."""
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("`params` must be the θ that the updates are of, got None.")
+        xi = jax.tree.map(
+            lambda xi, change: xi + change.astype(xi.dtype), entropy.mirror_map(params), updates
+        )
+        return jax.tree.map(lambda new, old: new - old, entropy.inverse(xi), params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
