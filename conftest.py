@@ -22,3 +22,10 @@ def _doctest_names(doctest_namespace):
     import ddln
 
     doctest_namespace.update(jax=jax, jnp=jnp, ddln=ddln)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """Compiled programs of a whole suite are more pieces of memory than a process may map."""
+    yield
+    jax.clear_caches()
