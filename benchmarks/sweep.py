@@ -27,7 +27,7 @@ class Sweep:
     """Losses of every lane, by several ways; each takes rtol, and atol is a hundredth of it."""
 
     def __init__(self, count: int, until: float):
-        experiment = ddln.load("configs/figure4.toml", ["network.scale=1.0", "sweep={}"])
+        experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
         problem, layers, *_ = lanes._build(experiment)
         self.problem, self.layers = problem, np.asarray(layers)
         self.scales, self.times = np.linspace(0.7, 1.8, count), np.linspace(0.0, until, 101)
