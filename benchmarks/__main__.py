@@ -8,13 +8,12 @@ from pathlib import Path
 
 import jax
 
-jax.config.update("jax_enable_x64", True)
-
-from benchmarks import descent, entropy, sweep  # noqa: E402
-
 
 def main() -> None:
     """Write the page."""
+    jax.config.update("jax_enable_x64", True)
+    from benchmarks import descent, entropy, sweep
+
     names = ("jax", "jaxlib", "diffrax", "numpy", "scipy")
     head = [
         "# Measured",

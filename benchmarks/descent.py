@@ -79,7 +79,7 @@ def numpy_loop(samples: int, dim: int, steps: int) -> Callable[[], object]:
 def torch_loop(samples: int, dim: int, steps: int) -> Callable[[], object] | None:
     """The same in PyTorch by autograd, all lanes as one batch; None where it is not installed."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        import torch
     except ImportError:
         return None
     features, targets, layers = (torch.tensor(x) for x in data(samples, dim))

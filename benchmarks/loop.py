@@ -4,8 +4,6 @@ Dormand–Prince with its dense output, in reduced coordinates (the smallest lay
 coordinate), with the matrix XᵀX and sizes known to the compiler; lanes over threads.
 """
 
-# pyright: reportMissingImports=false
-
 import numba
 import numpy as np
 

@@ -63,7 +63,7 @@ class Sweep:
         return np.array(losses)
 
     def numba(self, threads):
-        import numba  # pyright: ignore[reportMissingImports]
+        import numba
 
         from benchmarks import loop
 

@@ -8,7 +8,6 @@ as an axis of `[sweep]`.
 import hashlib
 import itertools
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -19,9 +18,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from pydantic.fields import FieldInfo
 
 from ddln import data as datasets
+from ddln._document import ConfigError as ConfigError
+from ddln._document import as_toml, flatten, parse_override, place, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.schema import (
-    FORMS,
     NAME,
     Axis,
     Dynamics,
@@ -35,15 +35,6 @@ from ddln.schema import (
     Table,
     Values,
 )
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, a line each, by dotted path."""
-
-    def __init__(self, problems: Sequence[str], source: str = ""):
-        self.problems = tuple(problems)
-        head, indent = (f"{source}:\n", "  ") if source else ("", "")
-        super().__init__(head + "\n".join(indent + problem for problem in problems))
 
 
 class Experiment(Table):
@@ -101,12 +92,12 @@ class Experiment(Table):
         """
         document = self._document()
         for name, value in changes.items():
-            _place(document, name, value)
+            place(document, name, value)
         return _validated(document)
 
     def to_toml(self) -> str:
         """The experiment as TOML text, every default written out."""
-        return "\n".join(_toml_lines(self._document())) + "\n"
+        return as_toml(self._document())
 
     def digest(self) -> str:
         """Ten hexadecimal digits that name this experiment and the content of its data file."""
@@ -143,19 +134,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
         raise ConfigError([f"{path}: {reason}"]) from None
-    _resolve(document, path.parent)
+    resolve(document, path.parent)
     problems = []
     for override in overrides:
         try:
-            name, value = _parse_override(override)
-            document["sweep"] = _flatten(document.get("sweep", {}))
+            name, value = parse_override(override)
+            document["sweep"] = flatten(document.get("sweep", {}))
             if isinstance(document["sweep"], dict) and name in document["sweep"]:
                 raise ConfigError([f"{name}: is swept; set `sweep.{name}`, or `sweep={{}}` first"])
-            _place(document, name, value)
+            place(document, name, value)
         except ConfigError as error:
             problems.extend(error.problems)
-    document["sweep"] = _flatten(document.get("sweep", {}))
-    _resolve(document, Path())
+    document["sweep"] = flatten(document.get("sweep", {}))
+    resolve(document, Path())
     try:
         experiment = _validated(document)
     except ConfigError as error:
@@ -370,74 +361,3 @@ def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tupl
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")
-
-
-def _place(document: dict[str, Any], name: str, value: Any) -> None:
-    head, _, rest = name.partition(".")
-    # The names below `sweep` are dotted themselves.
-    *tables, key = ["sweep", rest] if head == "sweep" and rest else name.split(".")
-    for table in tables:
-        document = document.setdefault(table, {})
-        if not isinstance(document, dict):
-            raise ConfigError([f"{name}: `{table}` is not a table"])
-    document[key] = value
-
-
-def _parse_override(override: str) -> tuple[str, Any]:
-    name, equals, text = (part.strip() for part in override.partition("="))
-    if not equals or not all(name.split(".")):
-        raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        if not re.fullmatch(r"[\w./~+-]+", text):
-            raise ConfigError([f"{name}: not a TOML value: {text}"]) from None
-        return name, text
-    if list(parsed) != ["value"]:
-        raise ConfigError([f"{name}: one value at a time, got {text}"])
-    return name, parsed["value"]
-
-
-def _flatten(sweep: Any, prefix: str = "") -> Any:
-    """Dotted names also where they were written without quotes, as tables in tables."""
-    if not isinstance(sweep, dict):
-        return sweep
-    flat = {}
-    for name, axis in sweep.items():
-        if isinstance(axis, dict) and not FORMS & axis.keys():
-            flat |= _flatten(axis, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = axis
-    return flat
-
-
-def _resolve(document: dict[str, Any], folder: Path) -> None:
-    problem = document.get("problem")
-    data = problem.get("data") if isinstance(problem, dict) else None
-    if isinstance(data, dict) and data.get("kind") == "file" and isinstance(data.get("path"), str):
-        data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
-
-
-def _toml_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
-    for key, value in document.items():
-        if key not in tables:
-            yield f"{_toml_key(key)} = {_toml_value(value)}"
-    for name, table in tables.items():
-        yield f"\n[{name}]"
-        for key, value in table.items():
-            yield f"{_toml_key(key)} = {_toml_value(value)}"
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, dict):
-        kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
-        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in kind_first) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    # JSON's text, true, false and numbers are TOML's; it leaves one control character unescaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -120,7 +120,7 @@ def _step(
 ) -> tuple[State, Any]:
     """The state after a step, and the ∇ℓ(θ) of the step where there is one."""
     key = None if state.key is None else jax.random.wrap_key_data(state.key, impl=state.generator)
-    batch, order = oracle.draw(problem, key, state.step, state.order)
+    batch, order = oracle.sampling.draw(problem, key, state.step, state.order)
     gradient, slope = oracle.gradient(problem, state.layers, batch)
 
     def loss(layers):
@@ -183,7 +183,7 @@ def _begin(problem, layers, optimiser, oracle, key, with_ledger) -> State:
         taken=jnp.zeros((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
         time=jnp.zeros((), layers.dtype),
-        order=oracle.first_order(problem),
+        order=oracle.sampling.first_order(problem),
         key=None if key is None else jax.random.key_data(key),
         generator=None if key is None else str(jax.random.key_impl(key)),
     )
@@ -239,7 +239,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
     records = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, later)
     steps, times, layers, theta, loss, gap, ledger = records
     rates = None
-    if _is_plain(optimiser, oracle) and not oracle.is_random:
+    if _is_plain(optimiser, oracle) and not oracle.sampling.is_random:
         rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
     return Descent(
         steps=steps,
@@ -322,7 +322,7 @@ def descend(
     if isinstance(layers, State):
         state = _resumed(problem, layers, rule, oracle, key)
     else:
-        if oracle.is_random and key is None:
+        if oracle.sampling.is_random and key is None:
             raise ValueError("`key` must be given for an oracle that draws.")
         layers = as_layers(layers, problem.dim)
         layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
@@ -357,7 +357,7 @@ def _resumed(problem, state, optimiser, oracle, key) -> State:
         same_tree = jax.tree.structure(seen) == jax.tree.structure(expected)
         if not same_tree or shapes[0] != shapes[1]:
             raise ValueError(f"`{name}` must be of the same kind as in the run that goes on.")
-    if oracle.is_random and state.key is None:
+    if oracle.sampling.is_random and state.key is None:
         raise ValueError("`oracle` must not draw where the run that goes on had no key.")
     return state if _is_plain(optimiser, oracle) else dataclasses.replace(state, ledger=None)
 

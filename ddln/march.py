@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.flow import smallest_step
+from ddln.flow import STATUS, smallest_step
 from ddln.steppers import Rodas5P, System, Tsit5
 
-OK, MAX_STEPS, DIVERGED = 0, 1, 2
+OK, MAX_STEPS, DIVERGED = map(STATUS.index, ("ok", "max_steps", "diverged"))
 
 _RING_BYTES = 1_000_000
 

@@ -102,6 +102,11 @@ class Sampling(eqx.Module):
         self.label_noise, self.noisy = label_noise, noisy
 
     @property
+    def sampling(self) -> "Sampling":
+        """What draws: every oracle has one."""
+        return self
+
+    @property
     def is_random(self) -> bool:
         return self.batch is not None or self.label_noise is not None
 
@@ -204,29 +209,11 @@ class SharpnessAware(eqx.Module):
         self.per_sample, self.normalised = per_sample, normalised
         self.sampling = Sampling() if sampling is None else sampling
 
-    @property
-    def is_random(self) -> bool:
-        return self.sampling.is_random
-
     def check(self, problem: Problem) -> None:
         """Refuse a problem that cannot be sampled so."""
         self.sampling.check(problem)
         if self.per_sample and problem.samples == 0:
             raise ValueError("`problem` must be a sum over samples for `per_sample`.")
-
-    def first_order(self, problem: Problem) -> Int[Array, " samples"] | None:
-        """As that of `Sampling`."""
-        return self.sampling.first_order(problem)
-
-    def draw(
-        self,
-        problem: Problem,
-        key: Array | None,
-        step: Int[Array, ""],
-        order: Int[Array, " samples"] | None,
-    ) -> tuple[Batch, Int[Array, " samples"] | None]:
-        """As that of `Sampling`."""
-        return self.sampling.draw(problem, key, step, order)
 
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch

@@ -8,18 +8,16 @@ manifest holds its SHA-256. A chunk counts as done when its file has the sum in 
 """
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
+from ddln._files import digest_of, remove_unfinished, try_lock, write_whole
 from ddln.config import Experiment, numeric_leaves, value_of
 from ddln.plan import Chunk, Plan
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT = 1
-_TEMPORARY = ".part"
 
 
 class StoreError(ValueError):
@@ -77,10 +74,9 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+b") as file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 raise StoreError(f"{self.path}: another process is working on this run")
-            for left_over in self.path.rglob(f"*{_TEMPORARY}"):
-                left_over.unlink()
+            remove_unfinished(self.path)
             yield
 
     def open(self, plan: Plan, **provenance: Any) -> None:
@@ -155,7 +151,7 @@ class RunFolder:
     def is_whole(self, name: str) -> bool:
         """Whether a file of the manifest is there with the content it was written with."""
         recorded = self.manifest().get("files", {}).get(name)
-        return recorded is not None and _sum(self.path / name) == recorded
+        return recorded is not None and digest_of(self.path / name) == recorded
 
     def missing(self, plan: Plan) -> list[Chunk]:
         """The chunks still to be computed: never written, lost, altered or cut short."""
@@ -164,7 +160,7 @@ class RunFolder:
             chunk
             for chunk in plan.chunks
             if (entry := recorded.get(str(chunk.index))) is None
-            or _sum(self.path / _chunk_name(chunk)) != entry["sha256"]
+            or digest_of(self.path / _chunk_name(chunk)) != entry["sha256"]
         ]
 
     def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
@@ -291,7 +287,7 @@ class RunFolder:
 
     def record(self, path: Path) -> None:
         """Tells the manifest of a file that another module wrote."""
-        self._record(path.relative_to(self.path).as_posix(), _sum(path))
+        self._record(path.relative_to(self.path).as_posix(), digest_of(path))
 
     def finish(self, study: str = "") -> None:
         """Marks the run complete.
@@ -318,20 +314,9 @@ class RunFolder:
         return self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> str:
-        """Writes a file whole or not at all, and returns its SHA-256."""
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_name(target.name + _TEMPORARY)
-        try:
-            write(temporary)
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
-            digest = _sum(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-        return digest
+        return write_whole(target, write)
 
 
 def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
@@ -382,15 +367,6 @@ def _open(path: Path) -> "xr.Dataset":
     return xr.open_dataset(path, engine="h5netcdf", cache=False)
 
 
-def _sum(path: Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 def finite(value: Any) -> Any:
     """Plain values for JSON, which has no word for a number that is not finite: null."""
     if isinstance(value, Mapping):
@@ -404,31 +380,3 @@ def finite(value: Any) -> Any:
 
 def _with_nans(table: dict[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in table.items()}
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlive a power cut, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -152,7 +152,7 @@ ORACLES = {
     [("sgd", "all"), ("sgd", "shuffled"), ("nesterov", "uphill"), ("adam", "shuffled")],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(rule, oracle):
-    key = jax.random.key(3) if ORACLES[oracle].is_random else None
+    key = jax.random.key(3) if ORACLES[oracle].sampling.is_random else None
     controls = {"record_every": 35, "oracle": ORACLES[oracle]}
     whole = ddln.descend(PROBLEM, LAYERS, RULES[rule], steps=210, key=key, **controls)
     first = ddln.descend(PROBLEM, LAYERS, RULES[rule], steps=105, key=key, **controls)

@@ -1,0 +1,98 @@
+"""A configuration before it is validated: nested tables, as TOML and the command line give them."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddln.schema import FORMS
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, a line each, by dotted path."""
+
+    def __init__(self, problems: Sequence[str], source: str = ""):
+        self.problems = tuple(problems)
+        head, indent = (f"{source}:\n", "  ") if source else ("", "")
+        super().__init__(head + "\n".join(indent + problem for problem in problems))
+
+
+def place(document: dict[str, Any], name: str, value: Any) -> None:
+    """Sets the value at a dotted name."""
+    head, _, rest = name.partition(".")
+    # The names below `sweep` are dotted themselves.
+    *tables, key = ["sweep", rest] if head == "sweep" and rest else name.split(".")
+    for table in tables:
+        document = document.setdefault(table, {})
+        if not isinstance(document, dict):
+            raise ConfigError([f"{name}: `{table}` is not a table"])
+    document[key] = value
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE; the value is TOML, a bare word is text."""
+    name, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not all(name.split(".")):
+        raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        if not re.fullmatch(r"[\w./~+-]+", text):
+            raise ConfigError([f"{name}: not a TOML value: {text}"]) from None
+        return name, text
+    if list(parsed) != ["value"]:
+        raise ConfigError([f"{name}: one value at a time, got {text}"])
+    return name, parsed["value"]
+
+
+def flatten(sweep: Any, prefix: str = "") -> Any:
+    """Dotted names also where they were written without quotes, as tables in tables."""
+    if not isinstance(sweep, dict):
+        return sweep
+    flat = {}
+    for name, axis in sweep.items():
+        if isinstance(axis, dict) and not FORMS & axis.keys():
+            flat |= flatten(axis, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = axis
+    return flat
+
+
+def resolve(document: dict[str, Any], folder: Path) -> None:
+    """Makes the path of a data file, relative to a folder, an absolute one."""
+    problem = document.get("problem")
+    data = problem.get("data") if isinstance(problem, dict) else None
+    if isinstance(data, dict) and data.get("kind") == "file" and isinstance(data.get("path"), str):
+        data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
+
+
+def as_toml(document: Mapping[str, Any]) -> str:
+    """The document as TOML text."""
+    return "\n".join(_toml_lines(document)) + "\n"
+
+
+def _toml_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    for key, value in document.items():
+        if key not in tables:
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+    for name, table in tables.items():
+        yield f"\n[{name}]"
+        for key, value in table.items():
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in kind_first) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON's text, true, false and numbers are TOML's; it leaves one control character unescaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
