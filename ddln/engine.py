@@ -7,8 +7,9 @@ work. What that is follows from the theory: near its end θ∞ a flow over the t
 
 An explicit method takes at least a third of that in steps to stay stable, whatever its accuracy.
 Where this is many, a linearly implicit method takes its place: its steps cost more, by dim³, but
-their number depends only on how the curve bends. Batches run side by side, one for each core of
-the processor, or each accelerator.
+their number depends only on how the curve bends. Which of the pictures is integrated follows from
+how far the smallest layers will grow. Batches run side by side, one for each core of the processor,
+or each accelerator.
 """
 
 import os
@@ -23,30 +24,25 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddln._checks import ArrayLike, as_floats
-from ddln.flow import (
-    Reduced,
-    Trajectory,
-    as_times,
-    as_tolerances,
-    first_step,
-    observe,
-)
+from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility
+from ddln.pictures import Reduced, Smallest, first_step, observe
 from ddln.problem import Problem
 from ddln.steppers import Rodas5P, Tsit5
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
-_STEPPERS = {"tsit5": Tsit5, "rodas5p": Rodas5P}
-_IMPLICIT_STEPS = 150
-"""Steps of the linearly implicit method at the usual tolerances."""
+_STEPS = 100
+"""That accuracy asks of either method at the usual tolerances."""
+_NEAR = 3.0
+"""Positions within which the smallest layers themselves, that take less to move, move as well."""
 
 
 class Flows(eqx.Module):
     """Gradient flows side by side; a lane is one of them.
 
-    The positions v determine all else, which is computed when it is asked for.
+    The smallest layers determine all else, which is computed when it is asked for.
     """
 
     problem: Problem
@@ -57,8 +53,8 @@ class Flows(eqx.Module):
     """Of the initial layers; its arrays have a leading axis of lanes."""
     times: Float[Array, "lanes times"]
     """Flow time."""
-    positions: Float[Array, "lanes times dim"]
-    """v of the reduction; NaN from where a lane failed."""
+    smallest: Float[Array, "lanes times dim"]
+    """w of the reduction; NaN from where a lane failed."""
     status: Int[Array, " lanes"]
     """Index into `ddln.flow.STATUS`."""
     stats: dict[str, Int[Array, " lanes"]]
@@ -90,34 +86,34 @@ class Flows(eqx.Module):
         return _trajectories(self)
 
 
-def _theta(problem, reduction, v):
-    return reduction.theta(v)
+def _theta(problem, theta):
+    return theta
 
 
-def _loss(problem, reduction, v):
-    return problem.loss(reduction.theta(v))
+def _loss(problem, theta):
+    return problem.loss(theta)
 
 
-def _gap(problem, reduction, v):
-    return problem.gap(reduction.theta(v))
+def _gap(problem, theta):
+    return problem.gap(theta)
 
 
 @eqx.filter_jit
 def _each(function, flows: Flows):
-    """A function of problem, reduction and position at every lane and time."""
+    """A function of problem and θ at every lane and time."""
 
-    def lane(problem, reduction, positions):
-        return jax.vmap(lambda v: function(problem, reduction, v))(positions)
+    def lane(problem, reduction, smallest):
+        return jax.vmap(lambda w: function(problem, Smallest(reduction).theta(w)))(smallest)
 
     axes = _axis(flows.problem, 0), 0, 0
-    return jax.vmap(lane, axes)(flows.problem, flows.reduction, flows.positions)
+    return jax.vmap(lane, axes)(flows.problem, flows.reduction, flows.smallest)
 
 
 @eqx.filter_jit
 def _trajectories(flows: Flows) -> Trajectory:
     def lane(problem, flows: Flows):
-        picture = Reduced(flows.reduction)
-        seen = jax.vmap(lambda v: observe(0.0, v, (problem, picture)))(flows.positions)
+        picture = Smallest(flows.reduction)
+        seen = jax.vmap(lambda w: observe(0.0, w, (problem, picture)))(flows.smallest)
         path, theta, velocity, loss, gap = seen
         path = path.at[0].set(flows.layers)  # as they were given, not there and back
         stats = {name: count for name, count in flows.stats.items() if name != "num_rounds"}
@@ -207,38 +203,43 @@ def gradient_flows(
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
 
-    horizon = times[:, -1] - times[:, 0]
-    stiffness = np.asarray(_stiffness(problem, layers, horizon))
     reduction = _reductions(layers)
-    batches = list(_batches(stiffness, dim, str(solver)))
+    run = _in_batches(problem, layers, reduction, times, rtol, atol, str(solver), max_steps)
+    stats = {
+        "num_steps": run.accepted + run.rejected,
+        "num_accepted_steps": run.accepted,
+        "num_rejected_steps": run.rejected,
+        "num_rounds": run.rounds,
+    }
+    return Flows(problem, layers, reduction, times, run.saved, run.status, stats, rtol, atol)
+
+
+def _in_batches(
+    problem, layers, reduction, times, rtol, atol, solver: str, max_steps: int
+) -> March:
+    """All lanes integrated; what is saved are the smallest layers, (lanes, times, dim)."""
+    expected = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
+    batches = list(_batches(*map(np.asarray, expected), layers.shape[-1], solver))
     devices = jax.local_devices()
-    workers = _cores() if devices[0].platform == "cpu" else len(devices)
     budget = np.int32(max_steps)
     by_lane = jax.tree.map(np.asarray, (reduction, times, rtol, atol))
 
     def integrate(number: int) -> March:
-        name, lanes = batches[number]
+        way, lanes = batches[number]
         given = jax.tree.map(lambda array: array[lanes], by_lane)
         alone = problem
         if problem.minimum.ndim:
             alone = jax.tree.map(lambda array: array[lanes], problem)
         given = jax.device_put((alone, *given, budget), devices[number % len(devices)])
-        return jax.tree.map(np.asarray, _march(_STEPPERS[name], *given))
+        return jax.tree.map(np.asarray, _march(way, *given))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(_workers()) as pool:
         marches = list(pool.map(integrate, range(len(batches))))
     # A lane that pads a batch is there more than once; either will do.
     place = np.empty(len(layers), int)
     order = np.concatenate([lanes for _, lanes in batches])
     place[order] = np.arange(order.size)
-    whole = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *marches)
-    stats = {
-        "num_steps": whole.accepted + whole.rejected,
-        "num_accepted_steps": whole.accepted,
-        "num_rejected_steps": whole.rejected,
-        "num_rounds": whole.rounds,
-    }
-    return Flows(problem, layers, reduction, times, whole.saved, whole.status, stats, rtol, atol)
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *marches)
 
 
 @jax.jit
@@ -247,17 +248,19 @@ def _reductions(layers) -> Reduction:
 
 
 @eqx.filter_jit
-def _march(stepper, problem, reduction, times, rtol, atol, max_steps) -> March:
+def _march(way, problem, reduction, times, rtol, atol, max_steps) -> March:
     """One batch. Lanes come and go as the leading axis, and are the last one in between."""
-    picture = Reduced(jax.tree.map(_lanes_last, reduction))
+    stepper, picture = way
+    picture = picture(jax.tree.map(_lanes_last, reduction))
     if problem.minimum.ndim:
         problem = jax.tree.map(_lanes_last, problem)
     system = _Lanes(problem, picture)
     elapsed = (times - times[:, :1]).T  # the flow does not know the time
     first = system.by_lane(first_step, picture, elapsed[-1])
-    run = march(system, stepper, picture.initial(), first, elapsed, rtol, atol, max_steps)
-    rounds = jnp.broadcast_to(run.rounds, run.status.shape)
-    return run._replace(saved=jnp.moveaxis(run.saved, -1, 0), rounds=rounds)
+    tolerances = rtol, picture.tolerance(atol)
+    run = march(system, stepper, picture.initial(), first, elapsed, *tolerances, max_steps)
+    smallest = jnp.moveaxis(jax.vmap(picture.smallest)(run.saved), -1, 0)
+    return run._replace(saved=smallest, rounds=jnp.broadcast_to(run.rounds, run.status.shape))
 
 
 def _lanes_last(array):
@@ -268,38 +271,44 @@ class _Lanes(eqx.Module):
     """The reduced flows, the last axis of every array being that of lanes."""
 
     problem: Problem
-    picture: Reduced
+    picture: Reduced | Smallest
 
     def by_lane(self, function, *arrays):
         axes = _axis(self.problem, -1), *(-1 for _ in arrays)
         return jax.vmap(function, axes, -1)(self.problem, *arrays)
 
+    def gradient(self, theta):
+        if self.problem.minimum.ndim == 0:
+            return self.problem.gradients(theta)
+        return self.by_lane(lambda problem, theta: problem.gradient(theta), theta)
+
     def rate(self, y):
-        gradient = self.by_lane(
-            lambda problem, theta: problem.gradient(theta), self.picture.theta(y)
-        )
-        return self.picture.rate(y, gradient)
+        return self.picture.rate(y, self.gradient(self.picture.theta(y)))
 
     def linearised(self, y):
         theta = self.picture.theta(y)
-        gradient = self.by_lane(lambda problem, theta: problem.gradient(theta), theta)
+        gradient = self.gradient(theta)
         hessian = self.by_lane(lambda problem, theta: problem.hessian(theta), theta)
         return self.picture.rate(y, gradient), self.picture.jacobian(y, gradient, hessian)
 
 
 @eqx.filter_jit
-def _stiffness(problem, layers, horizon) -> Float[Array, " lanes"]:
-    """The stiffness of each lane, M being guessed from both ends.
+def _expect(
+    problem, layers, reduction, horizon
+) -> tuple[Float[Array, " lanes"], Float[Array, " lanes"]]:
+    """The stiffness of each lane, and how far its positions go, guessed from both ends.
 
-    Where the layers outgrow their start, M is that of a balanced network of the same θ, at which
-    it is depth · |θ|^{2 − 2/depth}; where they do not, that of the start.
+    Where the layers outgrow their start, they are those of a balanced network of the same θ: of
+    size |θ|^{1/depth}, and M is depth · |θ|^{2 − 2/depth}; where they do not, those of the start.
     """
 
-    def lane(problem, layers, horizon):
+    def lane(problem, layers, reduction, horizon):
         depth, minimiser = layers.shape[0], problem.minimiser
         theta = jnp.where(jnp.isfinite(minimiser), minimiser, effective_parameter(layers))
-        growth = depth * jnp.abs(theta) ** (2 - 2 / depth)
-        root = jnp.sqrt(mobility(layers) + growth)
+        size = jnp.abs(theta) ** (1 / depth)
+        reach = jnp.arcsinh(size / jnp.where(reduction.is_open, reduction.radius, 0.0))
+        reach = jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
+        root = jnp.sqrt(mobility(layers) + depth * size ** (2 * depth - 2))
 
         def power(_, vector):
             _, image = jax.jvp(problem.gradient, (theta,), (root * vector,))
@@ -309,40 +318,52 @@ def _stiffness(problem, layers, horizon) -> Float[Array, " lanes"]:
         start = root / jnp.linalg.norm(root)
         vector = jax.lax.fori_loop(0, 8, power, start)
         _, image = jax.jvp(problem.gradient, (theta,), (root * vector,))
-        return horizon * jnp.linalg.norm(root * image)
+        return horizon * jnp.linalg.norm(root * image), reach
 
-    return jax.vmap(lane, (_axis(problem, 0), 0, 0))(problem, layers, horizon)
+    return jax.vmap(lane, (_axis(problem, 0), 0, 0, 0))(problem, layers, reduction, horizon)
 
 
-def _batches(stiffness: np.ndarray, dim: int, solver: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Methods and lanes of all batches, the longest first; the last lane of one may be repeated."""
-    explicit_steps = np.nan_to_num(stiffness, nan=0.0) / 3
-    implicit = explicit_steps > _IMPLICIT_STEPS * _price(dim)
+def _batches(
+    stiffness: np.ndarray, reach: np.ndarray, dim: int, solver: str
+) -> Iterator[tuple[tuple[type, type], np.ndarray]]:
+    """Ways and lanes of all batches, the longest first; the last lane of one may be repeated."""
+    for_stability = np.nan_to_num(stiffness, nan=0.0) / 3
+    implicit = for_stability > _STEPS * _surcharge(dim)
     if solver != "auto":
         implicit = np.full(stiffness.shape, solver == "rodas5p")
-    for name, members in (("rodas5p", implicit), ("tsit5", ~implicit)):
-        lanes = np.flatnonzero(members)
-        lanes = lanes[np.argsort(-stiffness[lanes], kind="stable")]
-        width = _width(lanes.size, dim)
-        for start in range(0, lanes.size, width):
-            part = lanes[start : start + width]
-            yield name, np.pad(part, (0, width - part.size), mode="edge")
+    is_near = reach <= _NEAR
+    for stepper, uses in ((Rodas5P, implicit), (Tsit5, ~implicit)):
+        for picture, members in ((Reduced, uses & ~is_near), (Smallest, uses & is_near)):
+            lanes = np.flatnonzero(members)
+            lanes = lanes[np.argsort(-stiffness[lanes], kind="stable")]
+            width = _width(lanes.size, dim, stepper)
+            for start in range(0, lanes.size, width):
+                part = lanes[start : start + width]
+                yield (stepper, picture), np.pad(part, (0, width - part.size), mode="edge")
 
 
-def _price(dim: int) -> float:
-    """What a linearly implicit step costs, in explicit ones (benchmarks/RESULTS.md)."""
-    return 1.7 if dim <= 128 else np.inf
+def _surcharge(dim: int) -> float:
+    """What a linearly implicit step costs on top of an explicit one, in explicit ones: measured."""
+    return (dim / 16) ** 2
 
 
-def _width(lanes: int, dim: int) -> int:
+def _width(lanes: int, dim: int, stepper: type) -> int:
     """Lanes in a batch: a power of two, that few programs are compiled."""
-    most = 64 if jax.local_devices()[0].platform == "cpu" else 65536
-    most = max(8, min(most, 2 ** (16 - dim.bit_length())))
-    return min(most, 1 << max(lanes - 1, 0).bit_length())
+    if jax.local_devices()[0].platform != "cpu":
+        most = 65536
+    elif stepper is Rodas5P:
+        most = min(64, 1536 // dim)  # their matrices stay in the cache
+    else:
+        most = min(64, 65536 // dim)
+    share = -(-lanes // _workers())
+    return max(8, min(1 << most.bit_length() - 1, 1 << (share - 1).bit_length()))
 
 
-def _cores() -> int:
-    """Processor cores this process may use."""
+def _workers() -> int:
+    """Batches that run side by side."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return len(devices)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

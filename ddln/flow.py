@@ -1,8 +1,6 @@
 """Gradient flow on the layers, and the same curve as a mirror flow on θ, integrated with diffrax.
 
-    layers      u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        the definition; L·d numbers
-    reduced     v̇ = −R(v) ⊙ ∇ℒ(θ(v))              exact, d numbers, imbalance kept by construction
-    mirror      ξ̇ = −∇ℒ(∇Q*(ξ))                   Theorem 1, arXiv 2412.16765
+    u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        d/dt ∇Q(θ) = −∇ℒ(θ)       Theorem 1, arXiv 2412.16765
 
 Time is flow time: k steps of gradient descent of size η reach t = kη.
 """
@@ -19,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
-from ddln.network import Reduction, effective_parameter
-from ddln.positions import position_of_dual
+from ddln.network import Reduction
+from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
 from ddln.problem import Problem
 
 Coordinates = Literal["reduced", "layers"]
@@ -70,104 +68,6 @@ class Trajectory(eqx.Module):
             f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g}, "
             f"{int(self.stats['num_steps'])} steps)"
         )
-
-
-class Reduced(eqx.Module):
-    """State v."""
-
-    name = "reduced"
-    reduction: Reduction
-
-    def initial(self):
-        return self.reduction.start
-
-    def rate(self, v, gradient):
-        return jnp.where(self.reduction.is_frozen, 0.0, -self.reduction.rest(v) * gradient)
-
-    def theta(self, v):
-        return self.reduction.theta(v)
-
-    def layers(self, v):
-        return self.reduction.layers(v)
-
-    def jacobian(self, v, gradient, hessian):
-        """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
-        moves = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.rest(v))
-        turns = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.bend(v) * gradient)
-        identity = jnp.eye(len(v), dtype=v.dtype).reshape(len(v), *v.shape[:1], *[1] * (v.ndim - 1))
-        return -moves[:, None] * hessian * self.reduction.slope(v)[None] - identity * turns[None]
-
-
-class _Mirror(Reduced):
-    """State ξ = ∇Q(θ)."""
-
-    name = "mirror"
-
-    def initial(self):
-        return jnp.zeros_like(self.reduction.start)
-
-    def rate(self, xi, gradient):
-        return -gradient
-
-    def _position(self, xi):
-        return position_of_dual(xi, self.reduction)[0]
-
-    def theta(self, xi):
-        return self.reduction.theta(self._position(xi))
-
-    def layers(self, xi):
-        return self.reduction.layers(self._position(xi))
-
-
-class _Layers(eqx.Module):
-    """State u."""
-
-    name = "layers"
-    start: Float[Array, "depth dim"]
-
-    def initial(self):
-        return self.start
-
-    def rate(self, layers, gradient):
-        return -jax.vjp(effective_parameter, layers)[1](gradient)[0]
-
-    def theta(self, layers):
-        return effective_parameter(layers)
-
-    def layers(self, layers):
-        return layers
-
-
-def field(t, state, args):
-    """The right-hand side, in diffrax's form."""
-    problem, picture = args
-    return picture.rate(state, problem.gradient(picture.theta(state)))
-
-
-def observe(t, state, args):
-    """Layers, θ, dθ/dt, loss and gap at a state."""
-    problem, picture = args
-    theta, velocity = jax.jvp(picture.theta, (state,), (field(t, state, args),))
-    return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
-
-
-def smallest_step(horizon: Float[Array, "*lanes"]) -> Float[Array, "*lanes"]:
-    """A step below which time does not move on."""
-    return 4 * jnp.finfo(horizon.dtype).eps * horizon
-
-
-def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
-    """A hundredth of the time scale on which the state moves, or on which its speed changes."""
-    state = picture.initial()
-    rate, change = jax.jvp(
-        lambda state: field(0.0, state, (problem, picture)),
-        (state,),
-        (field(0.0, state, (problem, picture)),),
-    )
-    speed = jnp.max(jnp.abs(rate))
-    stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
-    fastest = jnp.maximum(speed, stiffness)
-    return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest_step(horizon), horizon)
 
 
 @eqx.filter_jit
@@ -351,7 +251,7 @@ def gradient_flow(
     if coordinates not in get_args(Coordinates):
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
-    picture = _Layers if coordinates == "layers" else lambda layers: Reduced(Reduction(layers))
+    picture = Layers if coordinates == "layers" else lambda layers: Reduced(Reduction(layers))
     return _solve(
         picture, problem, layers, times, rtol, atol, 1e-9, solver, max_steps, adjoint, throw
     )
@@ -384,7 +284,7 @@ def mirror_flow(
     2.0
     """
     return _solve(
-        lambda layers: _Mirror(Reduction(layers)),
+        lambda layers: Mirror(Reduction(layers)),
         problem,
         layers,
         times,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.flow import STATUS, smallest_step
+from ddln.flow import STATUS
+from ddln.pictures import smallest_step
 from ddln.steppers import Rodas5P, System, Tsit5
 
 OK, MAX_STEPS, DIVERGED = map(STATUS.index, ("ok", "max_steps", "diverged"))
@@ -66,7 +67,7 @@ def march(
     first_step: Float[Array, " lanes"],
     times: Float[Array, "times lanes"],
     rtol: Float[Array, " lanes"],
-    atol: Float[Array, " lanes"],
+    atol: Float[Array, "dim lanes"],
     max_steps: Int[Array, ""],
 ) -> March:
     """Integrate from time 0.
@@ -77,7 +78,7 @@ def march(
         start: states at time 0.
         first_step: sizes of the first steps; a lane whose first is too small for its time fails.
         times: saved times, increasing from 0 in each lane.
-        rtol, atol: tolerances, of each lane.
+        rtol, atol: tolerances of each lane, absolute ones of each of its numbers.
         max_steps: budget of steps of each lane, rejected ones included.
     """
     horizon, dtype = times[-1], start.dtype
@@ -95,7 +96,7 @@ def march(
         is_last = lanes.size >= 0.999 * remaining
         size = jnp.where(active, jnp.where(is_last, remaining, lanes.size), 1.0)
         step = stepper.step(system, lanes.state, lanes.memory, size)
-        scale = atol[None] + rtol[None] * jnp.maximum(jnp.abs(lanes.state), jnp.abs(step.end))
+        scale = atol + rtol[None] * jnp.maximum(jnp.abs(lanes.state), jnp.abs(step.end))
         error = jnp.sqrt(jnp.mean((step.error / scale) ** 2, axis=0))
         accepted = active & (error <= 1)
         rejected = active & ~accepted

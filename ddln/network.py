@@ -217,7 +217,10 @@ class Reduction(eqx.Module):
     def layers(self, v: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
         """The layers at position v."""
         w, g = self.smallest(v)[None], self.partner(v)[None]
-        magnitude = jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)])
+        return self.arranged(jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)]))
+
+    def arranged(self, magnitude: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
+        """The layers whose magnitudes these are in ascending order, the first with its sign."""
         return jnp.take_along_axis(self.sign * magnitude, jnp.argsort(self.order, axis=0), axis=0)
 
 

@@ -43,6 +43,10 @@ class Problem(eqx.Module):
         """∇ℒ(θ)."""
         return jax.grad(self.loss)(theta)
 
+    def gradients(self, thetas: Float[Array, "dim lanes"]) -> Float[Array, "dim lanes"]:
+        """∇ℒ(θ) of every column θ."""
+        return jax.vmap(self.gradient, -1, -1)(thetas)
+
     def gap(self, theta: Float[Array, " dim"]) -> Float[Array, ""]:
         """ℒ(θ) − ℒ*."""
         return self.loss(theta) - self.minimum
@@ -157,6 +161,9 @@ class LeastSquares(LinearRisk):
     def gradient(self, theta):
         # In this order lanes of a vmap stay rows of both products.
         return 2 * self.factor * ((self.core @ theta - self.core_fitted) @ self.core)
+
+    def gradients(self, thetas):
+        return 2 * self.factor * (self.core.T @ (self.core @ thetas - self.core_fitted[:, None]))
 
     def hessian(self, theta):
         return 2 * self.factor * (self.core.T @ self.core)
@@ -300,6 +307,11 @@ class Signed(Problem):
     def gradient(self, theta):
         gradient = self.unsigned.gradient(self.predictor(theta))
         return jnp.concatenate([gradient, -gradient])
+
+    def gradients(self, thetas):
+        positive, negative = jnp.split(thetas, 2)
+        gradients = self.unsigned.gradients(positive - negative)
+        return jnp.concatenate([gradients, -gradients])
 
     def gap(self, theta):
         return self.unsigned.gap(self.predictor(theta))

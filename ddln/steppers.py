@@ -170,4 +170,4 @@ def inverse(matrix: Float[Array, "dim dim lanes"]) -> Float[Array, "dim dim lane
         return matrix.at[k].set(row).at[:, k].set(-column * pivot[None]).at[k, k].set(pivot)
 
     dim = matrix.shape[0]
-    return jax.lax.fori_loop(0, dim, eliminate, matrix, unroll=True if dim <= 16 else 1)
+    return jax.lax.fori_loop(0, dim, eliminate, matrix, unroll=True if dim <= 32 else 2)

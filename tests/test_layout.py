@@ -13,7 +13,7 @@ PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *("entropy", "flow", "steppers", "march", "engine"),
+    *("entropy", "pictures", "flow", "steppers", "march", "engine"),
     *("mirror", "oracles", "optimisers", "descent"),
     *("hypotheses", "hermite", "theory", "tables", "claims", "stepwise", "certificates"),
     *("data", "schema", "_document", "_faults", "config", "variables", "plan", "grid", "lanes"),

@@ -136,3 +136,14 @@ def test_signed_twice_is_refused():
     problem = ddln.signed(ddln.least_squares([[1.0]], [1.0]))
     with pytest.raises(ValueError, match="must not be signed already"):
         ddln.signed(problem)
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("make", [ddln.least_squares, ddln.logistic])
+def test_gradients_of_many_are_the_gradient_of_each(make, is_signed):
+    rng = np.random.default_rng(5)
+    problem = make(rng.standard_normal((6, 4)), np.sign(rng.standard_normal(6)))
+    problem = ddln.signed(problem) if is_signed else problem
+    thetas = rng.standard_normal((problem.dim, 3))
+    each = np.stack([problem.gradient(theta) for theta in thetas.T], axis=-1)
+    np.testing.assert_allclose(problem.gradients(jnp.asarray(thetas)), each, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,180 @@
+"""The same flow in four pictures: what its state is, how it moves, what is seen of it.
+
+    layers      u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        the definition; L·d numbers
+    smallest    ẇ = −P(w) ⊙ ∇ℒ(θ)                 of all layers the smallest; d numbers
+    reduced     v̇ = −R(v) ⊙ ∇ℒ(θ(v))              w = sinh-like in v, for decades of w
+    mirror      ξ̇ = −∇ℒ(∇Q*(ξ))                   Theorem 1, arXiv 2412.16765
+
+with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R without the first of these roots. All but the first keep
+the imbalance by construction. What the second and third compute is elementwise, so that their
+arrays may have a last axis of lanes.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddln.network import Reduction, effective_parameter
+from ddln.positions import position_of_dual
+from ddln.problem import Problem
+
+
+class Smallest(eqx.Module):
+    """State w. Without exponentials, but a w that grows by decades takes many steps."""
+
+    name = "reduced"
+    reduction: Reduction
+
+    def initial(self):
+        return self.reduction.smallest(self.reduction.start)
+
+    def smallest(self, w):
+        return w
+
+    def tolerance(self, atol):
+        """Of w, for one of v: dw/dv is the radius, or more."""
+        return jnp.broadcast_to(atol, self.reduction.radius.shape) * self.reduction.radius
+
+    def rate(self, w, gradient):
+        return jnp.where(self.reduction.is_frozen, 0.0, -self._others(w) * gradient)
+
+    def theta(self, w):
+        return w * self._others(w)
+
+    def layers(self, w):
+        magnitude = [w, *map(jnp.sqrt, self._squares(w))]
+        return self.reduction.arranged(jnp.stack(magnitude))
+
+    def jacobian(self, w, gradient, hessian):
+        """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
+        others = self._others(w)
+        bend = others * w * sum(1 / square for square in self._squares(w))
+        slope = others + w * bend
+        return -others[:, None] * hessian * slope[None] - _diagonal(bend * gradient)
+
+    def _squares(self, w):
+        """Of the other layers."""
+        return [w**2 + self.reduction.radius**2, *(w[None] ** 2 + self.reduction.gaps)]
+
+    def _others(self, w):
+        """P(w): the product of their magnitudes."""
+        partner, *rest = self._squares(w)
+        # As in `Reduction.rest`.
+        pairs = [partner, *(math.prod(rest[i : i + 2]) for i in range(0, len(rest), 2))]
+        least = jnp.finfo(w.dtype).tiny
+        return math.prod(jnp.sqrt(jnp.maximum(x, least)) for x in pairs)
+
+
+class Reduced(eqx.Module):
+    """State v."""
+
+    name = "reduced"
+    reduction: Reduction
+
+    def initial(self):
+        return self.reduction.start
+
+    def rate(self, v, gradient):
+        return jnp.where(self.reduction.is_frozen, 0.0, -self.reduction.rest(v) * gradient)
+
+    def theta(self, v):
+        return self.reduction.theta(v)
+
+    def layers(self, v):
+        return self.reduction.layers(v)
+
+    def smallest(self, v):
+        return self.reduction.smallest(v)
+
+    def tolerance(self, atol):
+        """Of v, for one of v."""
+        return jnp.broadcast_to(atol, self.reduction.start.shape)
+
+    def jacobian(self, v, gradient, hessian):
+        """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
+        moves = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.rest(v))
+        turns = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.bend(v) * gradient)
+        return -moves[:, None] * hessian * self.reduction.slope(v)[None] - _diagonal(turns)
+
+
+def _diagonal(entries):
+    """The matrices with these (dim, *lanes) on their diagonals, (dim, dim, *lanes)."""
+    dim = len(entries)
+    identity = jnp.eye(dim, dtype=entries.dtype)
+    return identity.reshape(dim, dim, *[1] * (entries.ndim - 1)) * entries[None]
+
+
+class Mirror(Reduced):
+    """State ξ = ∇Q(θ)."""
+
+    name = "mirror"
+
+    def initial(self):
+        return jnp.zeros_like(self.reduction.start)
+
+    def rate(self, xi, gradient):
+        return -gradient
+
+    def _position(self, xi):
+        return position_of_dual(xi, self.reduction)[0]
+
+    def theta(self, xi):
+        return self.reduction.theta(self._position(xi))
+
+    def layers(self, xi):
+        return self.reduction.layers(self._position(xi))
+
+
+class Layers(eqx.Module):
+    """State u."""
+
+    name = "layers"
+    start: Float[Array, "depth dim"]
+
+    def initial(self):
+        return self.start
+
+    def rate(self, layers, gradient):
+        return -jax.vjp(effective_parameter, layers)[1](gradient)[0]
+
+    def theta(self, layers):
+        return effective_parameter(layers)
+
+    def layers(self, layers):
+        return layers
+
+
+def field(t, state, args):
+    """The right-hand side, in diffrax's form."""
+    problem, picture = args
+    return picture.rate(state, problem.gradient(picture.theta(state)))
+
+
+def observe(t, state, args):
+    """Layers, θ, dθ/dt, loss and gap at a state."""
+    problem, picture = args
+    theta, velocity = jax.jvp(picture.theta, (state,), (field(t, state, args),))
+    return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
+
+
+def smallest_step(horizon: Float[Array, "*lanes"]) -> Float[Array, "*lanes"]:
+    """A step below which time does not move on."""
+    return 4 * jnp.finfo(horizon.dtype).eps * horizon
+
+
+def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
+    """A hundredth of the time scale on which the state moves, or on which its speed changes."""
+    state = picture.initial()
+    rate, change = jax.jvp(
+        lambda state: field(0.0, state, (problem, picture)),
+        (state,),
+        (field(0.0, state, (problem, picture)),),
+    )
+    speed = jnp.max(jnp.abs(rate))
+    stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
+    fastest = jnp.maximum(speed, stiffness)
+    return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest_step(horizon), horizon)

@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln.pictures import Layers, Mirror, Reduced, Smallest, field, observe
+
+ROUNDING = 1e-12
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    return ddln.least_squares(rng.standard_normal((5, 4)), rng.standard_normal(5))
+
+
+@pytest.fixture(scope="module", params=[2, 3, 6])
+def layers(request):
+    """Every coordinate open, one of them passing through θ = 0."""
+    layers = np.random.default_rng(1).uniform(-1.2, 1.2, (request.param, 4))
+    layers[0, 0] = 0.0
+    return jnp.asarray(layers)
+
+
+@pytest.mark.parametrize("picture", [Layers, Smallest, Reduced, Mirror])
+def test_every_picture_shows_the_same_network_moving_the_same_way(problem, layers, picture):
+    start = picture(layers if picture is Layers else ddln.Reduction(layers))
+    seen = jax.jit(observe)(0.0, start.initial(), (problem, start))
+    theta = np.prod(layers, axis=0)
+    velocity = -ddln.mobility(layers) * problem.gradient(theta)
+    for ours, reference in zip(seen[:3], (layers, theta, velocity), strict=True):
+        np.testing.assert_allclose(ours, reference, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("picture", [Smallest, Reduced])
+def test_the_jacobian_is_the_derivative_of_the_rate(problem, layers, picture):
+    start = picture(ddln.Reduction(layers))
+    state = start.initial() + 0.3
+    theta = start.theta(state)
+    ours = start.jacobian(state, problem.gradient(theta), problem.hessian(theta))
+    derivative = jax.jit(jax.jacfwd(lambda state: field(0.0, state, (problem, start))))(state)
+    np.testing.assert_allclose(ours, derivative, atol=ROUNDING * np.max(np.abs(derivative)))
+
+
+def test_a_tolerance_is_one_of_the_position_whatever_the_picture(layers):
+    reduction = ddln.Reduction(layers)
+    pictures = Smallest(reduction), Reduced(reduction)
+    in_w, in_v = (picture.tolerance(jnp.asarray(1e-6)) for picture in pictures)
+    moved = reduction.smallest(jnp.zeros(4) + in_v)
+    np.testing.assert_allclose(in_w, moved, rtol=1e-9)
