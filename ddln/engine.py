@@ -218,8 +218,8 @@ def _in_batches(
     problem, layers, reduction, times, rtol, atol, solver: str, max_steps: int
 ) -> March:
     """All lanes integrated; what is saved are the smallest layers, (lanes, times, dim)."""
-    expected = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
-    batches = list(_batches(*map(np.asarray, expected), layers.shape[-1], solver))
+    stiffness, reach = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
+    batches = list(_batches(np.asarray(stiffness), np.asarray(reach), layers.shape[-1], solver))
     devices = jax.local_devices()
     budget = np.int32(max_steps)
     by_lane = jax.tree.map(np.asarray, (reduction, times, rtol, atol))

@@ -52,7 +52,7 @@ class Smallest(eqx.Module):
     def jacobian(self, w, gradient, hessian):
         """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
         others = self._others(w)
-        bend = others * w * sum(1 / square for square in self._squares(w))
+        bend = others * w * sum((1 / x for x in self._squares(w)), start=jnp.zeros_like(w))
         slope = others + w * bend
         return -others[:, None] * hessian * slope[None] - _diagonal(bend * gradient)
 
@@ -66,7 +66,7 @@ class Smallest(eqx.Module):
         # As in `Reduction.rest`.
         pairs = [partner, *(math.prod(rest[i : i + 2]) for i in range(0, len(rest), 2))]
         least = jnp.finfo(w.dtype).tiny
-        return math.prod(jnp.sqrt(jnp.maximum(x, least)) for x in pairs)
+        return math.prod((jnp.sqrt(jnp.maximum(x, least)) for x in pairs), start=jnp.ones_like(w))
 
 
 class Reduced(eqx.Module):

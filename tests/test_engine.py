@@ -48,7 +48,7 @@ def by_layers(problem, layers, times):
 
 def all_open(layers):
     """The lanes without ties: few decades of w, so that w itself is integrated."""
-    return layers + np.array([0.0, 0.1, 0.2, 0.3])[:, None]
+    return layers + np.array([0.0, 0.2, 0.4, 0.6])[:, None]
 
 
 @pytest.mark.parametrize("solver", ["auto", "tsit5", "rodas5p"])
