@@ -25,8 +25,8 @@ from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
 from ddln.stepwise import step_claims
 
-_SAMPLES = 9
-"""Saved times at which the claims that need second derivatives are checked."""
+_SAMPLES, _DUALS = 9, 33
+"""Saved times at which claims that need second derivatives, and mirror maps, are checked."""
 _LOOSEST = 0.05
 """A comparison whose own tolerance is larger than this (relative) is not made."""
 
@@ -109,8 +109,8 @@ def _accuracy(run: Trajectory) -> Float[Array, ""]:
     return 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
 
 
-def _few(run: Trajectory) -> np.ndarray:
-    return np.unique(np.linspace(0, run.times.size - 1, _SAMPLES).round().astype(int))
+def _few(run: Trajectory, count: int = _SAMPLES) -> np.ndarray:
+    return np.unique(np.linspace(0, run.times.size - 1, count).round().astype(int))
 
 
 def _steepness(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
@@ -275,15 +275,17 @@ def _dual_path(problem, entropy, run):
     value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )
-    dual = jax.vmap(entropy.mirror_map)(run.theta)
-    integral = hermite.integrate(run.times, value, slope)
+    few = _few(run, _DUALS)
+    theta = run.theta[few]
+    dual = jax.vmap(entropy.mirror_map)(theta)
+    integral = hermite.integrate(run.times, value, slope)[few]
     largest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
     error = jnp.diff(run.times)[:, None] * largest * hermite.relative_error(run.times, value, slope)
-    mobile = _mobile(entropy, run.theta)
+    mobile = _mobile(entropy, theta)
     size = jnp.max(jnp.where(mobile, jnp.abs(dual), 0.0))
     safe_size = jnp.where(size > 0, size, 1.0)
     # An error in θ is one of ∇²Q = 1/M times as much in ∇Q(θ).
-    stiffness = jnp.where(mobile, jnp.abs(run.theta) / jax.vmap(mobility)(run.layers), 0.0)
+    stiffness = jnp.where(mobile, jnp.abs(theta) / jax.vmap(mobility)(run.layers[few]), 0.0)
     doubt = jnp.max(jnp.where(mobile[0], jnp.sum(error, axis=0), 0.0))
     tolerance = (doubt + _accuracy(run) * jnp.max(stiffness)) / safe_size + 100 * _accuracy(run)
     return Claim(

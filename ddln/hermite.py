@@ -16,17 +16,16 @@ def interpolate(
     >>> interpolate(times, cube, jnp.array([[0.0], [12.0]]), jnp.array([0.5])).ravel().tolist()
     [1.0]
     """
-    step, x = jnp.diff(times)[:, None, None], x[None, :, None]
-    ends = value[:-1, None], value[1:, None], slope[:-1, None], slope[1:, None]
-    return _cubic(*ends, step, x)
+    step = jnp.diff(times)[:, None]
+    ends = jnp.stack([value[:-1], value[1:], step * slope[:-1], step * slope[1:]])
+    # A product of matrices is many times as fast as the sum written out.
+    return jnp.einsum("bn,btk->tnk", _basis(x), ends)
 
 
-def _cubic(value, next_value, slope, next_slope, step, x):
-    return (
-        value * (1 - x) ** 2 * (1 + 2 * x)
-        + next_value * x**2 * (3 - 2 * x)
-        + step * (slope * x * (1 - x) ** 2 - next_slope * x**2 * (1 - x))
-    )
+def _basis(x):
+    """What values and slopes at both ends count for at x."""
+    rest = 1 - x
+    return jnp.stack([rest**2 * (1 + 2 * x), x**2 * (3 - 2 * x), x * rest**2, -rest * x**2])
 
 
 def integrate(
@@ -62,8 +61,10 @@ def relative_error(
     size = jnp.where(largest > 0, largest, 1.0)
     bend = jnp.abs(step / 12 * jnp.diff(slope, axis=0)) / size
 
-    span, x = step[1:] + step[:-1], step[:-1] / (step[1:] + step[:-1])
-    over_two = _cubic(value[:-2], value[2:], slope[:-2], slope[2:], span, x)
+    span = step[1:] + step[:-1]
+    before, after, rising, falling = _basis(step[:-1] / span)
+    over_two = before * value[:-2] + after * value[2:]
+    over_two += span * (rising * slope[:-2] + falling * slope[2:])
     miss = jnp.abs(over_two - value[1:-1])
     beside = jnp.maximum(
         jnp.concatenate([miss[:1], miss], axis=0), jnp.concatenate([miss, miss[-1:]], axis=0)

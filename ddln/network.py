@@ -64,11 +64,19 @@ def mobility(layers: ArrayLike) -> Float[Array, " dim"]:
     >>> ddln.mobility([[1.0], [2.0], [3.0]]).tolist()  # 4·9 + 1·9 + 1·4
     [49.0]
     """
-    squares = as_layers(layers) ** 2
-    one = jnp.ones((1, squares.shape[1]), squares.dtype)
-    before = jnp.cumprod(jnp.concatenate([one, squares[:-1]]), axis=0)
-    after = jnp.cumprod(jnp.concatenate([one, squares[:0:-1]]), axis=0)[::-1]
-    return jnp.sum(before * after, axis=0)
+    return mobility_of_squares(as_layers(layers) ** 2)
+
+
+def mobility_of_squares(squares: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+    """M, from the squares of the layers.
+
+    >>> mobility_of_squares(jnp.array([[1.0], [4.0], [9.0]])).tolist()
+    [49.0]
+    """
+    mobility, product = jnp.zeros_like(squares[0]), jnp.ones_like(squares[0])
+    for square in squares:
+        mobility, product = mobility * square + product, product * square
+    return mobility
 
 
 def imbalance(layers: ArrayLike) -> Float[Array, "depth dim"]:
@@ -217,11 +225,11 @@ class Reduction(eqx.Module):
     def layers(self, v: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
         """The layers at position v."""
         w, g = self.smallest(v)[None], self.partner(v)[None]
-        return self.arranged(jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)]))
+        return self.by_layer(self.sign * jnp.concatenate([w, g, jnp.sqrt(w**2 + self.gaps)]))
 
-    def arranged(self, magnitude: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
-        """The layers whose magnitudes these are in ascending order, the first with its sign."""
-        return jnp.take_along_axis(self.sign * magnitude, jnp.argsort(self.order, axis=0), axis=0)
+    def by_layer(self, rows: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
+        """Rows in the ascending order of the layers' magnitudes as rows in the layers' own."""
+        return jnp.take_along_axis(rows, jnp.argsort(self.order, axis=0), axis=0)
 
 
 @jax.jit

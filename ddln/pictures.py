@@ -46,8 +46,14 @@ class Smallest(eqx.Module):
         return w * self._others(w)
 
     def layers(self, w):
-        magnitude = [w, *map(jnp.sqrt, self._squares(w))]
-        return self.reduction.arranged(jnp.stack(magnitude))
+        # Only what does not move is sorted, once however many w there are.
+        rest, sorted_sign = jnp.zeros_like(w), self.reduction.sign
+        sorted_imbalance = jnp.stack([rest, *self._squares(rest)])
+        sorted_first = jnp.zeros_like(sorted_sign).at[0].set(1.0)
+        sign, imbalance, of_smallest = map(
+            self.reduction.by_layer, (sorted_sign, sorted_imbalance, sorted_first)
+        )
+        return sign * jnp.where(of_smallest > 0, w[None], jnp.sqrt(w[None] ** 2 + imbalance))
 
     def jacobian(self, w, gradient, hessian):
         """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""

@@ -9,8 +9,7 @@ from ddln import hermite
 from ddln._checks import ArrayLike, Number, as_layers, as_positive, as_vector
 from ddln.entropy import Entropy
 from ddln.flow import Trajectory
-from ddln.network import Reduction, imbalance
-from ddln.positions import position_of_theta
+from ddln.network import Reduction, imbalance, mobility_of_squares
 from ddln.problem import Problem
 
 
@@ -104,27 +103,27 @@ def smallest_mobility_integral(
     >>> ddln.theory.smallest_mobility_integral(run)[0].tolist()
     [0.0, 2.0, 4.0]
     """
-    reduction = Reduction(run.layers[0])
+    squares, moves = run.layers**2, ~Reduction(run.layers[0]).is_frozen
 
-    def log_mobility(theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return jnp.log(reduction.mobility(position_of_theta(theta, reduction)))
+    def log_mobility(squares):
+        return jnp.log(jnp.where(moves, mobility_of_squares(squares), 1.0))
 
-    value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(
-        run.theta, run.velocity
-    )
+    # Along the flow the squares of all layers grow by the same, 2θ dθ/dt / M.
+    mobility = jnp.where(moves[None], jax.vmap(mobility_of_squares)(squares), 1.0)
+    growth = jnp.broadcast_to((2 * run.theta * run.velocity / mobility)[:, None], squares.shape)
+    value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(squares, growth)
     step = jnp.diff(run.times)
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
     curve = hermite.interpolate(run.times, value, slope, nodes)
-    smallest = jnp.min(jnp.exp(curve), axis=2)
+    smallest = jnp.exp(jnp.min(curve, axis=2))
     simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
     pieces = step * (smallest @ simpson)
-    mobility = jnp.exp(value)
     error = jnp.sum(
         pieces * jnp.max(hermite.relative_error(run.times, mobility, mobility * slope), axis=1)
     )
     integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])
-    frozen = jnp.any(reduction.is_frozen)
-    return jnp.where(frozen, 0.0, integral), jnp.where(frozen, 0.0, error)
+    some_frozen = ~jnp.all(moves)
+    return jnp.where(some_frozen, 0.0, integral), jnp.where(some_frozen, 0.0, error)
 
 
 def mode_rates(
