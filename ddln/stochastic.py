@@ -33,7 +33,7 @@ from ddln._checks import (
 )
 from ddln.flow import as_times
 from ddln.network import effective_parameter
-from ddln.oracles import Sampling
+from ddln.oracles import Oracle, Sampling
 from ddln.problem import Problem
 
 STATUS = ("ok", "diverged")
@@ -282,7 +282,7 @@ def stochastic_flow(
     times: ArrayLike,
     *,
     learning_rate: Number,
-    oracle: Sampling | None = None,
+    oracle: Oracle | None = None,
     momentum: Number | None = None,
     key: Array | None = None,
     dt: Number | None = None,
