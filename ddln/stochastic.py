@@ -256,11 +256,15 @@ def _integrate(problem, layers, times, oracle, key, step, mass, counts, halvings
     path, velocity = jax.tree.map(
         lambda one, more: jnp.concatenate([one[None], more]), start, later
     )
+    return _observed(problem, times, path, velocity, counts, halvings)
+
+
+def _observed(problem, times, path, velocity, counts, halvings) -> Diffusion:
+    """What was saved; NaN where it is not finite, or where there was no counting the steps."""
     theta = jax.vmap(effective_parameter)(path)
     saved = path, velocity, theta, jax.vmap(problem.loss)(theta), jax.vmap(problem.gap)(theta)
     fine = jax.vmap(lambda *saved: jnp.all(jnp.isfinite(jnp.concatenate(saved, axis=None))))
-    known = jnp.isfinite(jnp.append(0.0, counts))
-    lost = jnp.cumsum(~(fine(*jax.tree.leaves(saved)) & known)) > 0
+    lost = ~(fine(*jax.tree.leaves(saved)) & jnp.isfinite(jnp.append(0.0, counts)))
     path, velocity, theta, loss, gap = jax.tree.map(
         lambda x: jnp.where(lost.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x), saved
     )
@@ -271,8 +275,8 @@ def _integrate(problem, layers, times, oracle, key, step, mass, counts, halvings
         theta=theta,
         loss=loss,
         gap=gap,
-        status=jnp.where(lost[-1], STATUS.index("diverged"), STATUS.index("ok")),
-        stats={"num_steps": jnp.sum(whole) * 2**halvings},
+        status=jnp.where(jnp.any(lost), STATUS.index("diverged"), STATUS.index("ok")),
+        stats={"num_steps": jnp.sum(counts.astype(jnp.int32)) * 2**halvings},
     )
 
 

@@ -391,14 +391,24 @@ def test_a_run_that_diverges_is_told_and_ends_in_nan():
 
 
 def test_traced_numbers_that_make_no_sense_end_in_nan():
-    def run(rate, momentum):
+    def run(rate, momentum, dt):
         return ddln.stochastic_flow(
-            *(PLAIN, LAYERS, TIMES), learning_rate=rate, momentum=momentum, throw=False
+            *(PLAIN, LAYERS, TIMES),
+            learning_rate=rate,
+            oracle=BOTH,
+            momentum=momentum,
+            key=jax.random.key(0),
+            dt=dt,
+            throw=False,
         )
 
-    runs = jax.jit(jax.vmap(run))(jnp.array([0.1, -0.1, 0.1]), jnp.array([0.5, 0.5, 1.0]))
-    assert runs.ok.tolist() == [True, False, False]
-    assert np.isnan(runs.theta[1:, 1:]).all()
+    good, wrong = (0.1, 0.5, 0.1), (-0.1, 1.0, 0.0)
+    numbers = np.array([good] * 5)
+    numbers[np.arange(3), np.arange(3)] = wrong
+    numbers[3, 2] = 1e-20  # more steps than can be counted
+    runs = jax.jit(jax.vmap(run))(*numbers.T)
+    assert runs.ok.tolist() == [False] * 4 + [True]
+    assert np.isnan(runs.theta[:4, 1:]).all()
 
 
 def test_single_precision_stays_so():
@@ -409,6 +419,7 @@ def test_single_precision_stays_so():
         oracle=BOTH,
         momentum=0.5,
         key=jax.random.key(0),
+        halvings=1,
     )
     assert {x.dtype for x in (run.times, run.layers, run.velocity, run.gap)} == {np.dtype("f4")}
 
