@@ -10,7 +10,8 @@ the part of sample i in ℒ, and y_i, its target,
     Σ^{1/2} dB = (n b)^{−1/2} Σ_i (∂ℓ_i/∂u − ∂ℒ/∂u) dB_i         of b samples that are drawn
                + σ (n/r)^{1/2} Σ_i ∂²ℒ/∂u∂y_i dB_i               of noise σ on r targets
 
-A step of Euler's scheme of length s is one of training, with normal noise of the same covariance.
+Without momentum a step of Euler's scheme of length γ is one of training, but for its noise, which
+is normal with the same covariance.
 """
 
 import math
@@ -117,7 +118,7 @@ def noise(
     return pull_back(slope)[0]
 
 
-class _Brownian(diffrax.AbstractPath):
+class Brownian(diffrax.AbstractPath):
     """Brownian motions on a time that counts steps, from the `first` on.
 
     Each step has its increment, however often it is halved; no tree over the whole run is needed.
@@ -138,7 +139,7 @@ class _Brownian(diffrax.AbstractPath):
 
     def evaluate(self, t0, t1=None, left=True):
         """The increment over the piece of a step that starts at t0."""
-        pieces = 2**self.halvings
+        t0, pieces = jnp.asarray(t0), 2**self.halvings
         index = jnp.round(t0 * pieces).astype(jnp.int32)
         key = jax.random.fold_in(self.key, self.first + index // pieces)
         piece = index % pieces
@@ -166,7 +167,7 @@ class _System(eqx.Module):
     """μ."""
 
     def initial(self, layers):
-        """Heavy ball starts at rest half a step before: w + (s/2) ẇ = 0 there."""
+        """Heavy ball is at rest half a step before the start, where μẇ = −∂ℒ/∂u."""
         if self.mass is None:
             return layers, None
         return layers, -self.step / (2 * self.mass) * self._gradient(layers)
@@ -174,16 +175,18 @@ class _System(eqx.Module):
     def drift(self, t, state, width):
         layers, velocity = state
         force = -width * self._gradient(layers)
-        if velocity is None:
+        if self.mass is None:
             return force, None
         return width * velocity, (force - width * velocity) / self.mass
 
     def diffusion(self, t, state, width):
-        layers, velocity = state
+        layers, _ = state
 
         def kick(motion):
             force = jnp.sqrt(self.step * width) * noise(self.problem, layers, self.oracle, motion)
-            return (force, None) if velocity is None else (jnp.zeros_like(force), force / self.mass)
+            if self.mass is None:
+                return force, None
+            return jnp.zeros_like(force), force / self.mass
 
         shape = jax.ShapeDtypeStruct(self.motions, layers.dtype)
         return lineax.FunctionLinearOperator(kick, shape)
@@ -233,7 +236,7 @@ def _integrate(problem, layers, times, oracle, key, step, mass, counts, halvings
         span, count, first = lengths
         terms = diffrax.ODETerm(system.drift)
         if oracle.is_random:
-            path = _Brownian(key, first, system.motions, halvings)
+            path = Brownian(key, first, system.motions, halvings)
             terms = diffrax.MultiTerm(terms, diffrax.ControlTerm(system.diffusion, path))
         solution = diffrax.diffeqsolve(
             terms,

@@ -86,7 +86,7 @@ def test_the_noise_has_the_covariance_of_the_gradients_that_steps_see(name, orac
 
 def test_brownian_motions_stay_what_they_were_when_steps_are_halved():
     def increments(key, halvings):
-        path = stochastic._Brownian(key, jnp.asarray(3), (1, 2), halvings)
+        path = stochastic.Brownian(key, jnp.asarray(3), (1, 2), halvings)
         starts = jnp.arange(2 * 2**halvings) / 2**halvings
         return jax.vmap(lambda t: path.evaluate(t, t + 0.5**halvings))(starts)
 
@@ -120,7 +120,7 @@ def one_sample(x, key, times, halvings=0):
         halvings=halvings,
         throw=False,
     )
-    path = stochastic._Brownian(key, jnp.asarray(0), (1, 1), 0)
+    path = stochastic.Brownian(key, jnp.asarray(0), (1, 1), 0)
     motion = jax.vmap(path.evaluate)(jnp.arange(len(times) - 1.0))[:, 0, 0]
     return run, motion * jnp.sqrt(times[1])
 
@@ -188,7 +188,7 @@ def test_the_scheme_is_eulers_with_the_noise_of_a_step(momentum):
     )
     patience = 1 - (momentum or 0.0)
     step, mass = rate / patience, rate * (2 - patience) / (2 * patience**2)
-    path = stochastic._Brownian(key, jnp.asarray(0), (2, 3), 0)
+    path = stochastic.Brownian(key, jnp.asarray(0), (2, 3), 0)
     layers, velocity = LAYERS, -step / (2 * mass) * gradient(LAYERS)
     saved, k = [layers], 0
     for span in np.diff(TIMES):
