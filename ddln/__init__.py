@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from ddln.problem import least_squares as least_squares
     from ddln.problem import signed as signed
     from ddln.profiles import entropy_profile as entropy_profile
+    from ddln.stochastic import Diffusion as Diffusion
+    from ddln.stochastic import stochastic_flow as stochastic_flow
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
@@ -79,6 +81,7 @@ _HOMES = {
     "oracles": ("Sampling", "SharpnessAware"),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
+    "stochastic": ("Diffusion", "stochastic_flow"),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

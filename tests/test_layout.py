@@ -14,7 +14,7 @@ ORDER = [
     "__init__",
     *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
     *("entropy", "pictures", "flow", "steppers", "march", "engine"),
-    *("mirror", "oracles", "optimisers", "descent"),
+    *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "tables", "claims", "stepwise", "certificates"),
     *("data", "schema", "_document", "_faults", "config", "variables", "plan", "grid", "lanes"),
     *("_files", "store", "figures", "profiles"),
