@@ -12,9 +12,6 @@ start, as the entropy of the λ of the *end* measures it, among all with its pre
 Against the flow, at equal time T, steps of size η are off by η‖e‖ + O(η²): `discretisation_order`.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -192,7 +189,7 @@ def _rounding_of_the_gap(problem: Problem, run: Descent) -> Float[Array, ""]:
 
 
 def discretisation_error(
-    problem: Problem, layers: ArrayLike, until: Number, steps: Sequence[int]
+    problem: Problem, layers: ArrayLike, until: Number, steps: ArrayLike
 ) -> Float[Array, " lanes"]:
     """‖θ_K − θ(T)‖₂ of gradient descent with K steps of size T/K, for several K.
 
@@ -203,7 +200,7 @@ def discretisation_error(
         problem: the loss.
         layers: initial layers, shape (depth, dim).
         until: T > 0 in flow time.
-        steps: the numbers K of steps, increasing.
+        steps: the numbers K of steps, whole and increasing, shape (lanes,).
 
     Returns:
         the errors, shape (lanes,); NaN where a run diverged, or the flow did.
@@ -220,9 +217,13 @@ def discretisation_error(
     [0.0021, 0.0011]
     """
     layers = as_layers(layers, problem.dim)
-    counts = tuple(int(count) for count in steps)
-    if not counts or counts[0] < 1 or any(b <= a for a, b in pairwise(counts)):
-        raise ValueError(f"`steps` must increase from 1 or more, got {list(steps)}.")
+    counts = np.asarray(steps)
+    whole = counts.ndim == 1 and counts.size > 0 and np.issubdtype(counts.dtype, np.integer)
+    if not whole or counts[0] < 1 or (np.diff(counts) <= 0).any():
+        raise ValueError(
+            f"`steps` must be whole numbers that increase from 1 or more, got {steps}."
+        )
+    counts = tuple(counts.tolist())
     return _against_the_flow(problem, layers, as_positive("until", until), counts)[0]
 
 

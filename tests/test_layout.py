@@ -70,5 +70,7 @@ def test_the_theory_page_names_tests_and_functions_that_exist():
     named = re.findall(r"`(test_\w+)`", page)
     assert named
     assert [name for name in named if f"def {name}(" not in tests] == []
-    for module, function in re.findall(r"`(theory|init|hermite)\.(\w+)`", page):
+    for module, function in re.findall(
+        r"`(diagnostics|hermite|init|stepwise|theory)\.(\w+)`", page
+    ):
         assert hasattr(importlib.import_module(f"ddln.{module}"), function)

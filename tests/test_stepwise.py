@@ -165,7 +165,7 @@ SLOPE = 0.02  # what the issue of the order is held to; measured here are some 1
 
 
 def first_order_change(layers, until):
-    """e of θ_K = θ(T) + (T/K) e + O(K⁻²), by SciPy: u̇ = −g, ė = −H(e + ½g), g = ∂ℒ/∂u, H = ∂g/∂u."""
+    """e of θ_K = θ(T) + (T/K) e + O(K⁻²), by SciPy: u̇ = −g, ė = −∂g/∂u (e + ½g), g = ∂ℒ/∂u."""
 
     def gradient(u):
         slope = FEATURES.T @ (FEATURES @ u.prod(axis=0) - TARGETS) / 4
@@ -241,7 +241,8 @@ def test_the_order_of_lanes_is_that_of_each():
 def test_a_wrong_gradient_has_no_order(monkeypatch):
     true = oracles.slope
     monkeypatch.setattr(oracles, "slope", lambda *all: 1.01 * true(*all))
-    claim = ddln.discretisation_order(PROBLEM, DEEP, 2.0, steps=1001)
+    deeper = np.concatenate([DEEP, DEEP[1:2]])
+    claim = ddln.discretisation_order(PROBLEM, deeper, 2.0)
     assert bool(claim.applies)
     assert not bool(claim.holds)
 
@@ -250,9 +251,10 @@ def test_a_wrong_gradient_has_no_order(monkeypatch):
     ("until", "steps", "message"),
     [
         (0.0, [1, 2], r"`until` must be > 0, got 0"),
-        (1.0, [2, 2], r"`steps` must increase from 1 or more, got \[2, 2\]"),
-        (1.0, [0, 1], r"`steps` must increase from 1 or more, got \[0, 1\]"),
-        (1.0, [], r"`steps` must increase from 1 or more, got \[\]"),
+        (1.0, [2, 2], r"`steps` must be whole numbers that increase from 1 or more, got \[2, 2\]"),
+        (1.0, [0, 1], r"`steps` must be whole numbers that increase from 1 or more, got \[0, 1\]"),
+        (1.0, [1.5, 2.5], r"`steps` must be whole numbers"),
+        (1.0, [], r"`steps` must be whole numbers that increase from 1 or more, got \[\]"),
     ],
 )
 def test_comparisons_that_make_no_sense_are_named(until, steps, message):
