@@ -21,6 +21,7 @@ Elsewhere one line is enough:
 0.188304
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import equinox as eqx
@@ -57,7 +58,7 @@ class Run(Protocol):
 
 
 def sharpness(
-    problem: Problem, run: Run, records: slice | ArrayLike = slice(None)
+    problem: Problem, run: Run, records: slice | Sequence[int] | np.ndarray = slice(None)
 ) -> Float[Array, " records"]:
     """S_k = λ_max of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) in the layers, along a run.
 
@@ -100,7 +101,7 @@ def stability_threshold(
     On ½Su² heavy ball is u_{k+1} = (1 + β − γS) u_k − β u_{k−1}, of which a root reaches −1 there.
 
     Args:
-        learning_rate: γ, of any shape, such as the `rates` of a run.
+        learning_rate: γ, of any shape, such as the `rates` of a run of plain steps.
         momentum: β of heavy ball, 0 for gradient descent.
 
     Returns:
@@ -115,7 +116,7 @@ def stability_threshold(
     300.0
     """
     rate = as_floats("learning_rate", learning_rate, np.ndim(learning_rate))
-    rate = refuse(rate <= 0, "`learning_rate` must be > 0.", rate)
+    rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
     beta = as_floats("momentum", momentum, 0)
     beta = refuse((beta < 0) | (beta >= 1), f"`momentum` must be ≥ 0 and < 1, got {beta}.", beta)
     return 2 * (1 + beta) / rate

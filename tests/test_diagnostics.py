@@ -190,7 +190,7 @@ def test_lanes_are_the_runs_one_by_one():
 @pytest.mark.parametrize(
     ("rate", "momentum", "message"),
     [
-        (0.0, 0.0, r"`learning_rate` must be > 0"),
+        (0.0, 0.0, r"`learning_rate` must be > 0, got 0"),
         (0.1, 1.0, r"`momentum` must be ≥ 0 and < 1, got 1"),
         (0.1, -0.1, r"`momentum` must be ≥ 0 and < 1, got -0.1"),
     ],
