@@ -258,11 +258,7 @@ def discretisation_order(
     """
     if steps < 1:
         raise ValueError(f"`steps` must be ≥ 1, got {steps}.")
-    return _order(problem, as_layers(layers, problem.dim), as_positive("until", until), steps)
-
-
-@eqx.filter_jit
-def _order(problem, layers, until, steps):
+    layers, until = as_layers(layers, problem.dim), as_positive("until", until)
     counts = (steps, 2 * steps, 4 * steps)
     errors, flow = _against_the_flow(problem, layers, until, counts)
     slopes = jnp.log2(errors[:-1] / errors[1:])

@@ -140,18 +140,22 @@ def test_the_flow_gains_nothing(flow):
 
 
 def test_distance_to_the_flow_is_that_to_its_closed_form():
-    # ½(θ − 2)² from balanced layers: θ(t) = 2/(1 + (2/θ₀ − 1) e^{−4t}).
-    problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
-    run = ddln.descend(problem, np.full((2, 1), 0.3), sgd(0.01), steps=200, record_every=20)
-    u, thetas = 0.3, [0.09]
+    # ½(θ − y)² from balanced layers: θ(t) = y/(1 + (y/θ₀ − 1) e^{−2yt}), in each coordinate.
+    targets = np.array([2.0, 1.0, 0.5])
+    problem = ddln.least_squares(
+        np.sqrt(3) * np.eye(3, 4), np.sqrt(3) * targets, normalisation="half_mean"
+    )
+    run = ddln.descend(problem, np.full((2, 4), 0.3), sgd(0.01), steps=200, record_every=100)
+    u, thetas = np.full(3, 0.3), [np.full(3, 0.09)]
     for _ in range(200):
-        u = u - 0.01 * (u**2 - 2) * u
+        u = u - 0.01 * (u**2 - targets) * u
         thetas.append(u**2)
-    flow = 2 / (1 + (2 / 0.09 - 1) * np.exp(-4 * 0.01 * np.arange(201)))
-    expected = np.abs(thetas - flow)[::20]
-    np.testing.assert_allclose(
-        diagnostics.distance_to_flow(problem, run), expected, atol=1e-8
-    )  # the flow's 1e-9
+    decay = np.exp(-2 * targets * 0.01 * np.arange(0, 201, 100)[:, None])
+    flow = targets / (1 + (targets / 0.09 - 1) * decay)
+    expected = np.linalg.norm(thetas[::100] - flow, axis=1)
+    assert expected[-1] > 1e-3
+    found = diagnostics.distance_to_flow(problem, run)
+    np.testing.assert_allclose(found, expected, atol=1e-8)  # of the flow's rtol, 1e-9
 
 
 def test_the_divergence_to_the_limit_falls_along_the_flow(flow):
