@@ -1,4 +1,4 @@
-"""A discrete run against what is exact of it, and against the descent lemma.
+"""A discrete run against what is exact of it, the descent lemma, and the flow.
 
 With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.descent.Ledger`), λ = |u² − v²| and the mirror
 map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step, whatever its samples,
