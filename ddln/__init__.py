@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ddln import diagnostics as diagnostics
     from ddln import init as init
     from ddln import theory as theory
     from ddln.certificates import certify as certify
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ddln.problem import least_squares as least_squares
     from ddln.problem import signed as signed
     from ddln.profiles import entropy_profile as entropy_profile
+    from ddln.stepwise import discretisation_order as discretisation_order
     from ddln.stochastic import Diffusion as Diffusion
     from ddln.stochastic import stochastic_flow as stochastic_flow
     from ddln.theory import asymptotic_rate as asymptotic_rate
@@ -81,12 +83,13 @@ _HOMES = {
     "oracles": ("Sampling", "SharpnessAware"),
     "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
+    "stepwise": ("discretisation_order",),
     "stochastic": ("Diffusion", "stochastic_flow"),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("init", "theory", *_HOMES)
-__all__ = [*_MODULE_OF, "init", "theory", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = ("diagnostics", "init", "theory", *_HOMES)
+__all__ = [*_MODULE_OF, "diagnostics", "init", "theory", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""A discrete run against what is exact of it, and against the descent lemma.
+"""A discrete run against what is exact of it, the descent lemma, and the flow.
 
 With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.descent.Ledger`), λ = |u² − v²| and the mirror
 map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step, whatever its samples,
@@ -8,6 +8,8 @@ map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any 
 
 The right-hand side is a sum of gradients, in range(Xᵀ) for a linear model: so θ is nearest to the
 start, as the entropy of the λ of the *end* measures it, among all with its predictions.
+
+Against the flow, at equal time T, steps of size η are off by η‖e‖ + O(η²): `discretisation_order`.
 """
 
 import equinox as eqx
@@ -16,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln import theory
+from ddln import diagnostics, theory
+from ddln._checks import ArrayLike, Number, as_layers, as_positive
 from ddln.claims import Claim
-from ddln.descent import Descent
+from ddln.descent import Descent, descend
+from ddln.flow import gradient_flow
 from ddln.network import effective_parameter
+from ddln.optimisers import optimiser
 from ddln.problem import Problem
 
 _SAMPLES = 9
@@ -28,6 +33,14 @@ _SAFE = 1.8
 """γS below which, at all records looked at, it is taken to be below 2 in between."""
 _LOOSEST = 0.05
 """A comparison whose own tolerance is larger than this (relative) is not made."""
+_TIGHT = 1e-12
+"""Relative tolerance of the flow that steps are compared with, or 100 roundings."""
+_SLOPE = 0.02
+"""How far from 1 a slope in the step may be."""
+_SMALL = 0.5
+"""ηS below which steps are small."""
+_ABOVE = 1000
+"""An error so many times its own error moves that slope by at most 0.006."""
 
 
 @eqx.filter_jit
@@ -173,3 +186,111 @@ def _rounding_of_the_gap(problem: Problem, run: Descent) -> Float[Array, ""]:
         steepness = jnp.linalg.norm(problem.hessian(run.theta[-1]))
     size = jnp.max(jnp.linalg.norm(run.theta, axis=1))
     return steepness * (30 * jnp.finfo(size.dtype).eps * size) ** 2 / 2
+
+
+def discretisation_error(
+    problem: Problem, layers: ArrayLike, until: Number, steps: ArrayLike
+) -> Float[Array, " lanes"]:
+    """‖θ_K − θ(T)‖₂ of gradient descent with K steps of size T/K, for several K.
+
+    With η = T/K it is η‖e(T)‖ + O(η²), e the first-order change of the flow's θ when ℒ becomes
+    ℒ + (η/4)‖∂ℒ/∂u‖²: that is the loss whose flow a step follows up to O(η³).
+
+    Args:
+        problem: the loss.
+        layers: initial layers, shape (depth, dim).
+        until: T > 0 in flow time.
+        steps: the numbers K of steps, whole and increasing, shape (lanes,).
+
+    Returns:
+        the errors, shape (lanes,); NaN where a run diverged, or the flow did.
+
+    Raises:
+        ValueError: shapes or numbers that make no sense (T traced: NaN).
+
+    Source: the modified loss, Barrett & Dherin 2021; that it is of first order,
+    `discretisation_order`.
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
+    >>> errors = ddln.stepwise.discretisation_error(problem, [[0.5], [0.5]], 1.0, [200, 400])
+    >>> [round(float(x), 4) for x in errors]
+    [0.0021, 0.0011]
+    """
+    layers = as_layers(layers, problem.dim)
+    counts = np.asarray(steps)
+    whole = counts.ndim == 1 and counts.size > 0 and np.issubdtype(counts.dtype, np.integer)
+    if not whole or counts[0] < 1 or (np.diff(counts) <= 0).any():
+        raise ValueError(
+            f"`steps` must be whole numbers that increase from 1 or more, got {steps}."
+        )
+    counts = tuple(counts.tolist())
+    return _against_the_flow(problem, layers, as_positive("until", until), counts)[0]
+
+
+def discretisation_order(
+    problem: Problem, layers: ArrayLike, until: Number, *, steps: int = 1000
+) -> Claim:
+    """The claim that gradient descent follows the flow to first order in its step η.
+
+    With E(η) = ‖θ_K − θ(T)‖, Kη = T, and s(η) = log₂ E(2η)/E(η), which is 1 + cη + O(η²), what is
+    measured is 2s(η) − s(2η) at the smallest η: the slope in η, free of its own first-order error.
+
+    Args:
+        problem: the loss.
+        layers: initial layers, shape (depth, dim).
+        until: T > 0 in flow time.
+        steps: K of the largest step; the others take 2K and 4K.
+
+    Returns:
+        a `Claim`: predicted 1, tolerance 0.02. It does not apply where the steps are too large (s
+        still moves by 0.02, or ηS > ½ of the largest, S the sharpness along the flow) or too small
+        (E not far above the accuracy of the flow and of 4K steps).
+
+    Raises:
+        ValueError: shapes or numbers that make no sense (T traced: NaN).
+
+    Source: as derived in docs/theory.md, after Barrett & Dherin 2021.
+
+    >>> problem = ddln.least_squares([[1.0, 0.5]], [1.0])
+    >>> claim = ddln.discretisation_order(problem, [[0.0, 0.0], [1.0, 0.8], [0.9, 1.1]], 1.0)
+    >>> bool(claim.applies), round(float(claim.measured), 3)
+    (True, 1.0)
+    """
+    if steps < 1:
+        raise ValueError(f"`steps` must be ≥ 1, got {steps}.")
+    layers, until = as_layers(layers, problem.dim), as_positive("until", until)
+    counts = (steps, 2 * steps, 4 * steps)
+    errors, flow = _against_the_flow(problem, layers, until, counts)
+    slopes = jnp.log2(errors[:-1] / errors[1:])
+    change = slopes[1] - slopes[0]
+    reach = until / steps * jnp.max(diagnostics.sharpness(problem, flow))
+    rounding = 30 * flow.rtol + counts[-1] * jnp.finfo(flow.theta.dtype).eps
+    floor = rounding * jnp.max(jnp.linalg.norm(flow.theta, axis=1))
+    return Claim(
+        "order of the steps",
+        "as derived in docs/theory.md",
+        "gradient descent is off the flow, at equal time, in proportion to its step",
+        slopes[1] + change,
+        1.0,
+        _SLOPE,
+        reason="what is of third order in the step, that of second order being taken out",
+        applies=(reach < _SMALL) & (jnp.abs(change) < _SLOPE) & (errors[-1] > _ABOVE * floor),
+    )
+
+
+@eqx.filter_jit
+def _against_the_flow(problem, layers, until, counts):
+    """The errors, and the flow."""
+    rtol = max(_TIGHT, 100 * float(jnp.finfo(layers.dtype).eps))
+    times = jnp.linspace(0.0, until, _SAMPLES)
+    flow = gradient_flow(problem, layers, times, rtol=rtol, throw=False)
+
+    # Lanes take as many steps as the last of them, and are read off where they reach the time.
+    def lane(rate):
+        rule = optimiser("sgd", learning_rate=rate)
+        controls = {"record_at": counts, "ledger": False, "throw": False}
+        return descend(problem, layers, rule, steps=counts[-1], **controls)
+
+    run = jax.vmap(lane)(until / jnp.asarray(counts, until.dtype))
+    there = np.arange(len(counts))
+    return jnp.linalg.norm(run.theta[there, 1 + there] - flow.theta[-1:], axis=1), flow

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 import ddln
-from ddln import oracles
+from ddln import oracles, stepwise
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(4, 8)), RNG.normal(size=4)
@@ -157,3 +158,108 @@ def test_certificates_of_lanes_are_those_one_by_one():
         for claim, of_lane in zip(alone.claims, together.claims, strict=True):
             lane = jnp.broadcast_to(jnp.asarray(of_lane.measured), (2,))[i]
             np.testing.assert_allclose(lane, claim.measured, rtol=1e-6, atol=1e-10)
+
+
+DEEP = np.concatenate([np.zeros((1, 8)), RNG.uniform(0.5, 1.0, (2, 8))])
+SECOND_ORDER = 1e-6  # relative, of steps of 1e-3
+SLOPE = 0.02  # the order of a first-order method is 1 ± 0.02
+
+
+def first_order_change(layers, until):
+    """e of θ_K = θ(T) + (T/K) e + O(K⁻²), by SciPy: u̇ = −g, ė = −∂g/∂u (e + ½g), g = ∂ℒ/∂u."""
+
+    def gradient(u):
+        slope = FEATURES.T @ (FEATURES @ u.prod(axis=0) - TARGETS) / 4
+        return slope * np.stack([np.delete(u, j, axis=0).prod(axis=0) for j in range(len(u))])
+
+    def along(function, u, direction):
+        return function(u + 1e-30j * direction).imag / 1e-30
+
+    def field(_, state):
+        u, e = state.reshape(2, *layers.shape)
+        g = gradient(u)
+        return -np.concatenate([g, along(gradient, u, e + g / 2)], axis=None)
+
+    start = np.concatenate([layers, np.zeros_like(layers)], axis=None)
+    accuracy = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
+    end = scipy.integrate.solve_ivp(field, (0.0, until), start, **accuracy).y[:, -1]
+    u, e = end.reshape(2, *layers.shape)
+    return along(lambda u: u.prod(axis=0), u, e)
+
+
+def test_discretisation_error_is_that_of_the_modified_loss():
+    steps = np.array([1000, 2000, 4000])
+    errors = stepwise.discretisation_error(PROBLEM, DEEP, 2.0, steps)
+    np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1.0, atol=SLOPE)
+    per_step = errors * steps / 2.0
+    expected = np.linalg.norm(first_order_change(DEEP, 2.0))
+    np.testing.assert_allclose(2 * per_step[2] - per_step[1], expected, rtol=SECOND_ORDER)
+
+
+def test_gradient_descent_follows_the_flow_to_first_order():
+    claim = ddln.discretisation_order(PROBLEM, DEEP, 2.0)
+    assert bool(claim.applies)
+    assert bool(claim.holds)
+    np.testing.assert_allclose(claim.measured, 1.0, atol=SLOPE)
+
+
+@pytest.mark.parametrize(
+    ("layers", "until"),
+    [(DEEP, 2000.0), (10 * DEEP, 2.0), (DEEP, 1e-7), (np.zeros((3, 8)), 2.0)],
+    ids=["large steps", "sharp", "below the flow's accuracy", "frozen"],
+)
+def test_the_order_is_not_claimed_where_it_cannot_be_seen(layers, until):
+    claim = ddln.discretisation_order(PROBLEM, layers, until)
+    assert not bool(claim.applies)
+    assert bool(claim.holds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [2, 6])
+@pytest.mark.parametrize("loss", ["least_squares", "logistic"])
+def test_the_order_is_one_at_other_depths_and_losses(depth, loss):
+    targets = TARGETS if loss == "least_squares" else np.sign(TARGETS)
+    problem = getattr(ddln, loss)(FEATURES, targets)
+    layers = np.random.default_rng(depth).uniform(0.3, 0.8, (depth, 8))
+    claim = ddln.discretisation_order(problem, layers, 1.0)
+    assert bool(claim.applies)
+    np.testing.assert_allclose(claim.measured, 1.0, atol=SLOPE)
+
+
+@pytest.mark.slow
+def test_the_order_of_lanes_is_that_of_each():
+    scales = jnp.array([0.5, 1.0])
+    together = jax.jit(
+        jax.vmap(lambda scale: ddln.discretisation_order(PROBLEM, scale * DEEP, 2.0))
+    )(scales)
+    for i, scale in enumerate(scales):
+        alone = ddln.discretisation_order(PROBLEM, scale * DEEP, 2.0)
+        np.testing.assert_allclose(together.measured[i], alone.measured, atol=1e-6)
+        assert together.applies[i] == alone.applies
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_has_no_order(monkeypatch):
+    true = oracles.slope
+    monkeypatch.setattr(oracles, "slope", lambda *all: 1.01 * true(*all))
+    deeper = np.concatenate([DEEP, DEEP[1:2]])
+    claim = ddln.discretisation_order(PROBLEM, deeper, 2.0)
+    assert bool(claim.applies)
+    assert not bool(claim.holds)
+
+
+@pytest.mark.parametrize(
+    ("until", "steps", "message"),
+    [
+        (0.0, [1, 2], r"`until` must be > 0, got 0"),
+        (1.0, [2, 2], r"`steps` must be whole numbers that increase from 1 or more, got \[2, 2\]"),
+        (1.0, [0, 1], r"`steps` must be whole numbers that increase from 1 or more, got \[0, 1\]"),
+        (1.0, [1.5, 2.5], r"`steps` must be whole numbers"),
+        (1.0, [], r"`steps` must be whole numbers that increase from 1 or more, got \[\]"),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_named(until, steps, message):
+    with pytest.raises(ValueError, match=message):
+        stepwise.discretisation_error(PROBLEM, DEEP, until, steps)
+    with pytest.raises(ValueError, match=r"`steps` must be ≥ 1, got 0"):
+        ddln.discretisation_order(PROBLEM, DEEP, 1.0, steps=0)

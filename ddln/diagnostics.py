@@ -1,0 +1,217 @@
+"""What a run did, measured: one question a function, of flows and of discrete runs.
+
+    S_k = λ_max(∂²ℒ/∂u²) at u_k                      `sharpness`
+    2(1 + β)/γ, above which steps leave a minimiser  `stability_threshold`
+    Gain_k = ln |(u² − v²)₀ / (u² − v²)_k|           `gain`, at depth 2
+    α_k² = |u² − v²|_k / 2 = α₀² exp(−Gain_k)        `effective_initialisation`, at depth 2
+    ‖θ_k − θ(t_k)‖, θ(t) the gradient flow           `distance_to_flow`
+
+Elsewhere one line is enough:
+
+>>> problem = ddln.least_squares([[1.0, 0.5]], [1.0], normalisation="half_mean")
+>>> held_out = ddln.least_squares([[0.9, 0.6]], [0.9], normalisation="half_mean")
+>>> layers = jnp.array([[1.0, 1.0], [0.0, 0.0]])
+>>> run = ddln.descend(problem, layers, ddln.optimiser("sgd", learning_rate=0.05), steps=200)
+>>> [round(float(x), 6) for x in jax.vmap(held_out.loss)(run.theta)[jnp.array([0, -1])]]
+[0.405, 0.001337]
+>>> [round(float(x), 6) for x in jax.vmap(ddln.imbalance)(run.layers)[-1, 0]]  # balancedness
+[0.981693, 0.995394]
+>>> distance = lambda theta: ddln.Entropy(layers).divergence(run.theta[-1], theta)  # Bregman's
+>>> round(float(jax.vmap(distance)(run.theta)[0]), 6)  # D_Q(θ_end, θ(0))
+0.352697
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddln import theory
+from ddln._checks import ArrayLike, Number, as_floats, refuse
+from ddln.descent import Descent
+from ddln.flow import gradient_flow
+from ddln.problem import Problem
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What is measured: a `Trajectory`, a `Descent`, or anything else recorded like them."""
+
+    @property
+    def times(self) -> Array:
+        """Flow times, shape (records,)."""
+        ...
+
+    @property
+    def layers(self) -> Array:
+        """Shape (records, depth, dim)."""
+        ...
+
+    @property
+    def theta(self) -> Array:
+        """Shape (records, dim)."""
+        ...
+
+
+def sharpness(
+    problem: Problem, run: Run, records: slice | Sequence[int] | np.ndarray = slice(None)
+) -> Float[Array, " records"]:
+    """S_k = λ_max of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) in the layers, along a run.
+
+    Args:
+        problem: the loss.
+        run: from `gradient_flow`, `descend` and the like.
+        records: which records to look at, an index of NumPy's. Of more than 64 weights each takes
+            some hundred products of the Hessian with a vector.
+
+    Returns:
+        `theory.sharpness` of each, shape (records,); NaN where the layers are.
+
+    Raises:
+        IndexError: no such record.
+
+    Source: as derived in docs/theory.md; against 2/γ, the edge of stability, Cohen et al. 2021.
+
+    >>> problem = ddln.least_squares([[1.0]], [6.0], normalisation="half")
+    >>> rule = ddln.optimiser("sgd", learning_rate=0.02)
+    >>> run = ddln.descend(problem, [[1.0], [1.0]], rule, steps=100, record_every=50)
+    >>> [round(float(x), 6) for x in sharpness(problem, run, [0, -1])]  # 2θ at the minimiser
+    [5.0, 12.0]
+    """
+    return _sharpness(problem, run.layers[np.arange(len(run.layers))[records]])
+
+
+@eqx.filter_jit
+def _sharpness(problem, layers):
+    finite = jnp.all(jnp.isfinite(layers), axis=(1, 2))
+    # Of what is not a number LOBPCG takes all the steps it may.
+    seen = jnp.where(finite[:, None, None], layers, 0.0)
+    found = jax.lax.map(lambda layers: theory.sharpness(problem, layers), seen)
+    return jnp.where(finite, found, jnp.nan)
+
+
+def stability_threshold(
+    learning_rate: ArrayLike, momentum: Number = 0.0
+) -> Float[Array, "*records"]:
+    """2(1 + β)/γ: the sharpness above which steps of size γ leave a minimiser.
+
+    On ½Su² heavy ball is u_{k+1} = (1 + β − γS) u_k − β u_{k−1}, of which a root reaches −1 there.
+
+    Args:
+        learning_rate: γ, of any shape, such as the `rates` of a run of plain steps.
+        momentum: β of heavy ball, 0 for gradient descent.
+
+    Returns:
+        the threshold, of γ's shape.
+
+    Raises:
+        ValueError: γ ≤ 0, or β outside [0, 1) (traced: NaN).
+
+    Source: Polyak 1964; as the edge of stability Cohen et al. 2021.
+
+    >>> float(ddln.diagnostics.stability_threshold(0.01, momentum=0.5))
+    300.0
+    """
+    rate = as_floats("learning_rate", learning_rate, np.ndim(learning_rate))
+    rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
+    beta = as_floats("momentum", momentum, 0)
+    beta = refuse((beta < 0) | (beta >= 1), f"`momentum` must be ≥ 0 and < 1, got {beta}.", beta)
+    return 2 * (1 + beta) / rate
+
+
+@eqx.filter_jit
+def gain(run: Run) -> Float[Array, "records dim"]:
+    """Gain_k = ln |(u² − v²)₀ / (u² − v²)_k| of each coordinate, at depth 2.
+
+    It is 0 of the flow. Of plain steps, of any size and on any samples, it is Σ_k q(γ_k ∇ℓ_k) with
+    q(x) = −½ ln (1 − x²)² ≥ 0 while |x| ≤ √2: by so much are large and noisy steps richer.
+
+    Args:
+        run: of depth 2; with its ledger, where it has one, small differences stay exact.
+
+    Returns:
+        the gain since the first record, shape (records, dim); NaN of balanced coordinates.
+
+    Raises:
+        ValueError: another depth.
+
+    Source: Gain_γ of Even et al. 2023.
+
+    >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+    >>> rule = ddln.optimiser("sgd", learning_rate=0.5)
+    >>> run = ddln.descend(problem, [[1.0], [0.0]], rule, steps=1)  # ∇ℓ = −1
+    >>> round(float(gain(run)[-1, 0] + jnp.log(1 - 0.5**2)), 12)
+    0.0
+    """
+    difference = _difference_of_squares(run)
+    return -jnp.log(jnp.abs(difference / difference[:1]))
+
+
+@eqx.filter_jit
+def effective_initialisation(run: Run) -> Float[Array, "records dim"]:
+    """α_k = (|u² − v²|_k / 2)^{1/2} = α₀ exp(−Gain_k/2) of each coordinate, at depth 2.
+
+    The flow from layers √2 α and 0 keeps it at α. At the end of a discrete run it is the α_∞ of the
+    entropy that its limit minimises: of a smaller start than it had, where its steps were large.
+
+    Args:
+        run: of depth 2; with its ledger, where it has one, small α stay exact.
+
+    Returns:
+        α_k, shape (records, dim); the last is α_∞.
+
+    Raises:
+        ValueError: another depth.
+
+    Source: Even et al. 2023, whose α is this one; of momentum (2α² there is the balancedness)
+    Papazov et al. 2024.
+
+    >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+    >>> rule = ddln.optimiser("sgd", learning_rate=0.5)
+    >>> run = ddln.descend(problem, [[2.0**0.5], [0.0]], rule, steps=1)
+    >>> round(float(effective_initialisation(run)[-1, 0] ** 2), 12)  # 1 − γ²∇ℓ²
+    0.75
+    """
+    return jnp.sqrt(jnp.abs(_difference_of_squares(run)) / 2)
+
+
+def _difference_of_squares(run: Run) -> Float[Array, "records dim"]:
+    """u² − v²."""
+    if run.layers.shape[1] != 2:
+        raise ValueError(f"`run` must be of depth 2, got depth {run.layers.shape[1]}.")
+    u, v = run.layers[:, 0], run.layers[:, 1]
+    difference = (u - v) * (u + v)
+    if not isinstance(run, Descent) or run.ledger is None:
+        return difference
+    # Layers that are nearly as large no longer tell what is between them.
+    grown = jnp.prod(run.ledger.growth, axis=1)
+    return difference[:1] * (grown / grown[:1])
+
+
+@eqx.filter_jit
+def distance_to_flow(problem: Problem, run: Run) -> Float[Array, " records"]:
+    """‖θ_k − θ(t_k)‖₂ at each record, θ(t) the gradient flow from the first one.
+
+    Args:
+        problem: the loss.
+        run: whose `times` are flow times. (Of an optax transformation that `descend` took as it
+            was they are numbers of steps, as the step size is not known: `dataclasses.replace`
+            them.) A run that stopped rests, while the flow goes on.
+
+    Returns:
+        the distance, shape (records,); NaN where the run diverged, or the flow did.
+
+    Source: k steps of size η reach flow time kη; with heavy ball, kη/(1 − β).
+
+    >>> problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
+    >>> rule = ddln.optimiser("sgd", learning_rate=0.01)
+    >>> run = ddln.descend(problem, [[0.5], [0.5]], rule, steps=100, record_every=50)
+    >>> [round(float(x), 4) for x in distance_to_flow(problem, run)]
+    [0.0, 0.0012, 0.0043]
+    """
+    flow = gradient_flow(problem, run.layers[0], run.times, throw=False)
+    return jnp.linalg.norm(run.theta - flow.theta, axis=1)
