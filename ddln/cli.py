@@ -27,7 +27,8 @@ app = typer.Typer(
 
 REMEDIES = {
     "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale",
+    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, or the "
+    "step size of a descent",
 }
 ROWS = 40
 """Rows of a table that are printed."""
@@ -155,7 +156,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
         "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
         f"{network.init.kind} layers",
-        "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
+        "dynamics": f"{dynamics.summary}, {dynamics.saved:,} points",
         "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
         "lanes": f"{plan.lanes:,}",
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "

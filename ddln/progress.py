@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import typer
 
 from ddln.plan import Chunk, Plan
+from ddln.variables import FINISHED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,7 +74,7 @@ class Progress:
     @property
     def failed(self) -> int:
         """Lanes that did not come to their end."""
-        return self.lanes - self.endings["ok"]
+        return self.lanes - sum(self.endings[name] for name in FINISHED)
 
     @property
     def seconds(self) -> float:

@@ -211,7 +211,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 
 def draw(dataset: xr.Dataset) -> Figure:
     """The gap to the least loss against time, one curve per scale."""
-    return figures.gap_against_time(dataset, over="network.scale", bounds={{"bound": "bound"}})
+    return figures.gap_against_time(dataset, over="network.scale")
 '''
 
 

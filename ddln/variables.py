@@ -9,11 +9,13 @@ import math
 
 from ddln.config import Experiment
 from ddln.data import shape_of
+from ddln.dynamics import Descent
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
 _CERTIFICATE = ("certificate",)
 _PREDICTOR = ("time", "feature")
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "step": (_TIME, "1", "training step"),
     "flow_time": (_TIME, "flow time", "flow time"),
     "loss": (_TIME, "loss", "loss ℒ(θ)"),
     "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
@@ -27,7 +29,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
     "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
     "status": ((), "1", "how the run ended"),
-    "steps": ((), "1", "steps of the integrator"),
+    "steps": ((), "1", "steps taken"),
     "rounds": ((), "1", "steps computed for the lane, also while it waited for others"),
     "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
     "certificate_measured": (_CERTIFICATE, "1", "measured"),
@@ -37,6 +39,14 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "certificate_holds": (_CERTIFICATE, "1", "whether the claim holds"),
 }
 """name: (dimensions, units, long name)."""
+
+_OF_FLOWS = {
+    *("velocity", "bound", "posterior_bound", "divergence_bound"),
+    *("rate_bound", "asymptotic_rate"),
+}
+_OF_DESCENTS = {"step"}
+FINISHED = ("ok", "stopped")
+"""How a run ends that came to its end: all of it done, or `dynamics.target_gap` reached."""
 
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
@@ -55,11 +65,16 @@ def kept(experiment: Experiment) -> tuple[str, ...]:
     >>> "gap" in kept(loss), "theta" in kept(loss)
     (True, False)
     """
-    left_out = _LEFT_OUT[experiment.dynamics.save]
+    dynamics = experiment.dynamics
+    left_out, of_others = _LEFT_OUT[dynamics.save], _OF_DESCENTS
+    if isinstance(dynamics, Descent):
+        of_others = _OF_FLOWS
+    if not experiment.network.signed:
+        of_others = of_others | {"predictor"}
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()
-        if not left_out & set(dimensions) and (name != "predictor" or experiment.network.signed)
+        if not left_out & set(dimensions) and name not in of_others
     )
 
 
@@ -71,7 +86,7 @@ def sizes(experiment: Experiment) -> dict[str, int]:
     {'time': 301, 'layer': 6, 'coordinate': 8, 'feature': 8}
     """
     return {
-        "time": experiment.dynamics.points,
+        "time": experiment.dynamics.saved,
         "layer": experiment.network.depth,
         "coordinate": experiment.width,
         "feature": experiment.features,

@@ -16,7 +16,8 @@ ORDER = [
     *("entropy", "flow", "steppers", "march", "engine"),
     *("mirror", "oracles", "optimisers", "descent"),
     *("hypotheses", "hermite", "theory", "tables", "claims", "stepwise", "certificates"),
-    *("data", "schema", "_document", "_faults", "config", "variables", "plan", "grid", "lanes"),
+    *("data", "schema", "dynamics", "_document", "_faults", "config"),
+    *("variables", "plan", "grid", "parts", "lanes"),
     *("_files", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),
 ]
