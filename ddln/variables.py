@@ -53,6 +53,8 @@ _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "
 _WORKSPACE, _COPIES = 600, 6
 """Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
 is saved: measured on networks of 8 to 300 coordinates."""
+_COPIES_OF_A_DESCENT = 12
+"""Its ledger among them: measured on networks of 30 and 500 coordinates."""
 _CERTIFICATES = 12
 """How many claims a run is certified by; of the size of a file only."""
 
@@ -112,10 +114,12 @@ def working_bytes(experiment: Experiment) -> int:
     12.3
     """
     features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
-    positions = experiment.dynamics.points * experiment.width
+    positions = experiment.dynamics.saved * experiment.width
     matrices = samples * features + min(samples, features) ** 2
-    numbers = (_WORKSPACE + _COPIES * experiment.network.depth) * positions + _COPIES * matrices
-    return 8 * numbers
+    held = _WORKSPACE + _COPIES * experiment.network.depth
+    if isinstance(experiment.dynamics, Descent):
+        held = _COPIES_OF_A_DESCENT * experiment.network.depth
+    return 8 * (held * positions + _COPIES * matrices)
 
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:

@@ -44,7 +44,7 @@ def counted(name, **changes):
 def write_run(run, experiment, status):
     """The files of a run of three networks that ended with these status codes."""
     planned = plan.make_plan(experiment)
-    flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
+    flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok stopped diverged"}
     lanes = xr.Dataset(
         {"status": ("lane", status, flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))}
         | dict.fromkeys(("steps", "rounds"), ("lane", [1, 1, 1])),
