@@ -241,7 +241,7 @@ def _trainer(dynamics: Training, axes: tuple):
 def _side_by_side(alone, axes: tuple):
     def together(*given):
         runs = jax.vmap(alone, axes)(*given)
-        taken = runs.stats["num_steps"]
+        taken = runs.stats["num_steps"].astype(int)
         return runs, jnp.broadcast_to(jnp.max(taken), taken.shape)
 
     return together
@@ -260,14 +260,14 @@ def _examine(
         "predictor": loss.predictor(run.theta),
         "layers": run.layers,
         "status": run.status,
-        "steps": run.stats["num_steps"],
+        "steps": run.stats["num_steps"].astype(int),
         "hypothesis_holds": jnp.stack([assumed[name] for name in STATEMENTS]),
     } | {
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     }
     if isinstance(run, Descent):
-        return numbers | {"step": run.steps}, checked
+        return numbers | {"step": run.steps.astype(int)}, checked
     predictions = certified.predictions
     return numbers | {
         "velocity": run.velocity,

@@ -55,7 +55,7 @@ _WORKSPACE, _COPIES = 600, 6
 is saved: measured on networks of 8 to 300 coordinates."""
 _COPIES_OF_A_DESCENT = 12
 """Its ledger among them: measured on networks of 30 and 500 coordinates."""
-_CERTIFICATES = 12
+_CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 12, 5
 """How many claims a run is certified by; of the size of a file only."""
 
 
@@ -123,7 +123,9 @@ def working_bytes(experiment: Experiment) -> int:
 
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
-    known = sizes(experiment) | {"certificate": _CERTIFICATES, "hypothesis": 4}
+    stepwise = isinstance(experiment.dynamics, Descent)
+    claims = _CERTIFICATES_OF_A_DESCENT if stepwise else _CERTIFICATES
+    known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
     return sum(
         (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
         for name in names
