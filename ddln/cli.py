@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +111,8 @@ def run(
         missing = folder.missing(plan)
         done = progress.Progress(plan, folder.endings(missing), len(plan.chunks) - len(missing))
         with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
-            for chunk, dataset in progress.computed(lanes.compute, missing):
+            compute = partial(lanes.compute, report=done.reach)
+            for chunk, dataset in progress.computed(compute, missing):
                 with _refusing((OSError,)):
                     advance(chunk, folder.write_chunk(chunk, dataset))
         if not folder.is_whole("dataset.nc"):
@@ -185,9 +187,10 @@ def verify(
     from ddln import claims, grid, hypotheses, lanes, progress
     from ddln.store import finite, status_counts
 
-    with _interruptible(), progress.shown(progress.Progress(plan, {}, 0)) as advance:
-        computed = {}
-        for chunk, part in progress.computed(lanes.compute, plan.chunks):
+    done, computed = progress.Progress(plan, {}, 0), {}
+    with _interruptible(), progress.shown(done) as advance:
+        compute = partial(lanes.compute, report=done.reach)
+        for chunk, part in progress.computed(compute, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])

@@ -6,7 +6,7 @@ integrated or networks trained, and curves held against the theorems. `ddln.grid
 together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ from ddln.dynamics import Descent as Training
 from ddln.dynamics import Flow
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
-from ddln.plan import Chunk, make_plan
+from ddln.plan import Chunk, make_plan, seconds
 from ddln.problem import Problem
 from ddln.variables import VARIABLES, kept
 
@@ -37,6 +37,12 @@ _SOLVERS = {
     # With its own root finder half the steps are rejected (docs/decisions.md).
     "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
 }
+
+
+LONG = 5.0
+"""Seconds from which on a descent is cut into parts, so as to tell how far it is."""
+
+Report = Callable[[Chunk, float], None]
 
 
 def run(experiment: Experiment) -> xr.Dataset:
@@ -115,8 +121,13 @@ def validate(chunk: Chunk) -> None:
         )
 
 
-def compute(chunk: Chunk) -> xr.Dataset:
+def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
     """Run a chunk's lanes.
+
+    Args:
+        chunk: of a plan.
+        report: called with the chunk and the share of its steps that is done, now and then in a
+            long descent.
 
     Returns:
         A dataset over `lane`, with the chunk's numbers in the grid as its coordinate.
@@ -128,7 +139,8 @@ def compute(chunk: Chunk) -> xr.Dataset:
     }
     build, integrate, examine = _programs(chunk)
     problems, *given = build(padded, _numbers(chunk.experiment, padded))
-    runs, rounds = integrate(problems, *given)
+    is_told = report is not None and seconds(chunk) > LONG
+    runs, rounds = integrate(problems, *given, partial(report, chunk) if is_told else None)
     numbers, checked = examine(problems, runs)
     numbers["rounds"] = rounds
     dataset = xr.Dataset(
@@ -205,7 +217,7 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
     steps = {"max_steps": dynamics.max_steps}
     if dynamics.is_reduced and dynamics.solver in get_args(engine.Solver):
 
-        def integrate(problems, layers, controls, _):
+        def integrate(problems, layers, controls, *_):
             times, rtol, atol = controls
             options = {"rtol": rtol, "atol": atol, "solver": dynamics.solver, **steps}
             flows = engine.gradient_flows(problems, layers, times, **options)
@@ -223,28 +235,34 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
         options = {"rtol": rtol, "atol": atol, "solver": solver, "throw": False, **steps}
         return solve(problem, layers, times, **options)
 
-    return jax.jit(_side_by_side(alone, axes))
+    together = jax.jit(jax.vmap(alone, axes))
+    return lambda *given: _with_rounds(together(*given[:-1]))
 
 
 def _trainer(dynamics: Training, axes: tuple):
     """Not compiled as a whole: what it calls is, with the records as arguments."""
 
-    def alone(problem, layers, controls, key):
-        rule, oracle, target = controls
-        schedule = {"steps": dynamics.steps, "record_at": dynamics.records}
-        options = {"oracle": oracle, "key": key, "target_gap": target, "throw": False}
-        return descent.descend(problem, layers, rule, **schedule, **options)
+    def integrate(problems, layers, controls, keys, tell):
+        def alone(problem, layers, controls, key):
+            rule, oracle, target = controls
+            schedule = {"steps": dynamics.steps, "record_at": dynamics.records}
+            options = {"oracle": oracle, "key": key, "target_gap": target, "progress": progress}
+            return descent.descend(problem, layers, rule, throw=False, **schedule, **options)
 
-    return _side_by_side(alone, axes)
+        def reached(part: Descent):
+            # The clock is one for all lanes, no tracer even under `vmap`; reading it is waiting.
+            tell(int(part.state.step) / dynamics.steps)
+
+        progress = None if tell is None else reached
+        return _with_rounds(jax.vmap(alone, axes)(problems, layers, controls, keys))
+
+    return integrate
 
 
-def _side_by_side(alone, axes: tuple):
-    def together(*given):
-        runs = jax.vmap(alone, axes)(*given)
-        taken = runs.stats["num_steps"].astype(int)
-        return runs, jnp.broadcast_to(jnp.max(taken), taken.shape)
-
-    return together
+def _with_rounds(runs):
+    """Lanes side by side are computed until the last of them ends."""
+    taken = runs.stats["num_steps"].astype(int)
+    return runs, jnp.broadcast_to(jnp.max(taken), taken.shape)
 
 
 def _examine(

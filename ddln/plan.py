@@ -187,10 +187,11 @@ def estimate(plan: Plan) -> float:
     >>> 0.01 < estimate(make_plan(load("configs/figure4.toml"))) < 1
     True
     """
-    return sum(map(_seconds, plan.chunks))
+    return sum(map(seconds, plan.chunks))
 
 
-def _seconds(chunk: Chunk) -> float:
+def seconds(chunk: Chunk) -> float:
+    """The same of one chunk."""
     experiment = substitute(chunk.experiment, chunk.values)
     if isinstance(experiment.dynamics, Descent):
         return _descent_seconds(experiment, experiment.dynamics, chunk.width)

@@ -42,6 +42,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Where four of the step sizes end."""
     ends = [error.isel(time=-1) for error in errors(dataset)]
     steps = dataset[STEP].values
+    is_as_long = int(dataset["step"][-1]) == 100_000
     nearest = {step: int(np.argmin(abs(steps - step))) for step in PUBLISHED}
     return [
         ddln.Claim(
@@ -52,7 +53,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             predicted=value,
             tolerance=1e-7,
             reason="the digits of the published setting, recomputed",
-            applies=bool(abs(steps[nearest[step]] - step) < 1e-6),
+            applies=bool(abs(steps[nearest[step]] - step) < 1e-6) and is_as_long,
         )
         for step, values in PUBLISHED.items()
         for name, value, end in zip(("distance", "test error"), values, ends, strict=True)
