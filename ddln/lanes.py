@@ -139,8 +139,8 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
     }
     build, integrate, examine = _programs(chunk)
     problems, *given = build(padded, _numbers(chunk.experiment, padded))
-    is_told = report is not None and seconds(chunk) > LONG
-    runs, rounds = integrate(problems, *given, partial(report, chunk) if is_told else None)
+    tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
+    runs, rounds = integrate(problems, *given, tell)
     numbers, checked = examine(problems, runs)
     numbers["rounds"] = rounds
     dataset = xr.Dataset(
@@ -268,7 +268,20 @@ def _with_rounds(runs):
 def _examine(
     loss: Problem, run: flow.Trajectory | Descent
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
-    certified = certificates.certify(loss, run)
+    if isinstance(run, Descent):
+        certified = certificates.certify(loss, run)
+        own = {"step": run.steps.astype(int)}
+    else:
+        certified = certificates.certify(loss, run)
+        predictions = certified.predictions
+        own = {
+            "velocity": run.velocity,
+            "bound": predictions.exponential_bound,
+            "posterior_bound": predictions.posterior_bound,
+            "divergence_bound": predictions.divergence_bound,
+            "rate_bound": predictions.rate_bound,
+            "asymptotic_rate": certified["asymptotic rate"].predicted,
+        }
     checked, assumed = certified.claims, check_hypotheses(loss, run)
     numbers = {
         "flow_time": run.times,
@@ -284,14 +297,4 @@ def _examine(
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     }
-    if isinstance(run, Descent):
-        return numbers | {"step": run.steps.astype(int)}, checked
-    predictions = certified.predictions
-    return numbers | {
-        "velocity": run.velocity,
-        "bound": predictions.exponential_bound,
-        "posterior_bound": predictions.posterior_bound,
-        "divergence_bound": predictions.divergence_bound,
-        "rate_bound": predictions.rate_bound,
-        "asymptotic_rate": certified["asymptotic rate"].predicted,
-    }, checked
+    return own | numbers, checked

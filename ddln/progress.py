@@ -61,7 +61,8 @@ class Progress:
     def __init__(self, plan: Plan, endings: Mapping[str, int], chunks: int):
         self.plan, self.endings, self.chunks = plan, Counter(endings), chunks
         self._lanes_before, self._began = self.lanes, time.monotonic()
-        self.share, self.on_share = 0.0, _ignore
+        self.share = 0.0
+        self.on_share: Callable[[Chunk, float], None] = lambda *_: None
 
     def add(self, endings: Mapping[str, int]) -> None:
         """One more chunk, whose lanes ended so."""
@@ -169,9 +170,6 @@ def _bar(progress: Progress) -> Iterator[Callable[[], None]]:
             bar.update(task, completed=done, description=words())
 
         yield update
-
-
-def _ignore(chunk: Chunk, share: float) -> None: ...
 
 
 def event(kind: str, **facts: Any) -> None:

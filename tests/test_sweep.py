@@ -215,3 +215,13 @@ def test_a_chunk_of_a_descent_has_as_many_bytes_as_planned(save):
     experiment = DESCENT.with_({"dynamics.save": save})
     part = lanes.compute(make_plan(experiment).chunks[0])
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
+
+
+def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypatch):
+    monkeypatch.setattr(lanes, "LONG", 0.0)
+    (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
+    told = []
+    part = lanes.compute(chunk, lambda *event: told.append(event))
+    assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
+    np.testing.assert_array_equal(part["loss"], lanes.compute(chunk)["loss"])
+    assert part["loss"].dims == ("lane", "time")
