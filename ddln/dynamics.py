@@ -25,6 +25,11 @@ class _Curve(Table):
         description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
     )
 
+    @property
+    def saved(self) -> int:
+        """How many points of the curve are saved."""
+        return self.points
+
 
 class Flow(_Curve):
     """A flow and how it is integrated."""
@@ -64,11 +69,6 @@ class Flow(_Curve):
     def is_reduced(self) -> bool:
         """Whether one position per coordinate is integrated."""
         return self.kind == "gradient_flow" and self.coordinates == "reduced"
-
-    @property
-    def saved(self) -> int:
-        """How many points of the curve are saved."""
-        return self.points
 
 
 class _Rule(Table):

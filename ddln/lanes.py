@@ -53,9 +53,9 @@ def run(experiment: Experiment) -> xr.Dataset:
 
     Returns:
         A dataset with a dimension per axis of the sweep, named by its dotted name (an axis that is
-        zipped to another is a coordinate along its dimension), then `time` (flow time), `layer`,
-        `coordinate`, `certificate`. A lane that fails is NaN from there on and has another
-        `status` than 0.
+        zipped to another is a coordinate along its dimension), then `time` (flow time; of a descent
+        `step` lies along it too), `layer`, `coordinate`, `certificate`. A lane that fails is NaN
+        from there on, and its `status` says how it ended.
 
     Raises:
         ValueError: the data and the network do not make a problem.

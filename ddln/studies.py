@@ -175,7 +175,7 @@ depth = 3
 init = {{ kind = "zero_first_layer", law = {{ kind = "normal", std = 1.0 }}, seed = 1 }}
 
 [dynamics]
-kind = "gradient_flow"
+kind = "gradient_flow"  # or "mirror_flow", or step by step: "descent"
 until = 3.0
 
 [sweep]
