@@ -34,7 +34,7 @@ MEANINGS = {
     "completed": "It came to the last of the points that it was asked for.",
     "conservation": "What the start fixes stays fixed: the differences of the squared layers.",
     "sign": "Only a coordinate's smallest layer can reach zero; the others keep their distance.",
-    "monotone loss": "Training never makes the loss worse.",
+    "monotone loss": "Training never makes the loss worse, as long as its steps are small.",
     "dissipation": "The loss falls exactly as fast as the layers move.",
     "mirror identity": "θ moves just as a mirror flow with the entropy Q moves it.",
     "entropy Hessian": "Where the entropy is steep the network moves slowly, and the other way.",
