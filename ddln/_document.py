@@ -80,8 +80,12 @@ def _toml_lines(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{_toml_key(key)} = {_toml_value(value)}"
     for name, table in tables.items():
         yield f"\n[{name}]"
-        for key, value in table.items():
+        for key, value in _kind_first(table):
             yield f"{_toml_key(key)} = {_toml_value(value)}"
+
+
+def _kind_first(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(table.items(), key=lambda item: item[0] != "kind")
 
 
 def _toml_key(key: str) -> str:
@@ -90,8 +94,8 @@ def _toml_key(key: str) -> str:
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
-        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in kind_first) + " }"
+        pairs = (f"{_toml_key(key)} = {_toml_value(item)}" for key, item in _kind_first(value))
+        return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     # JSON's text, true, false and numbers are TOML's; it leaves one control character unescaped.

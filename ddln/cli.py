@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,8 @@ app = typer.Typer(
 
 REMEDIES = {
     "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale",
+    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, or the "
+    "step size of a descent",
 }
 ROWS = 40
 """Rows of a table that are printed."""
@@ -109,7 +111,8 @@ def run(
         missing = folder.missing(plan)
         done = progress.Progress(plan, folder.endings(missing), len(plan.chunks) - len(missing))
         with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
-            for chunk, dataset in progress.computed(lanes.compute, missing):
+            compute = partial(lanes.compute, report=done.reach)
+            for chunk, dataset in progress.computed(compute, missing):
                 with _refusing((OSError,)):
                     advance(chunk, folder.write_chunk(chunk, dataset))
         if not folder.is_whole("dataset.nc"):
@@ -155,7 +158,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "problem": f"{experiment.problem.data.kind}, {samples} samples × {features} features",
         "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
         f"{network.init.kind} layers",
-        "dynamics": f"{dynamics.kind} to time {dynamics.until:g}, {dynamics.points} points",
+        "dynamics": f"{dynamics.summary}, {dynamics.saved:,} points",
         "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
         "lanes": f"{plan.lanes:,}",
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
@@ -184,9 +187,10 @@ def verify(
     from ddln import claims, grid, hypotheses, lanes, progress
     from ddln.store import finite, status_counts
 
-    with _interruptible(), progress.shown(progress.Progress(plan, {}, 0)) as advance:
-        computed = {}
-        for chunk, part in progress.computed(lanes.compute, plan.chunks):
+    done, computed = progress.Progress(plan, {}, 0), {}
+    with _interruptible(), progress.shown(done) as advance:
+        compute = partial(lanes.compute, report=done.reach)
+        for chunk, part in progress.computed(compute, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -21,10 +21,10 @@ from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
 from ddln._document import as_toml, flatten, parse_override, place, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
+from ddln.dynamics import Descent, Dynamics
 from ddln.schema import (
     NAME,
     Axis,
-    Dynamics,
     Explicit,
     File,
     Linspace,
@@ -35,6 +35,8 @@ from ddln.schema import (
     Table,
     Values,
 )
+
+_WHOLE, _REAL = (int, int | None), (float, float | None)
 
 
 class Experiment(Table):
@@ -68,6 +70,19 @@ class Experiment(Table):
                     raise ValueError(
                         f"{where}[{j}]: {len(row)} weights for {sides}{self.features} features"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_fits(self):
+        dynamics = self.dynamics
+        if not isinstance(dynamics, Descent) or dynamics.sampling is None:
+            return self
+        samples = datasets.shape_of(self.problem.data)[0]
+        for name in ("batch", "noisy"):
+            size = getattr(dynamics.sampling, name)
+            if size is not None and size > samples:
+                where = f"dynamics.sampling.{name}"
+                raise ValueError(f"{where}: must be ≤ {samples}, the number of samples, got {size}")
         return self
 
     @property
@@ -234,7 +249,7 @@ def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
     else:
         listed = axis.values if isinstance(axis, Values) else axis
         values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
-    if leaf.annotation is not int:
+    if leaf.annotation not in _WHOLE:
         return [float(value) for value in values]
     return [int(value) if float(value).is_integer() else value for value in values]
 
@@ -245,9 +260,10 @@ def _validated(document: dict[str, Any]) -> Experiment:
         # Strict mode takes a list for a tuple only in JSON.
         experiment = Experiment.model_validate_json(json.dumps(document, default=_plain))
     except ValidationError as error:
+        faults = error.errors(include_url=False)
         # Keyed by place: a value that fits no member of a union is told once.
         problems = dict(
-            explain(fault, document, Experiment) for fault in error.errors(include_url=False)
+            explain(fault, document, Experiment) for fault in faults if not _is_of_a_file(fault)
         )
     told = [f"{where}: {what}" if where else what for where, what in problems.items()]
     told += [*_file_problems(document), *_sweep_problems(document)]
@@ -255,6 +271,11 @@ def _validated(document: dict[str, Any]) -> Experiment:
         raise ConfigError(list(dict.fromkeys(told)))
     _check_corners(experiment)
     return experiment
+
+
+def _is_of_a_file(fault: Any) -> bool:
+    """Whether `_file_problems` tells it."""
+    return isinstance(fault.get("ctx", {}).get("error"), datasets.DataError)
 
 
 def _plain(value: Any) -> Any:
@@ -356,8 +377,10 @@ def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, leaf in table.model_fields.items():
         below = raw.get(name) if isinstance(raw, Mapping) else None
+        if below is None and type(None) in get_args(leaf.annotation):
+            continue  # what is not there has no numbers
         # What stands outside the tables is about the machine, and not swept.
-        if prefix and leaf.annotation in (int, float):
+        if prefix and leaf.annotation in (*_WHOLE, *_REAL):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")

@@ -28,16 +28,27 @@ DASHES = ((0, (4, 1.6)), (0, (5, 1.5, 1, 1.5)))
 DOTS = (0, (1, 1.3))
 SYMBOLS = {
     "time": "$t$",
+    "step": "$k$",
     "gap": r"$\mathcal{L}(\theta(t)) - \mathcal{L}^*$",
     "loss": r"$\mathcal{L}(\theta(t))$",
     "network.depth": "$L$",
     "network.scale": "$a$",
+    "dynamics.optimiser.learning_rate": r"$\gamma$",
+    "dynamics.optimiser.intrinsic_step": r"$\lambda$",
+    "dynamics.optimiser.momentum": r"$\beta$",
+    "dynamics.sampling.batch": "$b$",
+    "dynamics.sampling.label_noise": r"$\sigma$",
+    "dynamics.sharpness_aware.rho": r"$\rho$",
 }
 WORDS = {
     "gap": "loss gap",
     "loss": "loss",
     "network.depth": "depth",
     "network.scale": "initialisation scale",
+    "dynamics.optimiser.learning_rate": "step size",
+    "dynamics.optimiser.intrinsic_step": "intrinsic step",
+    "dynamics.sampling.batch": "batch size",
+    "dynamics.sampling.label_noise": "label noise",
 }
 CURVES = 64
 """More curves than this are not told apart: of a larger sweep so many are drawn."""
@@ -51,6 +62,10 @@ _SPOKEN = {
     r"\mathcal{L}": "ℒ",
     r"\theta": "θ",
     r"\lambda": "λ",
+    r"\gamma": "γ",
+    r"\beta": "β",
+    r"\sigma": "σ",
+    r"\rho": "ρ",
     r"\sqrt": "√",
     r"\pm": "±",
     r"\odot": "⊙",
@@ -188,6 +203,7 @@ def gap_against_time(
     over: str | None = None,
     bounds: Mapping[str, str] | None = None,
     slope: bool = False,
+    against: str = "time",
 ) -> Figure:
     """The gap ℒ − ℒ* on a logarithmic axis against flow time, a curve for each value of `over`.
 
@@ -196,8 +212,9 @@ def gap_against_time(
         axes: where to draw, without a legend; a new figure with one where None.
         over: the swept axis that tells the curves apart.
         bounds: up to two variables drawn broken beside each curve in its colour, and their names
-            for the legend; `{"bound": "bound of Theorem 2"}` where None.
+            for the legend; where None `{"bound": "bound of Theorem 2"}`, or none of a descent.
         slope: draw exp(−2 r t) through each curve's end, dotted; r is the lane's `asymptotic_rate`.
+        against: "time", or "step" for a descent's steps.
 
     Returns:
         The figure drawn on.
@@ -209,12 +226,15 @@ def gap_against_time(
     >>> describe(gap_against_time(decay, bounds={}))
     'loss gap ℒ(θ(t)) - ℒ* against time t.'
     """
-    bounds = {"bound": "bound of Theorem 2"} if bounds is None else bounds
+    if bounds is None:
+        bounds = {"bound": "bound of Theorem 2"} if "bound" in dataset else {}
     kinds = dict(zip(bounds.values(), DASHES, strict=False))
     if slope:
         kinds["asymptotic rate"] = DOTS
     place = canvas()[1] if axes is None else axes
     curves = lanes(dataset, over)
+    if against != "time":
+        curves = [lane.assign_coords(time=lane[against].variable) for lane in curves]
     for i, (lane, look) in enumerate(zip(curves, looks(len(curves)), strict=True)):
         named = over is not None and i % -(-len(curves) // NAMED) == 0
         label = value_label(lane[over]) if named else None
@@ -227,7 +247,9 @@ def gap_against_time(
         if slope:
             _draw_slope(place, gap, lane["asymptotic_rate"].item())
     times = np.array([lane["time"].values for lane in curves])
-    place.set(yscale="log", xlabel=axis_label(curves[0]["time"]), ylabel=axis_label(dataset["gap"]))
+    place.set(
+        yscale="log", xlabel=axis_label(curves[0][against]), ylabel=axis_label(dataset["gap"])
+    )
     place.set_xlim(times.min(), times.max())
     gaps = np.array([resolved(lane).values for lane in curves])
     lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
@@ -348,10 +370,18 @@ def _rows(entries: dict[str, Any], room: int) -> list[list[tuple[Any, str]]]:
 
 
 def _curve(axes: Axes, values: xr.DataArray, i: int, **look: Any) -> None:
-    """Curve i, its markers apart from its neighbours'."""
-    # In shares of the diagonal; matplotlib cannot place those on an empty curve.
-    spread = (0.02 + 0.03 * (i % 4), 0.13) if values.size else None
+    """Curve i, its markers apart from its neighbours', and few also where it goes up and down."""
+    # In shares of the diagonal, along the curve; matplotlib cannot place those on an empty one.
+    far = 0.13 * max(1.0, 0.6 * _ups_and_downs(values.values))
+    spread = (0.02 + 0.03 * (i % 4), far) if values.size else None
     axes.plot(values["time"], values, markevery=spread, **look)
+
+
+def _ups_and_downs(values: np.ndarray) -> float:
+    """The way up and down over the height; 1 of what only falls."""
+    height = np.log(values) if (values > 0).all() else values
+    extent = np.ptp(height) if height.size else 0.0
+    return float(np.abs(np.diff(height)).sum() / extent) if extent > 0 else 1.0
 
 
 def _figure(axes: Axes) -> Figure:

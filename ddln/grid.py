@@ -16,6 +16,8 @@ import xarray as xr
 from ddln.plan import Chunk, Plan
 from ddln.variables import sizes
 
+_CLOCKS = {"flow_time": "time", "step": "step"}
+"""What nearly always is the same on all lanes, and then a coordinate along `time`, so named."""
 Load = Callable[[Chunk], xr.Dataset | None]
 """A chunk's lanes, as `lanes.compute` gives them; None where they are missing."""
 
@@ -73,7 +75,7 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
     for chunk in plan.programs:
         for name, size in sizes(chunk.experiment).items():
             known[name] = max(size, known.get(name, 0))
-    first, times = _heads(plan, load)
+    first, clocks = _heads(plan, load)
     known |= {name: first.sizes[name] for name in ("certificate", "hypothesis")}
     grid = tuple(plan.sizes)
     forms = {}
@@ -88,9 +90,9 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
         coords[name] = first[name].values
     for name in ("layer", "coordinate", *["feature"] * plan.experiment.network.signed):
         coords[name] = (name, np.arange(1, known[name] + 1), {"units": "1"})
-    if times is not None:
-        coords["time"] = ("time", times, first["flow_time"].attrs)
-        del forms["flow_time"]
+    for name, values in clocks.items():
+        coords[_CLOCKS[name]] = ("time", values, first[name].attrs)
+        del forms[name]
     attrs = {
         "title": plan.experiment.study,
         "study": plan.experiment.study,
@@ -100,21 +102,25 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
     return xr.Dataset(coords=coords, attrs=attrs), forms
 
 
-def _heads(plan: Plan, load: Load) -> tuple[xr.Dataset, np.ndarray | None]:
-    """A chunk, and the flow times where all lanes share them, which is nearly always."""
-    first, times, shared = None, None, True
+def _heads(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
+    """A chunk, and those of `_CLOCKS` that all lanes share."""
+    first, seen = None, {}
     for chunk in plan.chunks:
         part = load(chunk)
         if part is None:
             continue
         with part:
-            here = part["flow_time"].values
-        if times is None:
-            first, times = part, here[0]
-        shared &= here.shape[1:] == times.shape and bool((here == times).all())
+            here = {name: part[name].values for name in _CLOCKS if name in part}
+        if first is None:
+            first, seen = part, {name: values[0] for name, values in here.items()}
+        seen = {
+            name: values
+            for name, values in seen.items()
+            if here[name].shape[1:] == values.shape and bool((here[name] == values).all())
+        }
     if first is None:
         raise ValueError("`load` must give at least one chunk, got none.")
-    return first, times if shared else None
+    return first, seen
 
 
 def _fill(targets: Mapping[str, Any], forms: Mapping[str, Any], plan: Plan, load: Load) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from ddln.descent import Descent
 from ddln.flow import Trajectory
 from ddln.network import OPEN, coordinate_kinds
 from ddln.problem import Problem
@@ -30,7 +31,7 @@ STATEMENTS = {
 
 
 @eqx.filter_jit
-def check_hypotheses(problem: Problem, run: Trajectory) -> dict[str, Bool[Array, ""]]:
+def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, Bool[Array, ""]]:
     """Which of the theorems' hypotheses hold; the names are those of `STATEMENTS`.
 
     Where a smallest layer is tied the theorems still hold on the half-lines that the coordinates
@@ -38,7 +39,7 @@ def check_hypotheses(problem: Problem, run: Trajectory) -> dict[str, Bool[Array,
 
     Args:
         problem: the loss.
-        run: from `gradient_flow` or `mirror_flow`.
+        run: from `gradient_flow`, `mirror_flow` or `descend`.
 
     Source: arXiv 2412.16765.
 

@@ -1,11 +1,12 @@
 """Experiments computed, the lanes of a chunk side by side.
 
-A lane is one network, its flow, its certificates and the theorems' predictions for it. `compute`
-runs the lanes of one chunk in three steps: networks and problems are built, flows integrated, and
-curves held against the theorems. `ddln.grid` puts chunks together.
+A lane is one network, its flow or descent, its certificates and the theorems' predictions for it.
+`compute` runs the lanes of one chunk in three steps: networks and problems are built, flows
+integrated or networks trained, and curves held against the theorems. `ddln.grid` puts chunks
+together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -17,12 +18,16 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, data, engine, flow, init, losses, network, problem
+from ddln import certificates, claims, descent, engine, flow, network, parts
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.descent import Descent
+from ddln.dynamics import Descent as Training
+from ddln.dynamics import Flow
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
-from ddln.plan import Chunk, make_plan
+from ddln.plan import Chunk, make_plan, seconds
+from ddln.problem import Problem
 from ddln.variables import VARIABLES, kept
 
 _SOLVERS = {
@@ -33,13 +38,11 @@ _SOLVERS = {
     "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
 }
 
-_LOSSES = {
-    "least_squares": problem.least_squares,
-    "logistic": losses.logistic,
-    "exponential": losses.exponential,
-    "poisson": losses.poisson,
-    "huber": losses.huber,
-}
+
+LONG = 5.0
+"""Seconds from which on a descent is cut into parts, so as to tell how far it is."""
+
+Report = Callable[[Chunk, float], None]
 
 
 def run(experiment: Experiment) -> xr.Dataset:
@@ -50,9 +53,9 @@ def run(experiment: Experiment) -> xr.Dataset:
 
     Returns:
         A dataset with a dimension per axis of the sweep, named by its dotted name (an axis that is
-        zipped to another is a coordinate along its dimension), then `time` (flow time), `layer`,
-        `coordinate`, `certificate`. A lane that fails is NaN from there on and has another
-        `status` than 0.
+        zipped to another is a coordinate along its dimension), then `time` (flow time; of a descent
+        `step` lies along it too), `layer`, `coordinate`, `certificate`. A lane that fails is NaN
+        from there on, and its `status` says how it ended.
 
     Raises:
         ValueError: the data and the network do not make a problem.
@@ -102,7 +105,7 @@ def validate(chunk: Chunk) -> None:
     """
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
-    loss, layers = _problem(experiment), _layers(experiment)
+    loss, layers = parts.problem_of(experiment), parts.layers_of(experiment)
     start = network.effective_parameter(layers)
     for words, value in {
         "θ": jnp.max(jnp.abs(start)),
@@ -118,8 +121,13 @@ def validate(chunk: Chunk) -> None:
         )
 
 
-def compute(chunk: Chunk) -> xr.Dataset:
+def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
     """Run a chunk's lanes.
+
+    Args:
+        chunk: of a plan.
+        report: called with the chunk and the share of its steps that is done, now and then in a
+            long descent.
 
     Returns:
         A dataset over `lane`, with the chunk's numbers in the grid as its coordinate.
@@ -130,9 +138,10 @@ def compute(chunk: Chunk) -> xr.Dataset:
         for name, values in chunk.values.items()
     }
     build, integrate, examine = _programs(chunk)
-    problems, layers, times, *tolerances = build(padded, _numbers(chunk.experiment, padded))
-    trajectories, rounds = integrate(problems, layers, times, *tolerances)
-    numbers, checked = examine(problems, trajectories)
+    problems, *given = build(padded, _numbers(chunk.experiment, padded))
+    tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
+    runs, rounds = integrate(problems, *given, tell)
+    numbers, checked = examine(problems, runs)
     numbers["rounds"] = rounds
     dataset = xr.Dataset(
         {
@@ -148,9 +157,10 @@ def compute(chunk: Chunk) -> xr.Dataset:
     for name, variable in dataset.data_vars.items():
         _, units, words = VARIABLES[str(name)]
         variable.attrs = {"units": units, "long_name": words}
+    endings = descent.STATUS if isinstance(runs, Descent) else flow.STATUS
     dataset["status"].attrs |= {
-        "flag_values": np.arange(len(flow.STATUS)),
-        "flag_meanings": " ".join(flow.STATUS),
+        "flag_values": np.arange(len(endings)),
+        "flag_meanings": " ".join(endings),
     }
     dataset.attrs = {"certificate_statements": claims.statements(checked)}
     return dataset
@@ -174,34 +184,43 @@ def _programs(chunk: Chunk):
     form = substitute(experiment, zeros).model_dump_json()
     key = (form, tuple(chunk.values), chunk.width, str(jnp.result_type(float)))
     if key not in _PROGRAMS:
-        # A problem that no axis sweeps is one for all lanes.
-        lanes = 0 if any(name.startswith("problem.") for name in chunk.values) else None
+        # A problem that no axis sweeps is one for all lanes, and so is what they draw.
+        problems = 0 if any(name.startswith("problem.") for name in chunk.values) else None
+        keys = 0 if "dynamics.sampling.seed" in chunk.values else None
 
         def lane(swept: dict[str, Array], shared: dict[str, Array]):
             return _build(substitute(experiment, {**shared, **swept}))
 
-        build = jax.vmap(lane, (0, None), (lanes, 0, 0, 0, 0), axis_size=chunk.width)
-        examine = jax.jit(jax.vmap(_examine, (lanes, 0)))
-        _PROGRAMS[key] = jax.jit(build), _integrator(experiment, lanes), examine
+        axes = problems, 0, 0, keys
+        build = jax.vmap(lane, (0, None), axes, axis_size=chunk.width)
+        examine = jax.jit(jax.vmap(_examine, (problems, 0)))
+        _PROGRAMS[key] = jax.jit(build), _integrator(experiment.dynamics, axes), examine
     return _PROGRAMS[key]
 
 
 def _build(experiment: Experiment):
-    tolerances = (
-        jnp.asarray(x, float) for x in (experiment.dynamics.rtol, experiment.dynamics.atol)
-    )
-    return _problem(experiment), _layers(experiment), _times(experiment), *tolerances
+    """Problem, layers, what else the integrator is given, and the key of what it draws."""
+    dynamics, key = experiment.dynamics, None
+    if isinstance(dynamics, Training):
+        controls = parts.rule_of(dynamics), parts.oracle_of(dynamics), dynamics.target_gap
+        key = parts.key_of(dynamics)
+    else:
+        tolerances = (jnp.asarray(x, float) for x in (dynamics.rtol, dynamics.atol))
+        controls = parts.times_of(dynamics), *tolerances
+    return parts.problem_of(experiment), parts.layers_of(experiment), controls, key
 
 
-def _integrator(experiment: Experiment, lanes: int | None):
-    """From problems, layers, times and tolerances to trajectories, and steps computed for each."""
-    dynamics = experiment.dynamics
+def _integrator(dynamics: Flow | Training, axes: tuple):
+    """From what was built to runs, and how many steps were computed for each."""
+    if isinstance(dynamics, Training):
+        return _trainer(dynamics, axes)
     steps = {"max_steps": dynamics.max_steps}
     if dynamics.is_reduced and dynamics.solver in get_args(engine.Solver):
 
-        def integrate(problems, layers, times, rtol, atol):
-            controls = {"rtol": rtol, "atol": atol, "solver": dynamics.solver, **steps}
-            flows = engine.gradient_flows(problems, layers, times, **controls)
+        def integrate(problems, layers, controls, *_):
+            times, rtol, atol = controls
+            options = {"rtol": rtol, "atol": atol, "solver": dynamics.solver, **steps}
+            flows = engine.gradient_flows(problems, layers, times, **options)
             return flows.trajectories(), flows.stats["num_rounds"]
 
         return integrate
@@ -211,92 +230,71 @@ def _integrator(experiment: Experiment, lanes: int | None):
         solve = partial(flow.gradient_flow, coordinates=dynamics.coordinates)
     solver = _SOLVERS[dynamics.solver]()
 
-    def alone(problem, layers, times, rtol, atol):
-        controls = {"rtol": rtol, "atol": atol, "solver": solver, "throw": False, **steps}
-        return solve(problem, layers, times, **controls)
+    def alone(problem, layers, controls, _):
+        times, rtol, atol = controls
+        options = {"rtol": rtol, "atol": atol, "solver": solver, "throw": False, **steps}
+        return solve(problem, layers, times, **options)
 
-    @jax.jit
-    def together(*given):
-        trajectories = jax.vmap(alone, (lanes, 0, 0, 0, 0))(*given)
-        taken = trajectories.stats["num_steps"]
-        return trajectories, jnp.broadcast_to(jnp.max(taken), taken.shape)
+    together = jax.jit(jax.vmap(alone, axes))
+    return lambda *given: _with_rounds(together(*given[:-1]))
 
-    return together
+
+def _trainer(dynamics: Training, axes: tuple):
+    """Not compiled as a whole: what it calls is, with the records as arguments."""
+
+    def integrate(problems, layers, controls, keys, tell):
+        def alone(problem, layers, controls, key):
+            rule, oracle, target = controls
+            schedule = {"steps": dynamics.steps, "record_at": dynamics.records}
+            options = {"oracle": oracle, "key": key, "target_gap": target, "progress": progress}
+            return descent.descend(problem, layers, rule, throw=False, **schedule, **options)
+
+        def reached(part: Descent):
+            # The clock is one for all lanes, no tracer even under `vmap`; reading it is waiting.
+            tell(int(part.state.step) / dynamics.steps)
+
+        progress = None if tell is None else reached
+        return _with_rounds(jax.vmap(alone, axes)(problems, layers, controls, keys))
+
+    return integrate
+
+
+def _with_rounds(runs):
+    """Lanes side by side are computed until the last of them ends."""
+    taken = runs.stats["num_steps"].astype(int)
+    return runs, jnp.broadcast_to(jnp.max(taken), taken.shape)
 
 
 def _examine(
-    loss: problem.Problem, trajectory: flow.Trajectory
+    loss: Problem, run: flow.Trajectory | Descent
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
-    certified = certificates.certify(loss, trajectory)
-    checked, predictions = certified.claims, certified.predictions
-    assumed = check_hypotheses(loss, trajectory)
+    if isinstance(run, Descent):
+        certified = certificates.certify(loss, run)
+        own = {"step": run.steps.astype(int)}
+    else:
+        certified = certificates.certify(loss, run)
+        predictions = certified.predictions
+        own = {
+            "velocity": run.velocity,
+            "bound": predictions.exponential_bound,
+            "posterior_bound": predictions.posterior_bound,
+            "divergence_bound": predictions.divergence_bound,
+            "rate_bound": predictions.rate_bound,
+            "asymptotic_rate": certified["asymptotic rate"].predicted,
+        }
+    checked, assumed = certified.claims, check_hypotheses(loss, run)
     numbers = {
-        "flow_time": trajectory.times,
-        "loss": trajectory.loss,
-        "gap": trajectory.gap,
-        "theta": trajectory.theta,
-        "predictor": loss.predictor(trajectory.theta),
-        "velocity": trajectory.velocity,
-        "layers": trajectory.layers,
-        "bound": predictions.exponential_bound,
-        "posterior_bound": predictions.posterior_bound,
-        "divergence_bound": predictions.divergence_bound,
-        "rate_bound": predictions.rate_bound,
-        "asymptotic_rate": certified["asymptotic rate"].predicted,
-        "status": trajectory.status,
-        "steps": trajectory.stats["num_steps"],
+        "flow_time": run.times,
+        "loss": run.loss,
+        "gap": run.gap,
+        "theta": run.theta,
+        "predictor": loss.predictor(run.theta),
+        "layers": run.layers,
+        "status": run.status,
+        "steps": run.stats["num_steps"].astype(int),
         "hypothesis_holds": jnp.stack([assumed[name] for name in STATEMENTS]),
     } | {
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     }
-    return numbers, checked
-
-
-def _problem(experiment: Experiment) -> problem.Problem:
-    features, targets = data.draw(experiment.problem.data)
-    table = experiment.problem.loss
-    options = {name: getattr(table, name) for name in type(table).model_fields if name != "kind"}
-    loss = _LOSSES[table.kind](features, targets, **options)
-    return problem.signed(loss) if experiment.network.signed else loss
-
-
-def _law(law) -> init.Law:
-    if law.kind == "uniform":
-        return partial(jax.random.uniform, minval=law.low, maxval=law.high)
-    if law.kind == "normal":
-        return lambda key, shape: law.mean + law.std * jax.random.normal(key, shape)
-    return lambda key, shape: jnp.full(shape, law.value, jnp.result_type(float))
-
-
-def _layers(experiment: Experiment) -> Array:
-    table, depth = experiment.network.init, experiment.network.depth
-    _, dim = data.shape_of(experiment.problem.data)
-    if table.kind == "explicit":
-        layers = jnp.asarray(table.layers, jnp.result_type(float))
-    elif table.kind == "constant":
-        layers = init.constant(depth, dim, table.value)
-    elif table.kind == "imbalanced":
-        layers = init.imbalanced(
-            jnp.full((dim,), table.smallest), jnp.full((depth - 1, dim), table.imbalance)
-        )
-    else:
-        key = jax.random.key(table.seed)
-        if table.kind == "balanced":
-            layers = init.balanced(key, depth, dim, law=_law(table.law))
-        elif table.kind == "zero_first_layer":
-            layers = init.zero_first_layer(key, depth, dim, law=_law(table.law))
-        else:
-            layers = init.independent(key, depth, dim, law=_law(table))
-    if experiment.network.signed and table.kind != "explicit":
-        layers = init.signed(layers)
-    return experiment.network.scale * layers
-
-
-def _times(experiment: Experiment) -> Array:
-    dynamics = experiment.dynamics
-    if dynamics.spacing == "linear":
-        return jnp.linspace(0.0, dynamics.until, dynamics.points)
-    # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
-    first = 1e-8 * dynamics.until
-    return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), dynamics.points))
+    return own | numbers, checked

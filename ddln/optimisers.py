@@ -45,6 +45,7 @@ _POSITIVE = "> 0", lambda value: value <= 0
 _FRACTION = "≥ 0 and < 1", lambda value: (value < 0) | (value >= 1)
 _RANGES = {
     "learning_rate": _POSITIVE,
+    "intrinsic_step": _POSITIVE,
     "eps": _POSITIVE,
     "momentum": _FRACTION,
     "b1": _FRACTION,
@@ -121,6 +122,7 @@ def as_optimiser(rule: object) -> Optimiser:
 def optimiser(
     rule: str | Callable[..., optax.GradientTransformation],
     *,
+    intrinsic_step: Number | None = None,
     weight_decay: Number | None = None,
     **numbers: Any,
 ) -> Optimiser:
@@ -129,6 +131,8 @@ def optimiser(
     Args:
         rule: "sgd", "heavy_ball", "nesterov", "adam" or "sign"; or what makes an optax
             transformation of numbers, such as `optax.adamw`.
+        intrinsic_step: λ > 0 in place of a learning rate, where there is a momentum β: then
+            γ = λ (1 − β)².
         weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖². (For
             AdamW's: `optax.adamw`.)
         numbers: what the rule takes: `learning_rate` (γ > 0, or an optax schedule), and `momentum`
@@ -136,15 +140,15 @@ def optimiser(
 
     Raises:
         ValueError: an unknown rule, numbers that it does not take or that are out of range
-            (traced: NaN).
+            (traced: NaN), a learning rate beside `intrinsic_step`.
 
-    Source: heavy ball as in Papazov et al. 2024, where runs of equal λ = γ/(1 − β)² end nearly at
-    the same point.
+    Source: heavy ball as in Papazov et al. 2024, where the intrinsic quantity λ = γ/(1 − β)²
+    decides the path, so that runs of equal λ end nearly at the same point.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [1.0])
     >>> layers = jnp.array([[0.3, 0.3], [0.0, 0.0]])
-    >>> def end(beta, lam=0.02):
-    ...     rule = ddln.optimiser("heavy_ball", learning_rate=lam * (1 - beta) ** 2, momentum=beta)
+    >>> def end(beta):
+    ...     rule = ddln.optimiser("heavy_ball", intrinsic_step=0.02, momentum=beta)
     ...     return ddln.descend(problem, layers, rule, steps=4000, throw=False).theta[-1, 0]
     >>> ends = jax.jit(jax.vmap(end))(jnp.array([0.0, 0.5, 0.8]))
     >>> bool(jnp.ptp(ends) < 0.01)
@@ -157,12 +161,25 @@ def optimiser(
             hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
             raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
         rule = _RULES[rule]
+    if intrinsic_step is not None:
+        numbers["learning_rate"] = _rate_of(intrinsic_step, numbers)
     try:
         inspect.signature(rule).bind(**numbers)
     except TypeError as fault:
         raise ValueError(f"`numbers` must be what {name} takes: {fault}.") from None
     decay = None if weight_decay is None else _checked("weight_decay", weight_decay)
     return Optimiser(rule, {key: _checked(key, value) for key, value in numbers.items()}, decay)
+
+
+def _rate_of(intrinsic_step: Number, numbers: dict[str, Any]) -> Array:
+    """γ = λ (1 − β)²."""
+    if "momentum" not in numbers or "learning_rate" in numbers:
+        raise ValueError(
+            "`intrinsic_step` must come with a `momentum` and without a `learning_rate`, got "
+            f"{', '.join(numbers) or 'no other number'}."
+        )
+    patience = 1 - _checked("momentum", numbers["momentum"])
+    return _checked("intrinsic_step", intrinsic_step) * patience**2
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ The events of `--json-lines`, one object a line on standard output; times are in
     {"event": "plan", "run": …, "lanes": …, "chunks": …, "lanes_done": …, "chunks_done": …}
     {"event": "chunk", "chunk": …, "status": {"ok": …}, "seconds": …,
      "lanes_done": …, "lanes_failed": …, "chunks_done": …}
+    {"event": "steps", "chunk": …, "share": …}   of a long descent's steps, some twenty a chunk
     {"event": "finished", "run": …, "ok": …, "failed": [the certificates and claims that fail]}
     {"event": "stopped", "exit": …}
 """
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import typer
 
 from ddln.plan import Chunk, Plan
+from ddln.variables import FINISHED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,11 +61,19 @@ class Progress:
     def __init__(self, plan: Plan, endings: Mapping[str, int], chunks: int):
         self.plan, self.endings, self.chunks = plan, Counter(endings), chunks
         self._lanes_before, self._began = self.lanes, time.monotonic()
+        self.share = 0.0
+        self.on_share: Callable[[Chunk, float], None] = lambda *_: None
 
     def add(self, endings: Mapping[str, int]) -> None:
         """One more chunk, whose lanes ended so."""
         self.endings.update(endings)
         self.chunks += 1
+        self.share = 0.0
+
+    def reach(self, chunk: Chunk, share: float) -> None:
+        """So much of a chunk is done; `on_share` is called with both."""
+        self.share = share
+        self.on_share(chunk, share)
 
     @property
     def lanes(self) -> int:
@@ -73,7 +83,7 @@ class Progress:
     @property
     def failed(self) -> int:
         """Lanes that did not come to their end."""
-        return self.lanes - self.endings["ok"]
+        return self.lanes - sum(self.endings[name] for name in FINISHED)
 
     @property
     def seconds(self) -> float:
@@ -102,6 +112,7 @@ def shown(progress: Progress, run: str = "", *, json_lines: bool = False) -> Ite
     if json_lines:
         done = {"lanes_done": progress.lanes, "chunks_done": progress.chunks}
         event("plan", run=run, lanes=plan.lanes, chunks=len(plan.chunks), **done)
+        progress.on_share = lambda chunk, share: event("steps", chunk=chunk.index, share=share)
 
     def advance(chunk: Chunk, endings: Mapping[str, int]) -> None:
         progress.add(endings)
@@ -123,6 +134,7 @@ def shown(progress: Progress, run: str = "", *, json_lines: bool = False) -> Ite
         yield advance
         return
     with _bar(progress) as update:
+        progress.on_share = lambda *_: update()
 
         def advance_bar(chunk: Chunk, endings: Mapping[str, int]) -> None:
             advance(chunk, endings)
@@ -139,7 +151,8 @@ def _bar(progress: Progress) -> Iterator[Callable[[], None]]:
     def words() -> str:
         failed = f", {progress.failed:,} failed" if progress.failed else ""
         rate = f", {progress.rate:,.1f}/s" if progress.rate else ""
-        return f"{progress.lanes:,} of {progress.plan.lanes:,} lanes{failed}{rate}"
+        share = f", {progress.share:.0%} of the next" if progress.share else ""
+        return f"{progress.lanes:,} of {progress.plan.lanes:,} lanes{failed}{rate}{share}"
 
     columns = (
         bars.BarColumn(bar_width=20),
@@ -151,7 +164,12 @@ def _bar(progress: Progress) -> Iterator[Callable[[], None]]:
     with bars.Progress(*columns, console=Console(stderr=True), speed_estimate_period=1e6) as bar:
         total = len(progress.plan.chunks)
         task = bar.add_task(words(), total=total, completed=progress.chunks)
-        yield lambda: bar.update(task, completed=progress.chunks, description=words())
+
+        def update() -> None:
+            done = progress.chunks + progress.share
+            bar.update(task, completed=done, description=words())
+
+        yield update
 
 
 def event(kind: str, **facts: Any) -> None:

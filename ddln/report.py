@@ -18,21 +18,23 @@ import xarray as xr
 from PIL import Image
 
 from ddln.store import RunFolder
+from ddln.variables import FINISHED
 
 LISTED = 50
 """So many unfinished networks are listed by name; the rest are counted."""
 
 ENDINGS = {
     "max_steps": "the solver used up its steps: raise dynamics.max_steps, or try solver kvaerno5",
-    "diverged": "a value stopped being a number: tighten dynamics.rtol, or shorten dynamics.until",
+    "diverged": "a value stopped being a number: of a flow, tighten dynamics.rtol or shorten "
+    "dynamics.until; of a descent, lower its step size",
 }
 
 
 MEANINGS = {
-    "completed": "The integrator came to the last of the times it was asked for.",
+    "completed": "It came to the last of the points that it was asked for.",
     "conservation": "What the start fixes stays fixed: the differences of the squared layers.",
     "sign": "Only a coordinate's smallest layer can reach zero; the others keep their distance.",
-    "monotone loss": "Training never makes the loss worse.",
+    "monotone loss": "Training never makes the loss worse, as long as its steps are small.",
     "dissipation": "The loss falls exactly as fast as the layers move.",
     "mirror identity": "θ moves just as a mirror flow with the entropy Q moves it.",
     "entropy Hessian": "Where the entropy is steep the network moves slowly, and the other way.",
@@ -41,6 +43,10 @@ MEANINGS = {
     "exponential bound": "The gap falls exponentially, at a rate the initialisation guarantees.",
     "a-posteriori bound": "The same, with the rate the run had rather than the one guaranteed.",
     "asymptotic rate": "In the end the gap falls at just the rate that theory predicts.",
+    "exact identity": "How far apart the two layers are follows from the gradients met, exactly.",
+    "KKT of the limit": "Of all θ that fit as well, it ends nearest to the start, as the entropy "
+    "of the last imbalance measures it.",
+    "descent lemma": "A step that is not too large lowers the loss by as much as it must.",
 }
 """What each certificate says, in plain words."""
 
@@ -150,11 +156,12 @@ def _check(row: Mapping[str, Any]) -> list[str]:
 
 
 def _unfinished(dataset: xr.Dataset) -> list[str]:
-    """What became of the networks whose flow stopped early, and where they are in the sweep."""
+    """What became of the networks whose run broke off, and where they are in the sweep."""
     status = dataset["status"]
     codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
     names = dict(zip(codes, status.attrs["flag_meanings"].split(), strict=True))
-    where = np.argwhere(np.asarray(status != codes[0]))
+    finished = [code for code, name in names.items() if name in FINISHED]
+    where = np.argwhere(~np.isin(status, finished))
     rows = []
     for index in where[:LISTED]:
         place = dict(zip(status.dims, index.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The tables of a configuration: every key, its range and what it means.
+"""The tables of a configuration: every key, its range and what it means (`[dynamics]`: `dynamics`).
 
 Strict: no text for a number, no unknown key. A leaf that decides the shape of an array says so, so
 that a sweep over it compiles one program per value.
@@ -20,7 +20,7 @@ from pydantic.config import JsonDict
 
 NAME = r"^[a-z][a-z0-9_]*$"
 MAX_VALUES = 1_000_000
-_SHAPE: JsonDict = {"changes_shape": True}
+SHAPE: JsonDict = {"changes_shape": True}
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 
@@ -113,8 +113,8 @@ class Explicit(Table):
 
 
 class _Drawn(Table):
-    samples: int = Field(ge=1, description="rows of X", json_schema_extra=_SHAPE)
-    features: int = Field(ge=1, description="columns of X: the width", json_schema_extra=_SHAPE)
+    samples: int = Field(ge=1, description="rows of X", json_schema_extra=SHAPE)
+    features: int = Field(ge=1, description="columns of X: the width", json_schema_extra=SHAPE)
     seed: Seed = 0
 
 
@@ -224,70 +224,32 @@ class Huber(_Loss):
 Loss = LeastSquares | Logistic | Exponential | Poisson | Huber
 
 
-def _with_kind(loss: Any) -> Any:
-    return {"kind": "least_squares", **loss} if isinstance(loss, Mapping) else loss
+def default_kind(kind: str) -> BeforeValidator:
+    """A table without a `kind` is of this one."""
+    return BeforeValidator(
+        lambda table: {"kind": kind, **table} if isinstance(table, Mapping) else table
+    )
 
 
 class Problem(Table):
     """What is fitted."""
 
     data: Annotated[Data, Field(discriminator="kind")]
-    loss: Annotated[Loss, Field(discriminator="kind"), BeforeValidator(_with_kind)] = LeastSquares()
+    loss: Annotated[Loss, Field(discriminator="kind"), default_kind("least_squares")] = (
+        LeastSquares()
+    )
 
 
 class Network(Table):
     """The initial layers."""
 
-    depth: int = Field(ge=2, description="number of layers", json_schema_extra=_SHAPE)
+    depth: int = Field(ge=2, description="number of layers", json_schema_extra=SHAPE)
     init: Annotated[Init, Field(discriminator="kind")]
     scale: float = Field(default=1.0, gt=0, description="multiplies every layer")
     signed: bool = Field(
         default=False,
         description="∏u − ∏v, u and v starting equal (explicit layers: u's columns, then v's)",
     )
-
-
-class Dynamics(Table):
-    """The flow and how it is integrated."""
-
-    kind: Literal["gradient_flow", "mirror_flow"] = "gradient_flow"
-    until: float = Field(
-        gt=0,
-        description="flow time at the end; k steps of size η reach kη",
-        json_schema_extra={"units": "flow time"},
-    )
-    points: int = Field(
-        default=301, ge=5, description="saved times, the first one is 0", json_schema_extra=_SHAPE
-    )
-    spacing: Literal["linear", "log"] = Field(default="linear", description="of the saved times")
-    coordinates: Literal["reduced", "layers"] = Field(
-        default="reduced", description="one number per coordinate, or all layers"
-    )
-    solver: Literal["auto", "tsit5", "rodas5p", "dopri8", "kvaerno5"] = Field(
-        default="auto",
-        description="of the steps: explicit (tsit5, dopri8) or implicit (rodas5p, kvaerno5); auto "
-        "takes for each lane tsit5 or, where it is stiff, rodas5p",
-    )
-    rtol: float = Field(default=1e-9, gt=0, lt=1, description="relative tolerance")
-    atol: float = Field(default=1e-12, gt=0, lt=1, description="absolute tolerance")
-    max_steps: int = Field(
-        default=100_000, ge=1, description="step budget of a lane", json_schema_extra=_SHAPE
-    )
-    save: Literal["loss", "theta", "all"] = Field(
-        default="all",
-        description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
-    )
-
-    @model_validator(mode="after")
-    def _solver_fits(self):
-        if self.solver == "rodas5p" and not self.is_reduced:
-            raise ValueError("solver: rodas5p is for the gradient flow in reduced coordinates")
-        return self
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether one position per coordinate is integrated."""
-        return self.kind == "gradient_flow" and self.coordinates == "reduced"
 
 
 class _Form(Table):

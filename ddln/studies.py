@@ -175,7 +175,7 @@ depth = 3
 init = {{ kind = "zero_first_layer", law = {{ kind = "normal", std = 1.0 }}, seed = 1 }}
 
 [dynamics]
-kind = "gradient_flow"
+kind = "gradient_flow"  # or "mirror_flow", or step by step: "descent"
 until = 3.0
 
 [sweep]
@@ -211,7 +211,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 
 def draw(dataset: xr.Dataset) -> Figure:
     """The gap to the least loss against time, one curve per scale."""
-    return figures.gap_against_time(dataset, over="network.scale", bounds={{"bound": "bound"}})
+    return figures.gap_against_time(dataset, over="network.scale")
 '''
 
 

@@ -9,11 +9,13 @@ import math
 
 from ddln.config import Experiment
 from ddln.data import shape_of
+from ddln.dynamics import Descent
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
 _CERTIFICATE = ("certificate",)
 _PREDICTOR = ("time", "feature")
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "step": (_TIME, "1", "training step"),
     "flow_time": (_TIME, "flow time", "flow time"),
     "loss": (_TIME, "loss", "loss ℒ(θ)"),
     "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
@@ -27,7 +29,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
     "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
     "status": ((), "1", "how the run ended"),
-    "steps": ((), "1", "steps of the integrator"),
+    "steps": ((), "1", "steps taken"),
     "rounds": ((), "1", "steps computed for the lane, also while it waited for others"),
     "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
     "certificate_measured": (_CERTIFICATE, "1", "measured"),
@@ -38,12 +40,22 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 """name: (dimensions, units, long name)."""
 
+_OF_FLOWS = {
+    *("velocity", "bound", "posterior_bound", "divergence_bound"),
+    *("rate_bound", "asymptotic_rate"),
+}
+_OF_DESCENTS = {"step"}
+FINISHED = ("ok", "stopped")
+"""How a run ends that came to its end: all of it done, or `dynamics.target_gap` reached."""
+
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
 _WORKSPACE, _COPIES = 600, 6
 """Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
 is saved: measured on networks of 8 to 300 coordinates."""
-_CERTIFICATES = 12
+_COPIES_OF_A_DESCENT = 12
+"""Its ledger among them: measured on networks of 30 and 500 coordinates."""
+_CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 12, 5
 """How many claims a run is certified by; of the size of a file only."""
 
 
@@ -55,11 +67,16 @@ def kept(experiment: Experiment) -> tuple[str, ...]:
     >>> "gap" in kept(loss), "theta" in kept(loss)
     (True, False)
     """
-    left_out = _LEFT_OUT[experiment.dynamics.save]
+    dynamics = experiment.dynamics
+    left_out, of_others = _LEFT_OUT[dynamics.save], _OF_DESCENTS
+    if isinstance(dynamics, Descent):
+        of_others = _OF_FLOWS
+    if not experiment.network.signed:
+        of_others = of_others | {"predictor"}
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()
-        if not left_out & set(dimensions) and (name != "predictor" or experiment.network.signed)
+        if not left_out & set(dimensions) and name not in of_others
     )
 
 
@@ -71,7 +88,7 @@ def sizes(experiment: Experiment) -> dict[str, int]:
     {'time': 301, 'layer': 6, 'coordinate': 8, 'feature': 8}
     """
     return {
-        "time": experiment.dynamics.points,
+        "time": experiment.dynamics.saved,
         "layer": experiment.network.depth,
         "coordinate": experiment.width,
         "feature": experiment.features,
@@ -97,14 +114,18 @@ def working_bytes(experiment: Experiment) -> int:
     12.3
     """
     features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
-    positions = experiment.dynamics.points * experiment.width
+    positions = experiment.dynamics.saved * experiment.width
     matrices = samples * features + min(samples, features) ** 2
-    numbers = (_WORKSPACE + _COPIES * experiment.network.depth) * positions + _COPIES * matrices
-    return 8 * numbers
+    held = _WORKSPACE + _COPIES * experiment.network.depth
+    if isinstance(experiment.dynamics, Descent):
+        held = _COPIES_OF_A_DESCENT * experiment.network.depth
+    return 8 * (held * positions + _COPIES * matrices)
 
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
-    known = sizes(experiment) | {"certificate": _CERTIFICATES, "hypothesis": 4}
+    stepwise = isinstance(experiment.dynamics, Descent)
+    claims = _CERTIFICATES_OF_A_DESCENT if stepwise else _CERTIFICATES
+    known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
     return sum(
         (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
         for name in names

@@ -22,6 +22,7 @@ from ddln import cli, runtime, studies
 
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
+DESCENT = "dynamics={kind='descent', steps=1000, optimiser={kind='sgd', learning_rate=1e-3}}"
 ROW = {"name": "bound", "applies": True, "holds": True, "measured": 1.0}
 
 
@@ -38,7 +39,7 @@ class Fakes:
         if self.refuse:
             raise ValueError(self.refuse)
 
-    def compute(self, chunk):
+    def compute(self, chunk, report=None):
         if chunk.index == self.interrupt_at:
             raise KeyboardInterrupt
         self.computed.append(chunk.index)
@@ -189,6 +190,8 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
         ([FIGURE4, "network.depth=0"], "network.depth: must be ≥ 2, got 0"),
         ([FIGURE4, "study=none_such"], "study: no experiments/none_such.py"),
         ([FIGURE4, "problem.data={kind='file', path='nan.csv'}"], 'row 2, column "a": not a fin'),
+        ([FIGURE4, DESCENT, "dynamics.steps=-1"], "dynamics.steps: must be ≥ 1, got -1"),
+        ([FIGURE4, DESCENT, "dynamics.optimiser.kind=adan"], 'kind "adan", did you mean "adam"?'),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "check"])
@@ -258,6 +261,11 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     assert told["files"] == "59.2 MB: loss of every lane, twice"
     assert told["time"].endswith(" s, and compiling")
     assert not any(tmp_path.iterdir())
+
+
+def test_check_tells_of_a_descent_what_rule_and_how_many_steps(fakes):
+    told = call("check", FIGURE4, DESCENT, "dynamics.points=11").out
+    assert " dynamics  descent by sgd, 1,000 steps, 11 points\n" in told
 
 
 def test_durations_are_told_in_fitting_units():

@@ -33,7 +33,7 @@ dept = 6
 init = { kind = "uniform", low = 1.5, high = 1.2, seed = -1 }
 scale = "big"
 [dynamics]
-kind = "gradient_flo"
+spacing = "linar"
 until = nan
 points = 2.5
 [sweep]
@@ -51,8 +51,7 @@ network.depth: is missing
 network.init.seed: must be ≥ 0, got -1
 network.scale: must be a number, got "big"
 network.dept: unknown key, did you mean "depth"?
-dynamics.kind: must be one of 'gradient_flow' or 'mirror_flow', got "gradient_flo", \
-did you mean "gradient_flow"?
+dynamics.spacing: must be one of 'linear' or 'log', got "linar", did you mean "linear"?
 dynamics.until: must be finite, got NaN
 dynamics.points: must be a whole number, got 2.5
 sweep.network.init.seed: must be a list, {values = …}, {linspace = …}, {logspace = …} or {range = …}
@@ -121,6 +120,10 @@ def test_everything_wrong_is_told_at_once_by_dotted_path(tmp_path):
         ("network.depth=[3", "network.depth: not a TOML value: [3"),
         ("network.depth=3\nstudy='x'", "network.depth: one value at a time"),
         ('problem.data={kind="file", path="no.csv"}', "no.csv: no such file"),
+        (
+            "dynamics.kind=mirorflow",
+            'dynamics.kind: unknown kind "mirorflow", did you mean "mirror',
+        ),
     ],
 )
 def test_a_bad_override_is_told(override, told):

@@ -49,7 +49,7 @@ def test_every_certificate_holds(done):
 
 def test_every_certificate_has_a_meaning_in_plain_words(done):
     _, dataset = done
-    assert set(dataset["certificate"].values.tolist()) == report.MEANINGS.keys()
+    assert set(dataset["certificate"].values.tolist()) <= report.MEANINGS.keys()
 
 
 def test_every_claim_holds(done):

@@ -74,6 +74,21 @@ def network():
     )
 
 
+@pytest.fixture
+def training():
+    """A descent's gap, noisy, at two step sizes: no bounds, and flow times of their own."""
+    steps, rates = np.arange(0, 301, 10), np.array([0.1, 0.2])
+    noise = np.exp(np.random.default_rng(0).normal(size=(2, 31)))
+    along = ("dynamics.optimiser.learning_rate", "time")
+    return xr.Dataset(
+        {
+            "gap": (along, noise, {"long_name": "loss gap", "units": "1"}),
+            "flow_time": (along, rates[:, None] * steps, {"long_name": "flow time", "units": "1"}),
+        },
+        {"step": ("time", steps, {"long_name": "training step"}), along[0]: rates},
+    )
+
+
 def lightness(colour):
     """CIE 1976 lightness L* of an sRGB colour."""
     luminance = linear(colour) @ [0.2126, 0.7152, 0.0722]
@@ -270,3 +285,28 @@ def test_a_png_carries_its_description(sweep):
         "loss gap ℒ(θ(t)) - ℒ* against flow time t. "
         "Lines: a = 1, a = 1.4, a = 1.8, bound of Theorem 2."
     )
+
+
+@pytest.mark.parametrize(
+    ("against", "label", "ends"),
+    [("time", "flow time $t$", [30.0, 60.0]), ("step", "training step $k$", [300, 300])],
+)
+def test_a_descent_is_drawn_against_flow_time_or_steps_and_without_bounds(
+    training, against, label, ends
+):
+    over = "dynamics.optimiser.learning_rate"
+    figure = figures.gap_against_time(training, over=over, against=against)
+    assert figure.axes[0].get_xlabel() == label
+    assert [line.get_xdata()[-1] for line in figure.axes[0].lines] == ends
+    assert [line.get_label() for line in named_lines(figure)] == [
+        "$\\gamma$ = 0.1",
+        "$\\gamma$ = 0.2",
+    ]
+
+
+def test_a_noisy_curve_has_no_more_markers_than_a_smooth_one(training, sweep):
+    spacings = [
+        figures.gap_against_time(data, over=over, bounds={}).axes[0].lines[0].get_markevery()[1]
+        for data, over in [(training, "dynamics.optimiser.learning_rate"), (sweep, "network.scale")]
+    ]
+    assert spacings[0] > 3 * spacings[1]

@@ -17,7 +17,8 @@ ORDER = [
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),
-    *("data", "schema", "_document", "_faults", "config", "variables", "plan", "grid", "lanes"),
+    *("data", "schema", "dynamics", "_document", "_faults", "config"),
+    *("variables", "plan", "grid", "parts", "lanes"),
     *("_files", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),
 ]

@@ -119,11 +119,25 @@ def test_only_plain_steps_are_gradient_descent():
         ("nesterov", {"learning_rate": 1, "momentum": 1}, "`momentum` must be ≥ 0 and < 1, got 1"),
         ("adam", {"learning_rate": 1.0, "b2": -0.5}, "`b2` must be ≥ 0 and < 1, got -0.5"),
         ("adam", {"learning_rate": 1.0, "eps": 0.0}, "`eps` must be > 0, got 0"),
+        ("sgd", {"intrinsic_step": 1.0}, r"`intrinsic_step` must come with a `momentum` .* got no"),
+        ("adam", {"intrinsic_step": 1.0, "b1": 0.5}, r"`intrinsic_step` must come .* got b1"),
+        (
+            "nesterov",
+            {"intrinsic_step": 1.0, "learning_rate": 1.0, "momentum": 0.5},
+            r"without a `learning_rate`, got learning_rate, momentum",
+        ),
+        ("nesterov", {"intrinsic_step": 0.0, "momentum": 0.5}, "`intrinsic_step` must be > 0, got"),
+        ("nesterov", {"intrinsic_step": 1.0, "momentum": 1.5}, "`momentum` must be ≥ 0 and < 1"),
     ],
 )
 def test_bad_numbers_are_named(rule, numbers, message):
     with pytest.raises(ValueError, match=message):
         ddln.optimiser(rule, **numbers)
+
+
+def test_an_intrinsic_step_stands_for_a_learning_rate():
+    rule = ddln.optimiser("heavy_ball", intrinsic_step=0.4, momentum=0.5)
+    assert rule.numbers == {"momentum": 0.5, "learning_rate": 0.1}
 
 
 def test_bad_traced_numbers_are_nan():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddln import engine, plan
 from ddln.config import ConfigError, load
 from ddln.plan import estimate, make_plan
 from ddln.variables import working_bytes
@@ -90,7 +91,7 @@ def test_a_chunk_has_no_more_lanes_than_memory_takes_and_the_config_alone_decide
     ids=lambda init: init["kind"],
 )
 def test_the_estimate_grows_with_lanes_and_with_what_makes_the_flow_fast(init):
-    network = PLAIN.with_({"network.init": init})
+    network = PLAIN.with_({"network.init": init, "dynamics.solver": "tsit5"})
     scales = {"sweep.network.scale": {"linspace": [1, 2, 100]}}
     hundred, all_alike = (
         estimate(make_plan(network.with_(scales))),
@@ -101,6 +102,31 @@ def test_the_estimate_grows_with_lanes_and_with_what_makes_the_flow_fast(init):
     assert estimate(make_plan(implicit)) < estimate(make_plan(network.with_({"network.scale": 3})))
     capped = network.with_({"network.scale": 1e30})
     assert estimate(make_plan(capped)) < 100_000 * 1e-5
+
+
+def test_the_estimate_of_a_stiff_flow_knows_that_auto_goes_over_to_implicit_steps():
+    stiff, wide = PLAIN.with_({"network.scale": 3}), {"problem.data.features": 129}
+    implicit = estimate(make_plan(stiff.with_({"dynamics.solver": "rodas5p"})))
+    assert estimate(make_plan(stiff)) == implicit
+    assert estimate(make_plan(stiff.with_({"dynamics.solver": "tsit5"}))) > 50 * implicit
+    explicit = estimate(make_plan(stiff.with_({**wide, "dynamics.solver": "tsit5"})))
+    assert estimate(make_plan(stiff.with_(wide))) == explicit
+    assert plan._IMPLICIT_STEPS == engine._IMPLICIT_STEPS
+    assert [engine._price(plan._IMPLICIT_WIDTH + more) for more in (0, 1)] == [
+        plan._IMPLICIT_PRICE,
+        np.inf,
+    ]
+
+
+def test_the_estimate_of_a_descent_is_about_what_was_measured():
+    data = {"problem.data.samples": 200, "problem.data.features": 500, "network.depth": 2}
+    plain = {"kind": "descent", "steps": 1000, "optimiser": {"kind": "sgd", "learning_rate": 1e-4}}
+    steps = PLAIN.with_({**data, "dynamics": plain, "dynamics.points": 41})
+    lanes = {"sweep.network.scale": {"linspace": [0.5, 1, 16]}}
+    measured = 1000 * 218e-6 + 16 * 0.17
+    assert measured / 3 < estimate(make_plan(steps.with_(lanes))) < 3 * measured
+    drawn = {"dynamics.sampling": {"batch": 1}, "problem.data.features": 30}
+    assert 5e-3 / 3 < estimate(make_plan(steps.with_(drawn))) < 3 * 5e-3
 
 
 def test_an_axis_keeps_its_leafs_type():

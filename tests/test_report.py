@@ -44,7 +44,7 @@ def counted(name, **changes):
 def write_run(run, experiment, status):
     """The files of a run of three networks that ended with these status codes."""
     planned = plan.make_plan(experiment)
-    flags = {"flag_values": [0, 1, 2], "flag_meanings": "ok max_steps diverged"}
+    flags = {"flag_values": [0, 1, 2, 3], "flag_meanings": "ok max_steps diverged stopped"}
     lanes = xr.Dataset(
         {"status": ("lane", status, flags), "flow_time": (("lane", "time"), np.zeros((3, 1)))}
         | dict.fromkeys(("steps", "rounds"), ("lane", [1, 1, 1])),
@@ -150,6 +150,11 @@ def test_a_run_without_failures_says_so(folder):
 def test_unfinished_networks_are_placed_and_explained(page):
     assert "network.scale = 3" in page.text
     assert report.ENDINGS["diverged"] in page.text
+
+
+def test_a_network_that_stopped_at_its_target_has_finished(folder, experiment):
+    write_run(folder, experiment, [0, 3, 3])
+    assert "did not finish" not in report.page(folder)
 
 
 def test_many_unfinished_networks_are_counted(folder, experiment, monkeypatch):

@@ -1,12 +1,15 @@
 """Sweeps end to end: every kind of axis gives what single runs give, on labelled dimensions."""
 
+import itertools
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 import ddln
-from ddln import lanes
+from ddln import data, lanes, progress
 from ddln.plan import make_plan
 from ddln.store import status_counts
 from ddln.variables import lane_bytes
@@ -96,3 +99,151 @@ def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
     assert ("theta" in part, "layers" in part) == (save != "loss", save == "all")
     assert {"loss", "gap", "bound", "certificate_holds", "status"} <= part.keys()
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
+
+
+DESCENT = SMALL.with_(
+    {
+        "dynamics": {
+            "kind": "descent",
+            "steps": 40,
+            "points": 5,
+            "optimiser": {"kind": "heavy_ball", "learning_rate": 0.02, "momentum": 0.5},
+        }
+    }
+)
+RATE, BETA = "dynamics.optimiser.learning_rate", "dynamics.optimiser.momentum"
+NOISY = DESCENT.with_({"dynamics.sampling": {"batch": 2, "label_noise": 0.1}})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return ddln.sweep(DESCENT, over={RATE: [0.01, 0.02], BETA: [0.0, 0.5, 0.8]})
+
+
+def heavy_ball(experiment, layers, rate, beta):
+    """Losses at the saved steps, by a loop in NumPy on the same data."""
+    features, targets = map(np.asarray, data.draw(experiment.problem.data))
+    before, losses = layers, []
+    for _ in range(experiment.dynamics.steps + 1):
+        residual = features @ layers.prod(axis=0) - targets
+        losses.append(residual @ residual)
+        gradient = 2 * (features.T @ residual) * layers[::-1]
+        layers, before = layers - rate * gradient + beta * (layers - before), layers
+    return np.array(losses)[experiment.dynamics.records]
+
+
+def test_lanes_of_a_descent_are_a_loop_in_numpy(trained):
+    assert trained["loss"].dims == (RATE, BETA, "time")
+    for rate, beta in itertools.product(trained[RATE].values, trained[BETA].values):
+        lane = trained.sel({RATE: rate, BETA: beta})
+        expected = heavy_ball(DESCENT, lane["layers"][0].values, rate, beta)
+        np.testing.assert_allclose(lane["loss"], expected, rtol=LANES)
+
+
+def test_a_descent_is_labelled_with_steps_and_flow_time_and_has_nothing_of_a_flow(trained):
+    assert trained["step"].dims == ("time",)
+    assert trained["step"].values.tolist() == [0, 10, 20, 30, 40]
+    reached = trained["step"] * trained[RATE] / (1 - trained[BETA])
+    xr.testing.assert_allclose(trained["flow_time"], reached.transpose(RATE, BETA, "time"))
+    assert trained["flow_time"].attrs["units"] == "flow time"
+    assert not {"velocity", "bound", "rate_bound", "predictor"} & trained.keys()
+    assert trained["status"].attrs["flag_meanings"] == "ok stopped diverged"
+    assert (trained["steps"] == 40).all()
+    assert trained["certificate_holds"].all()
+    assert "descent lemma" in trained["certificate"]
+
+
+def test_runs_of_one_intrinsic_step_have_its_learning_rates(trained):
+    rule = {"kind": "heavy_ball", "intrinsic_step": 0.08, "momentum": 0.5}
+    alone = ddln.run(DESCENT.with_({"dynamics.optimiser": rule}))
+    lane = trained.sel({RATE: 0.02, BETA: 0.5})
+    np.testing.assert_allclose(alone["loss"], lane["loss"], rtol=LANES)
+
+
+def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
+    traced = []
+
+    def counted(function):
+        return lambda *given: traced.append(function) or function(*given)
+
+    for module, name in ((lanes, "_build"), (lanes, "_examine"), (lanes.descent, "_step")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    other = DESCENT.with_({"network.scale": 0.9, "network.init.seed": 5, "problem.data.seed": 3})
+    again = ddln.sweep(other, over={RATE: [0.01, 0.03], BETA: [0.0, 0.3, 0.7]})
+    assert not np.array_equal(again["loss"], trained["loss"])
+    assert traced == []
+
+
+def test_lanes_draw_as_descend_does():
+    noise, seed = "dynamics.sampling.label_noise", "dynamics.sampling.seed"
+    drawn = ddln.sweep(NOISY, over={seed: [0, 7], noise: [0.0, 0.3]})
+    problem = ddln.least_squares(*data.draw(NOISY.problem.data))
+    rule = ddln.optimiser("heavy_ball", learning_rate=0.02, momentum=0.5)
+    for k, sigma in itertools.product([0, 7], [0.0, 0.3]):
+        lane = drawn.sel({seed: k, noise: sigma})
+        alone = ddln.descend(
+            problem,
+            lane["layers"][0].values,
+            rule,
+            steps=40,
+            record_at=NOISY.dynamics.records,
+            oracle=ddln.Sampling(batch=2, label_noise=sigma),
+            key=jax.random.key(k),
+        )
+        np.testing.assert_allclose(lane["loss"], alone.loss, rtol=LANES)
+    assert np.unique(drawn["loss"].isel(time=-1)).size == 4
+
+
+def test_a_swept_number_of_steps_is_padded():
+    swept = ddln.sweep(DESCENT, over={"dynamics.steps": [3, 40]})
+    assert swept["step"].values.tolist() == [[0, 1, 2, 3, -1], [0, 10, 20, 30, 40]]
+    assert np.isnan(swept["gap"][0, -1])
+
+
+def test_a_lane_stops_at_its_target_and_that_is_no_failure():
+    experiment = DESCENT.with_({"dynamics.target_gap": 1.0, "sweep": {RATE: [1e-6, 0.02]}})
+    dataset = ddln.run(experiment)
+    assert status_counts(dataset) == {"ok": 1, "stopped": 1}
+    assert (dataset["steps"].values < [41, 40]).all()
+    done = progress.Progress(make_plan(experiment), {}, 0)
+    done.add({"ok": 1, "stopped": 1, "diverged": 2})
+    assert done.failed == 2
+
+
+@pytest.mark.parametrize("save", ["loss", "all"])
+def test_a_chunk_of_a_descent_has_as_many_bytes_as_planned(save):
+    experiment = DESCENT.with_({"dynamics.save": save})
+    part = lanes.compute(make_plan(experiment).chunks[0])
+    assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
+
+
+def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypatch):
+    monkeypatch.setattr(lanes, "LONG", 0.0)
+    (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
+    told = []
+    part = lanes.compute(chunk, lambda *event: told.append(event))
+    assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
+    np.testing.assert_array_equal(part["loss"], lanes.compute(chunk)["loss"])
+    assert part["loss"].dims == ("lane", "time")
+
+
+@pytest.mark.slow
+def test_momenta_of_one_intrinsic_step_end_where_a_published_setting_does(tmp_path):
+    """Papazov et al. 2024, recomputed by a loop in NumPy: ‖θ − θ*‖² to the digits given."""
+    draws = np.random.RandomState(0)
+    features = draws.multivariate_normal(np.zeros(30), np.eye(30), 20)
+    draws.multivariate_normal(np.zeros(30), np.eye(30), 1000)
+    truth = np.abs(draws.randn(30)) * (np.arange(30) < 3)
+    truth /= np.linalg.norm(truth)
+    np.savez(tmp_path / "data.npz", features=features, targets=features @ truth)
+    rule = {"kind": "heavy_ball", "intrinsic_step": 0.05, "momentum": 0.0}
+    experiment = ddln.load(ROOT / "configs" / "large_steps.toml", ["sweep={}"]).with_(
+        {
+            "problem.data.path": str(tmp_path / "data.npz"),
+            "dynamics.steps": 200_000,
+            "dynamics.optimiser": rule,
+        }
+    )
+    ends = ddln.sweep(experiment, over={BETA: [0.0, 0.5, 0.8, 0.9]})["theta"].isel(time=-1)
+    expected = [0.0573329, 0.0576647, 0.0578650, 0.0579655]
+    np.testing.assert_allclose(((ends - truth) ** 2).sum("coordinate"), expected, atol=1e-7)

@@ -1,0 +1,104 @@
+"""What the tables of a configuration stand for: a problem, layers, times, a rule of training.
+
+Numbers that decide no shape may be traced.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ddln import data, init, losses, problem
+from ddln.config import Experiment
+from ddln.dynamics import Descent, Flow
+from ddln.optimisers import Optimiser, optimiser
+from ddln.oracles import Oracle, Sampling, SharpnessAware
+from ddln.schema import Table
+
+_LOSSES = {
+    "least_squares": problem.least_squares,
+    "logistic": losses.logistic,
+    "exponential": losses.exponential,
+    "poisson": losses.poisson,
+    "huber": losses.huber,
+}
+
+
+def problem_of(experiment: Experiment) -> problem.Problem:
+    """The loss on the data; of a signed network the signed one."""
+    features, targets = data.draw(experiment.problem.data)
+    table = experiment.problem.loss
+    loss = _LOSSES[table.kind](features, targets, **_options(table))
+    return problem.signed(loss) if experiment.network.signed else loss
+
+
+def _options(table: Table) -> dict[str, Any]:
+    """All that a table says but its kind."""
+    return {name: getattr(table, name) for name in type(table).model_fields if name != "kind"}
+
+
+def _law(law) -> init.Law:
+    if law.kind == "uniform":
+        return partial(jax.random.uniform, minval=law.low, maxval=law.high)
+    if law.kind == "normal":
+        return lambda key, shape: law.mean + law.std * jax.random.normal(key, shape)
+    return lambda key, shape: jnp.full(shape, law.value, jnp.result_type(float))
+
+
+def layers_of(experiment: Experiment) -> Array:
+    """The initial layers, shape (depth, width)."""
+    table, depth = experiment.network.init, experiment.network.depth
+    _, dim = data.shape_of(experiment.problem.data)
+    if table.kind == "explicit":
+        layers = jnp.asarray(table.layers, jnp.result_type(float))
+    elif table.kind == "constant":
+        layers = init.constant(depth, dim, table.value)
+    elif table.kind == "imbalanced":
+        layers = init.imbalanced(
+            jnp.full((dim,), table.smallest), jnp.full((depth - 1, dim), table.imbalance)
+        )
+    else:
+        key = jax.random.key(table.seed)
+        if table.kind == "balanced":
+            layers = init.balanced(key, depth, dim, law=_law(table.law))
+        elif table.kind == "zero_first_layer":
+            layers = init.zero_first_layer(key, depth, dim, law=_law(table.law))
+        else:
+            layers = init.independent(key, depth, dim, law=_law(table))
+    if experiment.network.signed and table.kind != "explicit":
+        layers = init.signed(layers)
+    return experiment.network.scale * layers
+
+
+def times_of(flow: Flow) -> Array:
+    """The flow times that are saved, shape (points,)."""
+    if flow.spacing == "linear":
+        return jnp.linspace(0.0, flow.until, flow.points)
+    # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
+    first = 1e-8 * flow.until
+    return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), flow.points))
+
+
+def rule_of(descent: Descent) -> Optimiser:
+    """The rule of training."""
+    given = {name: x for name, x in _options(descent.optimiser).items() if x is not None}
+    return optimiser(descent.optimiser.kind, **given)
+
+
+def oracle_of(descent: Descent) -> Oracle:
+    """What gradient a step sees."""
+    drawn = {} if descent.sampling is None else _options(descent.sampling)
+    drawn.pop("seed", None)
+    sampling = Sampling(**drawn)
+    if descent.sharpness_aware is None:
+        return sampling
+    return SharpnessAware(**_options(descent.sharpness_aware), sampling=sampling)
+
+
+def key_of(descent: Descent) -> Array | None:
+    """For what the oracle draws; None where it draws nothing."""
+    if descent.sampling is None or not oracle_of(descent).sampling.is_random:
+        return None
+    return jax.random.key(descent.sampling.seed)

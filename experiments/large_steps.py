@@ -1,0 +1,88 @@
+"""Large steps of gradient descent end away from the sparse truth (Even et al. 2023).
+
+Twenty noiseless samples of a θ* of which three entries in thirty are not zero; two layers, trained
+by gradient descent with steps up to where it diverges. The data are numpy's: of `default_rng(1234)`
+the three entries `normal(0, 1, 3)`, then `multivariate_normal(0, I, 20)`, the features, and once
+more, those to test on.
+"""
+
+import tomllib
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+import ddln
+from ddln import figures
+
+STEP = "dynamics.optimiser.learning_rate"
+PUBLISHED = {
+    0.01: (0.0463753, 0.0066700),
+    0.280722: (0.0570298, 0.0079211),
+    0.356225: (0.2082543, 0.0249945),
+    0.573615: (2.2201981, 0.2523654),
+}
+"""γ: ‖θ − θ*‖ and ‖X_test (θ − θ*)‖ / 2n after 100,000 steps, by a loop in NumPy."""
+
+
+def errors(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """‖θ − θ*‖ and ‖X_test (θ − θ*)‖ / 2n along each run."""
+    path = tomllib.loads(dataset.attrs["config"])["problem"]["data"]["path"]
+    with np.load(path) as data:
+        truth = xr.DataArray(data["truth"], dims="coordinate")
+        unseen = xr.DataArray(data["test_features"], dims=("sample", "coordinate"))
+    away = dataset["theta"] - truth
+    missed = xr.dot(unseen, away, dim="coordinate")
+    return (away**2).sum("coordinate") ** 0.5, (missed**2).sum("sample") ** 0.5 / (
+        2 * unseen.sizes["sample"]
+    )
+
+
+def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
+    """Where four of the step sizes end."""
+    ends = [error.isel(time=-1) for error in errors(dataset)]
+    steps = dataset[STEP].values
+    is_as_long = int(dataset["step"][-1]) == 100_000
+    nearest = {step: int(np.argmin(abs(steps - step))) for step in PUBLISHED}
+    return [
+        ddln.Claim(
+            name=f"{name} at γ = {step:.2g}",
+            source="Even et al. 2023",
+            statement=f"the {name} after the last step",
+            measured=float(end[nearest[step]]),
+            predicted=value,
+            tolerance=1e-7,
+            reason="the digits of the published setting, recomputed",
+            applies=bool(abs(steps[nearest[step]] - step) < 1e-6) and is_as_long,
+        )
+        for step, values in PUBLISHED.items()
+        for name, value, end in zip(("distance", "test error"), values, ends, strict=True)
+    ]
+
+
+def draw(dataset: xr.Dataset) -> dict[str, Figure]:
+    """Where each step size ends, and the way there."""
+    return {"large_steps_end": draw_ends(dataset), "large_steps_gap": draw_gaps(dataset)}
+
+
+@figures.style()
+def draw_ends(dataset: xr.Dataset) -> Figure:
+    """The distance to the truth at the end against the step size."""
+    figure, axes = figures.canvas()
+    distance = errors(dataset)[0].isel(time=-1)
+    (look,) = figures.looks(1)
+    axes.plot(dataset[STEP], distance, **look)
+    axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset[STEP]))
+    axes.set_ylabel(r"distance to the truth $\|\theta - \theta^*\|$")
+    return figure
+
+
+@figures.style()
+def draw_gaps(dataset: xr.Dataset) -> Figure:
+    """The gap's way down, step by step."""
+    figure, axes = figures.canvas()
+    figures.gap_against_time(dataset, axes, over=STEP, against="step")
+    axes.set(xscale="log")
+    axes.set_xlim(1, float(dataset["step"][-1]))
+    figures.legend(figure, {})
+    return figure

@@ -1,0 +1,86 @@
+"""Descents in a configuration: what is accepted, what is swept, and which steps are saved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddln.config import ConfigError, changes_shape, load, numeric_leaves
+
+FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
+DESCENT = load(FIGURE4, ["sweep={}"]).with_(
+    {
+        "dynamics": {
+            "kind": "descent",
+            "steps": 1000,
+            "points": 21,
+            "optimiser": {"kind": "heavy_ball", "intrinsic_step": 0.01, "momentum": 0.9},
+            "sampling": {"batch": 2, "label_noise": 0.1},
+            "sharpness_aware": {"rho": 0.1},
+        }
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 0}, "dynamics.steps: must be ≥ 1, got 0"),
+        ({"steps": 2**31}, "dynamics.steps: must be < 2.1"),
+        ({"until": 3.0}, "dynamics.until: unknown key"),
+        ({"target_gap": 0}, "dynamics.target_gap: must be > 0, got 0"),
+        ({"optimiser.momentum": 1}, "dynamics.optimiser.momentum: must be < 1, got 1"),
+        ({"optimiser.kind": "nestrov"}, 'kind: unknown kind "nestrov", did you mean "nesterov"?'),
+        ({"optimiser.learning_rate": 1}, "optimiser: needs one of learning_rate and .* got both"),
+        ({"optimiser": {"kind": "nesterov", "momentum": 0.9}}, "intrinsic_step, got neither"),
+        ({"optimiser": {"kind": "sgd"}}, "dynamics.optimiser.learning_rate: is missing"),
+        ({"sampling.batch": 11}, "sampling.batch: must be ≤ 10, the number of samples, got 11"),
+        ({"sampling.noisy": 3}, "dynamics.sampling: noisy must be ≤ batch, got 3 and 2"),
+        ({"sampling": {"noisy": 3}}, "dynamics.sampling: noisy needs label_noise"),
+        ({"sampling": {"noisy": 11, "label_noise": 1}}, "sampling.noisy: must be ≤ 10, the number"),
+        ({"sharpness_aware.rho": -1}, "dynamics.sharpness_aware.rho: must be ≥ 0, got -1"),
+    ],
+    ids=lambda case: next(iter(case), "") if isinstance(case, dict) else "",
+)
+def test_a_descent_that_makes_no_sense_is_told(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        DESCENT.with_({f"dynamics.{name}": value for name, value in changes.items()})
+
+
+def test_a_batch_must_fit_at_every_step_of_a_sweep():
+    told = r"dynamics.sampling.batch: must be ≤ 3, the number of samples, got 4 \(swept to"
+    axes = {"dynamics.sampling.batch": [2, 4], "problem.data.samples": [3, 10]}
+    with pytest.raises(ConfigError, match=told):
+        DESCENT.with_({"sweep": axes})
+
+
+def test_every_number_that_is_there_is_swept_and_no_other():
+    numbers = {
+        name.removeprefix("dynamics."): changes_shape(leaf)
+        for name, leaf in numeric_leaves(DESCENT).items()
+        if name.startswith("dynamics.")
+    }
+    assert numbers == {
+        "points": True,
+        "steps": True,
+        "sampling.batch": True,
+        "optimiser.intrinsic_step": False,
+        "optimiser.momentum": False,
+        "sampling.label_noise": False,
+        "sampling.seed": False,
+        "sharpness_aware.rho": False,
+    }
+    with pytest.raises(ConfigError, match=r"sweep.dynamics.target_gap: not a numeric key"):
+        DESCENT.with_({"sweep.dynamics.target_gap": [1e-3]})
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 19, 20, 21, 1000, 2**31 - 1])
+@pytest.mark.parametrize("spacing", ["linear", "log"])
+def test_saved_steps_increase_from_the_first_to_the_last(steps, spacing):
+    descent = DESCENT.with_({"dynamics.steps": steps, "dynamics.spacing": spacing}).dynamics
+    records = descent.records
+    assert records.size == descent.saved == min(21, steps + 1)
+    assert (records[0], records[-1]) == (0, steps)
+    assert (np.diff(records) >= 1).all()
+    if spacing == "log" and steps > 1000:
+        np.testing.assert_allclose(np.diff(np.log(records[8:])), np.log(steps) / 19, rtol=1e-2)

@@ -1,0 +1,56 @@
+"""The tables of a descent are the rule and the oracle that `ddln` makes of the same words."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+import ddln
+from ddln import parts
+
+FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
+
+
+def descent(**tables):
+    plain = {"kind": "descent", "steps": 10, "optimiser": {"kind": "sgd", "learning_rate": 0.1}}
+    return ddln.load(FIGURE4).with_({"dynamics": {**plain, **tables}}).dynamics
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "sgd", "learning_rate": 0.1},
+        {"kind": "sgd", "learning_rate": 0.1, "weight_decay": 0.01},
+        {"kind": "sign", "learning_rate": 0.1},
+        {"kind": "heavy_ball", "learning_rate": 0.1, "momentum": 0.9},
+        {"kind": "nesterov", "intrinsic_step": 0.1, "momentum": 0.9},
+        {"kind": "adam", "learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-3},
+    ],
+    ids=lambda rule: "-".join([rule["kind"], *list(rule)[2:]]),
+)
+def test_a_rule_has_the_numbers_of_its_table(rule):
+    made = parts.rule_of(descent(optimiser=rule))
+    numbers = {name: value for name, value in rule.items() if name != "kind"}
+    expected = ddln.optimiser(rule["kind"], **numbers)
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
+    assert jax.tree.leaves(made) == jax.tree.leaves(expected)
+
+
+def test_an_oracle_has_what_its_tables_say():
+    whole = parts.oracle_of(descent())
+    assert not whole.sampling.is_random
+    drawn = {"batch": 2, "replacement": False, "label_noise": 0.5, "noisy": 1, "seed": 4}
+    uphill = {"rho": 0.3, "per_sample": True, "normalised": True}
+    made = parts.oracle_of(descent(sampling=drawn, sharpness_aware=uphill))
+    assert isinstance(made, ddln.SharpnessAware)
+    assert (made.rho, made.per_sample, made.normalised) == (0.3, True, True)
+    assert {name: getattr(made.sampling, name) for name in drawn if name != "seed"} == {
+        name: value for name, value in drawn.items() if name != "seed"
+    }
+
+
+def test_there_is_a_key_where_something_is_drawn():
+    assert parts.key_of(descent()) is None
+    assert parts.key_of(descent(sampling={})) is None
+    drawn = parts.key_of(descent(sampling={"batch": 1, "seed": 4}))
+    assert drawn == jax.random.key(4)
