@@ -7,6 +7,8 @@ SciPy's LSODA at 1e-12.
 
 import importlib.util
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,7 +22,8 @@ import ddln
 from ddln import lanes
 
 ACCURACY, REPEATS = 1e-7, 7
-TOLERANCES = (1e-7, 3e-8, 1e-8, 3e-9, 1e-9, 3e-10, 1e-10, 1e-11)
+TOLERANCES = (1e-7, 5e-8, 2e-8, 1e-8, 5e-9, 2e-9, 1e-9, 5e-10, 1e-10, 1e-11)
+CONTROLS = {"rtol": 2e-8, "atol": 2e-10}
 
 
 class Sweep:
@@ -41,6 +44,31 @@ class Sweep:
     def diffrax(self, rtol):
         """Tsit5 under vmap, on the layers: what one writes first."""
         return np.asarray(_by_layers(self.problem, self.networks, self.times, rtol))
+
+    def torchdiffeq(self, rtol):
+        """Dormand–Prince on the layers of all lanes as one state, its error that of the worst."""
+        import torch
+        from torchdiffeq import odeint
+
+        features, targets = (
+            torch.tensor(np.asarray(x)) for x in (self.problem.features, self.problem.targets)
+        )
+
+        def rate(_, u):
+            theta = u.prod(1, keepdim=True)
+            gradient = 2 * (theta @ features.T - targets) @ features
+            one = torch.ones_like(u[:, :1])
+            before = torch.cat([one, u[:, :-1]], 1).cumprod(1)
+            after = torch.cat([one, u[:, 1:].flip(1)], 1).cumprod(1).flip(1)
+            return -gradient * before * after
+
+        norm = {"norm": lambda error: error.square().mean(dim=(1, 2)).sqrt().max()}
+        tolerances = {"rtol": rtol, "atol": rtol / 100}
+        with torch.no_grad():
+            start, times = torch.tensor(self.networks), torch.tensor(self.times)
+            path = odeint(rate, start, times, method="dopri5", options=norm, **tolerances)
+            losses = (path.prod(2) @ features.T - targets).square().sum(-1)
+        return losses.T.numpy()
 
     def scipy(self, rtol, method="LSODA"):
         """One trajectory after the other, on the layers."""
@@ -141,30 +169,134 @@ def compare(title: str, sweep: Sweep, ways: dict[str, tuple[Callable, int]]) -> 
     return lines
 
 
-def table() -> str:
-    """Tables in Markdown."""
+def reference_sweep() -> list[str]:
+    """Beside all others."""
     sweep, cores = Sweep(256, 1.0), os.cpu_count() or 1
     ways: dict[str, tuple[Callable, int]] = {"ddln": (sweep.ddln, REPEATS)}
     if importlib.util.find_spec("numba"):
         ways[f"Numba loop, {cores} threads"] = sweep.numba(cores), REPEATS
         ways["Numba loop, 1 thread"] = sweep.numba(1), REPEATS
     ways["diffrax, vmap over layers"] = sweep.diffrax, 3
+    if importlib.util.find_spec("torchdiffeq"):
+        ways["torchdiffeq, batched"] = sweep.torchdiffeq, 2
     ways["SciPy LSODA, one by one"] = sweep.scipy, 2
     lines = compare("Sweep over 256 scales, t ≤ 1", sweep, ways)
-    flows = ddln.gradient_flows(sweep.problem, sweep.networks, sweep.times, rtol=1e-8, atol=1e-10)
-    lines += ["", f"Lane efficiency {flows.efficiency:.2f}."]
-    if "Numba loop, 1 thread" not in ways:
-        lines += ["Numba is not installed (dependency group `bench`)."]
-    stiff = Sweep(64, 50.0)
-    bdf = {"SciPy BDF, one by one": (lambda rtol: stiff.scipy(rtol, "BDF"), 1)}
-    lines += ["", *compare("Stiff: 64 scales, t ≤ 50", stiff, {"ddln": (stiff.ddln, 7)} | bdf)]
-    lines += ["", "| lanes, t ≤ 1 | µs per lane | lane efficiency |", "|---|---|---|"]
+    for name in ("numba", "torchdiffeq"):
+        if not importlib.util.find_spec(name):
+            lines += ["", f"{name} is not installed here: no row."]
+    return lines
+
+
+def stiff_sweep() -> list[str]:
+    """Beside the method of SciPy that is made for it."""
+    sweep = Sweep(64, 50.0)
+    bdf = {"SciPy BDF, one by one": (lambda rtol: sweep.scipy(rtol, "BDF"), 1)}
+    return compare("Stiff: 64 scales, t ≤ 50", sweep, {"ddln": (sweep.ddln, REPEATS)} | bdf)
+
+
+def row(label: str, problem, networks, times, repeats=3) -> str:
+    """What a lane costs, and its steps."""
+    taken = []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        flows = ddln.gradient_flows(problem, networks, times, **CONTROLS)
+        jax.block_until_ready(flows.smallest)
+        if repeat:
+            taken.append(time.perf_counter() - start)
+    lanes, _, dim = networks.shape
+    each = 1e6 * float(np.median(taken)) / lanes
+    steps = float(np.mean(flows.stats["num_steps"]))
+    return (
+        f"| {label} | {each:,.0f} | {steps:.0f} | {1e3 * each / steps / dim:,.1f} | "
+        f"{flows.efficiency:.2f} | {int(jnp.sum(flows.status > 0))} |"
+    )
+
+
+HEAD = "| μs per lane | steps of a lane | ns per step and coordinate | lane efficiency | failed |"
+
+
+def by_lanes() -> list[str]:
+    """From one lane to 10⁵."""
+    lines = ["", "| lanes, t ≤ 1 " + HEAD, "|---|---|---|---|---|---|"]
     for count in (1, 10, 100, 1000, 10_000, 100_000):
         many = Sweep(count, 1.0)
-        many.ddln(1e-8)
+        lines.append(row(f"{count:,}", many.problem, many.networks, many.times, 1))
+    return lines
+
+
+def random_network(depth: int, dim: int, count: int):
+    """At most 100 samples, layers of magnitude about 1, the first one 0."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((min(-(-dim // 2), 100), dim)) / np.sqrt(dim)
+    problem = ddln.least_squares(features, features @ rng.standard_normal(dim))
+    layers = np.exp(rng.uniform(-0.2, 0.2, (depth, dim)))
+    layers[0] = 0
+    return problem, np.linspace(0.9, 1.1, count)[:, None, None] ** (1 / depth) * layers
+
+
+def by_shape() -> list[str]:
+    """Depths at width 8, widths at depth 3."""
+    times = np.linspace(0.0, 3.0, 31)
+    lines = ["", "| depth, 64 lanes, width 8 " + HEAD, "|---|---|---|---|---|---|"]
+    depths = (2, 4, 8, 16, 32, 64)
+    lines += [row(str(depth), *random_network(depth, 8, 64), times) for depth in depths]
+    lines += ["", "| width, depth 3 " + HEAD, "|---|---|---|---|---|---|"]
+    for dim, count in ((2, 64), (8, 64), (32, 64), (128, 64), (512, 64), (2048, 16), (10_000, 2)):
+        lines.append(row(f"{dim:,}, {count} lanes", *random_network(3, dim, count), times))
+    return lines
+
+
+def products() -> list[str]:
+    """How near the products with X come to the machine's."""
+    samples, dim, count = 1000, 2000, 64
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((samples, dim)) / np.sqrt(dim)
+    problem = ddln.least_squares(features, features @ rng.standard_normal(dim))
+    _, networks = random_network(3, dim, count)
+    right, best = rng.standard_normal((dim, count)), {"ours": 0.0, "theirs": 0.0}
+    for _ in range(3):
         start = time.perf_counter()
-        controls = {"rtol": 1e-8, "atol": 1e-10}
-        flows = ddln.gradient_flows(many.problem, many.networks, many.times, **controls)
-        taken = time.perf_counter() - start
-        lines.append(f"| {count:,} | {1e6 * taken / count:,.0f} | {flows.efficiency:.2f} |")
+        flows = ddln.gradient_flows(problem, networks, np.linspace(0.0, 3.0, 5), **CONTROLS)
+        rounds = float(jnp.sum(flows.stats["num_rounds"]))
+        ours = 6 * 4 * samples * dim * rounds / (time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(50):
+            features @ right
+        theirs = 50 * 2 * samples * dim * count / (time.perf_counter() - start)
+        best = {"ours": max(best["ours"], ours), "theirs": max(best["theirs"], theirs)}
+    return [
+        "",
+        f"{count} lanes, n = {samples}, d = {dim}: {best['ours'] / 1e9:.0f} Gflop/s in the "
+        f"products with X of an explicit step, all else included; NumPy's dgemm of one of them "
+        f"{best['theirs'] / 1e9:.0f}: {best['ours'] / best['theirs']:.0%} of it, best of three.",
+    ]
+
+
+def peak() -> list[str]:
+    """Memory of 10⁵ lanes, in a process of its own."""
+    if sys.platform != "linux":
+        return []
+    code = (
+        "import jax; jax.config.update('jax_enable_x64', True)\n"
+        "from benchmarks.sweep import Sweep, CONTROLS\n"
+        "import ddln\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(x.split()[1]) for x in lines if x.startswith('VmHWM')) / 2**10\n"
+        "s = Sweep(100_000, 1.0); before = peak()\n"
+        "flows = ddln.gradient_flows(s.problem, s.networks, s.times, **CONTROLS)\n"
+        "print(before, peak(), flows.smallest.nbytes / 2**20)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after, kept = map(float, out.stdout.split())
+    return [
+        "",
+        f"10⁵ lanes in one call: {after:,.0f} MiB at most, {before:,.0f} MiB of them before, "
+        f"{kept:,.0f} MiB of results.",
+    ]
+
+
+def table() -> str:
+    """Tables in Markdown."""
+    lines = [*reference_sweep(), "", *stiff_sweep(), *by_lanes(), *by_shape(), *products(), *peak()]
     return "\n".join(lines)

@@ -70,6 +70,11 @@ class Flow(_Curve):
         """Whether one position per coordinate is integrated."""
         return self.kind == "gradient_flow" and self.coordinates == "reduced"
 
+    @property
+    def is_batched(self) -> bool:
+        """Whether the engine of sweeps integrates it."""
+        return self.is_reduced and self.solver in ("auto", "tsit5", "rodas5p")
+
 
 class _Rule(Table):
     weight_decay: float | None = Field(

@@ -356,7 +356,10 @@ def _width(lanes: int, dim: int, stepper: type) -> int:
     else:
         most = min(64, 65536 // dim)
     share = -(-lanes // _workers())
-    return max(8, min(1 << most.bit_length() - 1, 1 << (share - 1).bit_length()))
+    fewest = 8 if dim <= 128 else 1
+    return min(
+        1 << max(most, fewest).bit_length() - 1, 1 << max(share - 1, fewest - 1).bit_length()
+    )
 
 
 def _workers() -> int:

@@ -8,7 +8,7 @@ together.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import diffrax
 import jax
@@ -215,7 +215,7 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
     if isinstance(dynamics, Training):
         return _trainer(dynamics, axes)
     steps = {"max_steps": dynamics.max_steps}
-    if dynamics.is_reduced and dynamics.solver in get_args(engine.Solver):
+    if dynamics.is_batched:
 
         def integrate(problems, layers, controls, *_):
             times, rtol, atol = controls

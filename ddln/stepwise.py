@@ -75,7 +75,9 @@ def _exact_identity(run):
         size = jnp.max(u**2 + v**2, axis=0, keepdims=True)
         off = (difference - difference[:1] * factor) / jnp.where(size > 0, size, 1.0)
         measured = jnp.max(jnp.abs(off))
-        tolerance, applies = 4096 * jnp.finfo(off.dtype).eps, run.ok
+        # Seen to drift by 0.02 roundings a step where θ is at rest.
+        roundings = jnp.maximum(4096, 0.04 * run.steps[-1])
+        tolerance, applies = roundings * jnp.finfo(off.dtype).eps, run.ok
     return Claim(
         "exact identity",
         "Even et al. 2023",
@@ -83,7 +85,7 @@ def _exact_identity(run):
         measured,
         0.0,
         tolerance,
-        reason="rounding, which adds up over the steps like a random walk",
+        reason="rounding, which adds up over the steps",
         applies=applies,
     )
 

@@ -50,9 +50,11 @@ FINISHED = ("ok", "stopped")
 
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
-_WORKSPACE, _COPIES = 600, 6
-"""Numbers held at once for each saved coordinate (the certificates' quadrature), and copies of what
-is saved: measured on networks of 8 to 300 coordinates."""
+_WORKSPACE, _COPIES = 20, 6
+"""Numbers held at once for each saved coordinate, and copies of what is saved: measured, as those
+below, on networks of 8 to 300 coordinates."""
+_DUALS, _EACH_DUAL, _HESSIANS = 33, 100, 30
+"""Where a run has its mirror map checked, what each coordinate takes there, and ∇²Q."""
 _COPIES_OF_A_DESCENT = 12
 """Its ledger among them: measured on networks of 30 and 500 coordinates."""
 _CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 12, 5
@@ -111,15 +113,18 @@ def working_bytes(experiment: Experiment) -> int:
 
     >>> from ddln.config import load
     >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
-    12.3
+    1.3
     """
     features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
     positions = experiment.dynamics.saved * experiment.width
     matrices = samples * features + min(samples, features) ** 2
-    held = _WORKSPACE + _COPIES * experiment.network.depth
+    depth, width = experiment.network.depth, experiment.width
     if isinstance(experiment.dynamics, Descent):
-        held = _COPIES_OF_A_DESCENT * experiment.network.depth
-    return 8 * (held * positions + _COPIES * matrices)
+        held = _COPIES_OF_A_DESCENT * depth * positions
+    else:
+        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, _DUALS)
+        held = (_WORKSPACE + _COPIES * depth) * positions + duals + _HESSIANS * width**2
+    return 8 * (held + _COPIES * matrices)
 
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
