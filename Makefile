@@ -30,7 +30,7 @@ test: $(VENV)/.dev ## run the tests and doctests: [ARGS="-k entropy"]
 test-slow: $(VENV)/.dev ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
 
-bench: $(VENV)/.run ## measure: writes benchmarks/RESULTS.md (some minutes)
+bench: $(VENV)/.bench ## measure: writes benchmarks/RESULTS.md (some minutes)
 	@$(PY) -m benchmarks
 
 lint: $(VENV)/.dev ## check style, format and types
@@ -43,12 +43,13 @@ format: $(VENV)/.dev ## mend style and format
 	@$(PY) -m ruff format .
 
 # An address in a lock ties it to one host: refuse it.
-COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --only-binary :all: \
+COMPILE := uv pip compile --no-strip-extras -q --universal --python-version 3.11 --generate-hashes --only-binary :all: \
   --no-header --annotation-style line
 
 lock: ## resolve requirements/*.txt afresh (needs uv): [ARGS=--upgrade]
 	@$(COMPILE) $(ARGS) -o requirements/run.txt pyproject.toml --group build
 	@$(COMPILE) $(ARGS) -o requirements/dev.txt --group dev -c requirements/run.txt
+	@$(COMPILE) $(ARGS) -o requirements/bench.txt --group bench -c requirements/run.txt
 	@! grep -nE '(https?|file)://' requirements/*.txt
 
 wheel: $(VENV)/.run ## build the wheel, install it into an empty environment and use it there
@@ -83,6 +84,11 @@ $(VENV)/.run: $(VENV)/.made requirements/run.txt pyproject.toml
 	@echo "→ installing requirements/run.txt (a minute or two the first time)"
 	@$(call install,$(PY),requirements/run.txt)
 	@$(PY) $(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run requirements/bench.txt
+	@echo "→ installing requirements/bench.txt"
+	@$(call install,$(PY),requirements/bench.txt)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
