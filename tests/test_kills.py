@@ -59,7 +59,7 @@ with folder.locked():
     folder.write_dataset(plan)
     folder.finish()
 """
-SEEDS = ["sweep={}", "sweep.network.init.seed={range=[0, 40]}", "memory=0.03"]
+SEEDS = ["sweep={}", "sweep.network.init.seed={range=[0, 40]}", "memory=0.003"]
 
 
 def fill(root):

@@ -105,11 +105,16 @@ def smallest_mobility_integral(
     """
     squares, moves = run.layers**2, ~Reduction(run.layers[0]).is_frozen
 
+    def mobility_of(squares):
+        # A half-line can be followed until its M is nothing.
+        least = jnp.finfo(squares.dtype).tiny
+        return jnp.where(moves, jnp.maximum(mobility_of_squares(squares), least), 1.0)
+
     def log_mobility(squares):
-        return jnp.log(jnp.where(moves, mobility_of_squares(squares), 1.0))
+        return jnp.log(mobility_of(squares))
 
     # Along the flow the squares of all layers grow by the same, 2θ dθ/dt / M.
-    mobility = jnp.where(moves[None], jax.vmap(mobility_of_squares)(squares), 1.0)
+    mobility = jax.vmap(mobility_of)(squares)
     growth = jnp.broadcast_to((2 * run.theta * run.velocity / mobility)[:, None], squares.shape)
     value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(squares, growth)
     step = jnp.diff(run.times)
