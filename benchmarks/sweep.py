@@ -120,11 +120,11 @@ def _by_layers(problem, networks, times, rtol):
             diffrax.Tsit5(),
             times[0],
             times[-1],
-            None,
+            1e-5,  # of its own choice it overflows, and rejects steps for ever
             layers,
             saveat=diffrax.SaveAt(ts=times, fn=lambda t, u, _: loss(u)),
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol / 100),
-            max_steps=1_000_000,
+            max_steps=20_000,
             throw=False,
         )
         return solution.ys

@@ -35,7 +35,7 @@ _LOOSEST = 0.05
 def certify(problem: Problem, run: Trajectory) -> FlowCertificates: ...
 @overload
 def certify(problem: Problem, run: Descent) -> Certificates: ...
-def certify(problem: Problem, run: Trajectory | Descent) -> Certificates:
+def certify(problem: Problem, run: object) -> Certificates:
     """Check a flow against Proposition 1, Theorem 1, Theorem 2 and Corollary 1, a discrete run
     against what is exact of it and the descent lemma.
 
@@ -50,7 +50,7 @@ def certify(problem: Problem, run: Trajectory | Descent) -> Certificates:
         `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
 
     Raises:
-        ValueError: a flow with fewer than 5 saved times.
+        ValueError: a flow with fewer than 5 saved times, or another kind of run.
 
     Source: arXiv 2412.16765; of discrete runs Even et al. 2023 (`ddln.stepwise`); tolerances as
     derived in docs/theory.md.
@@ -63,6 +63,8 @@ def certify(problem: Problem, run: Trajectory | Descent) -> Certificates:
     """
     if isinstance(run, Descent):
         return Certificates(step_claims(problem, run))
+    if not isinstance(run, Trajectory):
+        raise ValueError(f"`run` must be a flow's or a descent's, got {type(run).__name__}.")
     if run.times.size < 5:
         raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
     return _certify(problem, run)

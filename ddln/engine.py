@@ -33,8 +33,6 @@ from ddln.steppers import Rodas5P, Tsit5
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
-_STEPS = 100
-"""That accuracy asks of either method at the usual tolerances."""
 _NEAR = 3.0
 """Positions within which the smallest layers themselves, that take less to move, move as well."""
 
@@ -54,7 +52,7 @@ class Flows(eqx.Module):
     times: Float[Array, "lanes times"]
     """Flow time."""
     smallest: Float[Array, "lanes times dim"]
-    """w of the reduction; NaN from where a lane failed."""
+    """w of the reduction; NaN from where a lane failed, at rest from where it was stopped."""
     status: Int[Array, " lanes"]
     """Index into `ddln.flow.STATUS`."""
     stats: dict[str, Int[Array, " lanes"]]
@@ -65,7 +63,7 @@ class Flows(eqx.Module):
 
     @property
     def efficiency(self) -> float:
-        """Steps that lanes made as a share of those that were computed."""
+        """Steps that lanes made as a share of those that were computed, for padding too."""
         return float(jnp.sum(self.stats["num_steps"]) / jnp.sum(self.stats["num_rounds"]))
 
     @property
@@ -140,6 +138,7 @@ def gradient_flows(
     atol: ArrayLike | None = None,
     solver: Solver | str = "auto",
     max_steps: int = 100_000,
+    target_gap: ArrayLike | None = None,
 ) -> Flows:
     """Gradient flow from many initialisations, or on many problems: `gradient_flow` for sweeps.
 
@@ -158,10 +157,13 @@ def gradient_flows(
         solver: "tsit5" (Tsitouras 2011), "rodas5p" (Steinebach 2023), or "auto": for each lane the
             one that is predicted to cost less.
         max_steps: budget of steps of a lane.
+        target_gap: a lane ends with the first step at which ℒ(θ) − ℒ* is no larger, shape () or
+            (lanes,); `None` lets all go on. Below β/2 times the square of the error in θ that
+            `rtol` allows a gap says nothing.
 
     Returns:
         `Flows`. A lane that fails has a `status` other than 0 and is NaN from there on; it does
-        not touch the others.
+        not touch the others. One that reached its target is at rest from there on, and "stopped".
 
     Raises:
         ValueError: shapes, times or tolerances that make no sense.
@@ -202,9 +204,15 @@ def gradient_flows(
         raise ValueError(f"`solver` must be one of {names}, got {solver!r}.")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
+    if target_gap is not None:
+        target_gap = as_floats("target_gap", target_gap, np.ndim(target_gap)).astype(dtype)
+        if target_gap.shape not in ((), (lanes,)):
+            raise ValueError(f"`target_gap` must have shape ({lanes},), got {target_gap.shape}.")
+        target_gap = jnp.broadcast_to(target_gap, (lanes,))
 
     reduction = _reductions(layers)
-    run = _in_batches(problem, layers, reduction, times, rtol, atol, str(solver), max_steps)
+    by_lane = reduction, times, rtol, atol, target_gap
+    run = _in_batches(problem, layers, by_lane, str(solver), max_steps)
     stats = {
         "num_steps": run.accepted + run.rejected,
         "num_accepted_steps": run.accepted,
@@ -214,15 +222,15 @@ def gradient_flows(
     return Flows(problem, layers, reduction, times, run.saved, run.status, stats, rtol, atol)
 
 
-def _in_batches(
-    problem, layers, reduction, times, rtol, atol, solver: str, max_steps: int
-) -> March:
+def _in_batches(problem, layers, by_lane, solver: str, max_steps: int) -> March:
     """All lanes integrated; what is saved are the smallest layers, (lanes, times, dim)."""
+    reduction, times, rtol, *_ = by_lane
     stiffness, reach = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
-    batches = list(_batches(np.asarray(stiffness), np.asarray(reach), layers.shape[-1], solver))
+    stiffness, reach, dim = np.asarray(stiffness), np.asarray(reach), layers.shape[-1]
+    batches = list(_batches(stiffness, reach, np.asarray(rtol), dim, solver))
     devices = jax.local_devices()
     budget = np.int32(max_steps)
-    by_lane = jax.tree.map(np.asarray, (reduction, times, rtol, atol))
+    by_lane = jax.tree.map(np.asarray, by_lane)
 
     def integrate(number: int) -> March:
         way, lanes = batches[number]
@@ -231,7 +239,9 @@ def _in_batches(
         if problem.minimum.ndim:
             alone = jax.tree.map(lambda array: array[lanes], problem)
         given = jax.device_put((alone, *given, budget), devices[number % len(devices)])
-        return jax.tree.map(np.asarray, _march(way, *given))
+        run = jax.tree.map(np.asarray, _march(way, *given))
+        # Lanes share what was computed for the copies that pad their batch.
+        return run._replace(rounds=-(-run.rounds * lanes.size // np.unique(lanes).size))
 
     with ThreadPoolExecutor(_workers()) as pool:
         marches = list(pool.map(integrate, range(len(batches))))
@@ -248,13 +258,13 @@ def _reductions(layers) -> Reduction:
 
 
 @eqx.filter_jit
-def _march(way, problem, reduction, times, rtol, atol, max_steps) -> March:
+def _march(way, problem, reduction, times, rtol, atol, target_gap, max_steps) -> March:
     """One batch. Lanes come and go as the leading axis, and are the last one in between."""
     stepper, picture = way
     picture = picture(jax.tree.map(_lanes_last, reduction))
     if problem.minimum.ndim:
         problem = jax.tree.map(_lanes_last, problem)
-    system = _Lanes(problem, picture)
+    system = _Lanes(problem, picture, target_gap)
     elapsed = (times - times[:, :1]).T  # the flow does not know the time
     first = system.by_lane(first_step, picture, elapsed[-1])
     tolerances = rtol, picture.tolerance(atol)
@@ -272,6 +282,7 @@ class _Lanes(eqx.Module):
 
     problem: Problem
     picture: Reduced | Smallest
+    target_gap: Float[Array, " lanes"] | None
 
     def by_lane(self, function, *arrays):
         axes = _axis(self.problem, -1), *(-1 for _ in arrays)
@@ -281,6 +292,12 @@ class _Lanes(eqx.Module):
         if self.problem.minimum.ndim == 0:
             return self.problem.gradients(theta)
         return self.by_lane(lambda problem, theta: problem.gradient(theta), theta)
+
+    def arrived(self, y):
+        if self.target_gap is None:
+            return jnp.zeros(y.shape[1:], bool)
+        gap = self.by_lane(lambda problem, theta: problem.gap(theta), self.picture.theta(y))
+        return gap <= self.target_gap
 
     def rate(self, y):
         return self.picture.rate(y, self.gradient(self.picture.theta(y)))
@@ -307,6 +324,8 @@ def _expect(
         theta = jnp.where(jnp.isfinite(minimiser), minimiser, effective_parameter(layers))
         size = jnp.abs(theta) ** (1 / depth)
         reach = jnp.arcsinh(size / jnp.where(reduction.is_open, reduction.radius, 0.0))
+        # Without a minimiser there is no telling.
+        reach = jnp.where(jnp.isfinite(minimiser), reach, jnp.inf)
         reach = jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
         root = jnp.sqrt(mobility(layers) + depth * size ** (2 * depth - 2))
 
@@ -324,11 +343,11 @@ def _expect(
 
 
 def _batches(
-    stiffness: np.ndarray, reach: np.ndarray, dim: int, solver: str
+    stiffness: np.ndarray, reach: np.ndarray, rtol: np.ndarray, dim: int, solver: str
 ) -> Iterator[tuple[tuple[type, type], np.ndarray]]:
-    """Ways and lanes of all batches, the longest first; the last lane of one may be repeated."""
+    """Ways and lanes of all batches, of each way the longest first; a last lane may be repeated."""
     for_stability = np.nan_to_num(stiffness, nan=0.0) / 3
-    implicit = for_stability > _STEPS * _surcharge(dim)
+    implicit = for_stability > _accurate_steps(rtol) * _surcharge(dim)
     if solver != "auto":
         implicit = np.full(stiffness.shape, solver == "rodas5p")
     is_near = reach <= _NEAR
@@ -342,6 +361,11 @@ def _batches(
                 yield (stepper, picture), np.pad(part, (0, width - part.size), mode="edge")
 
 
+def _accurate_steps(rtol: np.ndarray) -> np.ndarray:
+    """That accuracy asks of either method."""
+    return 2.5 * np.power(rtol, -0.2)
+
+
 def _surcharge(dim: int) -> float:
     """What a linearly implicit step costs on top of an explicit one, in explicit ones: measured."""
     return (dim / 16) ** 2
@@ -350,16 +374,13 @@ def _surcharge(dim: int) -> float:
 def _width(lanes: int, dim: int, stepper: type) -> int:
     """Lanes in a batch: a power of two, that few programs are compiled."""
     if jax.local_devices()[0].platform != "cpu":
-        most = 65536
+        most = min(65536, 2**31 // (8 * dim**2 if stepper is Rodas5P else 512 * dim))
     elif stepper is Rodas5P:
         most = min(64, 1536 // dim)  # their matrices stay in the cache
     else:
         most = min(64, 65536 // dim)
     share = -(-lanes // _workers())
-    fewest = 8 if dim <= 128 else 1
-    return min(
-        1 << max(most, fewest).bit_length() - 1, 1 << max(share - 1, fewest - 1).bit_length()
-    )
+    return min(1 << max(most, 1).bit_length() - 1, 1 << (share - 1).bit_length())
 
 
 def _workers() -> int:

@@ -11,6 +11,7 @@ grows fast enough for the integral to converge.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -133,7 +134,7 @@ class Entropy(eqx.Module):
         w, start = self.reduction.smallest(v), self.reduction.smallest(self.reduction.start)
         if theta is not None:
             w = jnp.where(self._at_end(theta), 0.0, w)
-        return (w - start) * (w + start) / 2
+        return _half_difference(w, start)
 
     def _at_end(self, theta):
         """Where M = 0: at the end of a half-line, or frozen."""
@@ -166,3 +167,15 @@ class Entropy(eqx.Module):
 
 
 _range = eqx.filter_jit(dual_range)
+
+
+@jax.custom_jvp
+def _half_difference(w, start):
+    """½(w² − start²), whose derivative w would be nothing beside `start` in that of the product."""
+    return (w - start) * (w + start) / 2
+
+
+@_half_difference.defjvp
+def _half_difference_jvp(values, tangents):
+    (w, start), (w_dot, start_dot) = values, tangents
+    return _half_difference(w, start), w * w_dot - start * start_dot

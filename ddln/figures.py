@@ -246,11 +246,12 @@ def gap_against_time(
             )
         if slope:
             _draw_slope(place, gap, lane["asymptotic_rate"].item())
-    times = np.array([lane["time"].values for lane in curves])
+    # Steps after a lane's last are −1.
+    times = np.array([np.where(lane["time"] < 0, np.nan, lane["time"]) for lane in curves])
     place.set(
         yscale="log", xlabel=axis_label(curves[0][against]), ylabel=axis_label(dataset["gap"])
     )
-    place.set_xlim(times.min(), times.max())
+    place.set_xlim(np.nanmin(times), np.nanmax(times))
     gaps = np.array([resolved(lane).values for lane in curves])
     lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
     if lowest < highest:

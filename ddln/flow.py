@@ -23,8 +23,8 @@ from ddln.problem import Problem
 
 Coordinates = Literal["reduced", "layers"]
 
-STATUS = ("ok", "max_steps", "diverged")
-"""What the codes in `Trajectory.status` mean, in order."""
+STATUS = ("ok", "max_steps", "diverged", "stopped")
+"""What the codes in `Trajectory.status` mean, in order; only lanes of a sweep are stopped."""
 
 _ADVICE = {
     "max_steps": "the step budget ran out before the last time: raise `max_steps`, loosen `rtol` "

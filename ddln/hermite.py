@@ -19,7 +19,7 @@ def interpolate(
     step = jnp.diff(times)[:, None]
     ends = jnp.stack([value[:-1], value[1:], step * slope[:-1], step * slope[1:]])
     # A product of matrices is many times as fast as the sum written out.
-    return jnp.einsum("bn,btk->tnk", _basis(x), ends)
+    return jnp.einsum("bn,btk->tnk", _basis(x), ends, precision="highest")
 
 
 def _basis(x):

@@ -15,7 +15,7 @@ from ddln.flow import STATUS
 from ddln.pictures import smallest_step
 from ddln.steppers import Rodas5P, System, Tsit5
 
-OK, MAX_STEPS, DIVERGED = map(STATUS.index, ("ok", "max_steps", "diverged"))
+OK, MAX_STEPS, DIVERGED, STOPPED = map(STATUS.index, ("ok", "max_steps", "diverged", "stopped"))
 
 _RING_BYTES = 1_000_000
 
@@ -24,8 +24,9 @@ class March(NamedTuple):
     """Lanes at the end.
 
     Attributes:
-        saved: states at the saved times, NaN from where a lane failed.
-        status: `OK`, `MAX_STEPS` or `DIVERGED`.
+        saved: states at the saved times, NaN from where a lane failed, at rest from where it
+            arrived.
+        status: `OK`, `MAX_STEPS`, `DIVERGED` or `STOPPED`.
         accepted, rejected: steps of each lane.
         rounds: steps that were computed for each of the lanes, also while it waited.
     """
@@ -58,6 +59,7 @@ class _Lanes(NamedTuple):
     accepted: Int[Array, " lanes"]
     rejected: Int[Array, " lanes"]
     failed: Bool[Array, " lanes"]
+    arrived: Bool[Array, " lanes"]
 
 
 def march(
@@ -87,7 +89,7 @@ def march(
 
     def is_active(lanes: _Lanes):
         spent = lanes.accepted + lanes.rejected >= max_steps
-        return (lanes.time < horizon) & ~lanes.failed & ~spent
+        return (lanes.time < horizon) & ~lanes.failed & ~lanes.arrived & ~spent
 
     def advance(index, lanes: _Lanes, ring: _Ring):
         active = is_active(lanes)
@@ -120,6 +122,7 @@ def march(
             lanes.accepted + accepted,
             lanes.rejected + rejected,
             lanes.failed | (rejected & (following < smallest)),
+            system.arrived(state),
         )
         return index + 1, lanes, ring
 
@@ -149,12 +152,16 @@ def march(
         jnp.zeros(horizon.shape, int),
         jnp.zeros(horizon.shape, int),
         ~(first_step > smallest),  # what happens at the start cannot be resolved
+        system.arrived(start),
     )
     unsaved = jnp.where((times == 0)[:, None], start[None], jnp.nan)
     rounds, lanes, saved = jax.lax.while_loop(
         lambda carry: jnp.any(is_active(carry[1])), round_trip, (0, lanes, unsaved)
     )
-    status = jnp.where(lanes.failed, DIVERGED, jnp.where(lanes.time < horizon, MAX_STEPS, OK))
+    rests = lanes.arrived & (lanes.time < horizon)
+    saved = jnp.where((rests[None] & (times > lanes.time[None]))[:, None], lanes.state[None], saved)
+    status = jnp.where(lanes.time < horizon, jnp.where(rests, STOPPED, MAX_STEPS), OK)
+    status = jnp.where(lanes.failed, DIVERGED, status)
     return March(saved, status, lanes.accepted, lanes.rejected, jnp.asarray(rounds))
 
 

@@ -175,7 +175,7 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
 
 
 def estimate(plan: Plan) -> float:
-    """Seconds that one core takes for a plan, to about a factor of three; compiling is extra.
+    """Seconds that two cores take for a plan, to about a factor of three; compiling is extra.
 
     A step of the integrator costs its products with X, certifying its points on the curve, and
     an explicit step is no longer than the fastest rate of the flow allows: the largest eigenvalue

@@ -13,7 +13,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 @runtime_checkable
@@ -28,6 +28,10 @@ class System(Protocol):
         self, y: Float[Array, "dim lanes"]
     ) -> tuple[Float[Array, "dim lanes"], Float[Array, "dim dim lanes"]]:
         """f(y) and ∂f/∂y."""
+        ...
+
+    def arrived(self, y: Float[Array, "dim lanes"]) -> Bool[Array, " lanes"]:
+        """Which lanes need not go on."""
         ...
 
 

@@ -49,7 +49,7 @@ class Diffusion(eqx.Module):
     times: Float[Array, " times"]
     """Flow time: k steps of training reach kγ/(1 − β)."""
     layers: Float[Array, "times depth dim"]
-    velocity: Float[Array, "times depth dim"] | None
+    layer_velocity: Float[Array, "times depth dim"] | None
     """w = du/dt of the layers, with momentum; None without."""
     theta: Float[Array, "times dim"]
     loss: Float[Array, " times"]
@@ -274,7 +274,7 @@ def _observed(problem, times, path, velocity, counts, halvings) -> Diffusion:
     return Diffusion(
         times=times,
         layers=path,
-        velocity=velocity,
+        layer_velocity=velocity,
         theta=theta,
         loss=loss,
         gap=gap,

@@ -16,7 +16,7 @@ import ddln
 from ddln import figures
 
 STEP = "dynamics.optimiser.learning_rate"
-PUBLISHED = {
+RECOMPUTED = {
     0.01: (0.0463753, 0.0066700),
     0.280722: (0.0570298, 0.0079211),
     0.356225: (0.2082543, 0.0249945),
@@ -43,19 +43,19 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     ends = [error.isel(time=-1) for error in errors(dataset)]
     steps = dataset[STEP].values
     is_as_long = int(dataset["step"][-1]) == 100_000
-    nearest = {step: int(np.argmin(abs(steps - step))) for step in PUBLISHED}
+    nearest = {step: int(np.argmin(abs(steps - step))) for step in RECOMPUTED}
     return [
         ddln.Claim(
             name=f"{name} at γ = {step:.2g}",
-            source="Even et al. 2023",
+            source="setting of Even et al. 2023",
             statement=f"the {name} after the last step",
             measured=float(end[nearest[step]]),
             predicted=value,
             tolerance=1e-7,
-            reason="the digits of the published setting, recomputed",
+            reason="the digits of a loop in NumPy",
             applies=bool(abs(steps[nearest[step]] - step) < 1e-6) and is_as_long,
         )
-        for step, values in PUBLISHED.items()
+        for step, values in RECOMPUTED.items()
         for name, value, end in zip(("distance", "test error"), values, ends, strict=True)
     ]
 

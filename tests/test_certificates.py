@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import flow, network
+from ddln import certificates, flow, network, report, variables
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 
@@ -176,3 +176,30 @@ def test_degenerate_networks_are_certified(features, targets, layers):
         run = ddln.gradient_flow(problem, layers, TIMES, coordinates=coordinates)
         certificates = ddln.certify(problem, run)
         assert certificates.ok, repr(certificates)
+
+
+def test_half_lines_are_certified_down_to_nothing():
+    problem = ddln.least_squares([[1.0]], [-1.0])
+    for until in (10.0, 30.0, 300.0):
+        run = ddln.gradient_flow(problem, [[0.5], [0.5]], jnp.linspace(0.0, until, 301))
+        certificates = ddln.certify(problem, run)
+        assert certificates.ok, repr(certificates)
+
+
+def test_every_claim_has_a_meaning_in_plain_words(certified):
+    problem, run, certificates = certified
+    descent = ddln.descend(
+        problem, run.layers[0], ddln.optimiser("sgd", learning_rate=1e-3), steps=9
+    )
+    claims = (*certificates.claims, *ddln.certify(problem, descent).claims)
+    assert {claim.name for claim in claims} == report.MEANINGS.keys()
+
+
+def test_the_memory_that_is_planned_knows_where_mirror_maps_are_checked():
+    assert variables._DUALS == certificates._DUALS
+
+
+def test_another_run_is_refused(certified):
+    problem, *_ = certified
+    with pytest.raises(ValueError, match=r"`run` must be a flow's or a descent's, got ndarray"):
+        ddln.certify(problem, np.zeros(3))

@@ -6,6 +6,9 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
+from ddln import engine
+from ddln.flow import STATUS
+from ddln.pictures import Reduced, Smallest
 from ddln.steppers import Rodas5P, Tsit5, inverse
 
 TIMES = np.linspace(0.0, 2.0, 21)
@@ -93,6 +96,9 @@ def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
         def linearised(self, y):
             return self.rate(y), (1 - 2 * y)[None]
 
+        def arrived(self, y):
+            return jnp.full(y.shape[1:], False)
+
     sizes = np.array([0.1, 0.05])
     start = jnp.full((1, 2), 0.2)
     system = Logistic()
@@ -157,6 +163,52 @@ def test_a_lane_that_fails_leaves_the_others_as_they_were(problem, layers):
     np.testing.assert_allclose(both[1].theta[others], both[0].theta[others], atol=AGREES)
 
 
+@pytest.mark.parametrize("solver", ["tsit5", "rodas5p"])
+def test_a_lane_that_reached_its_target_rests_there(problem, layers, solver):
+    plain = ddln.gradient_flows(problem, layers, TIMES, solver=solver)
+    target = np.asarray(plain.gap[:, 10]).copy()
+    target[3] = 0.0
+    flows = ddln.gradient_flows(problem, layers, TIMES, solver=solver, target_gap=target)
+    stopped = np.arange(11) != 3
+    assert (flows.status[stopped] == STATUS.index("stopped")).all()
+    assert int(flows.status[3]) == STATUS.index("ok")
+    assert (flows.gap[stopped, -1] <= target[stopped]).all()
+    np.testing.assert_array_equal(flows.theta[stopped, -1], flows.theta[stopped, -2])
+    np.testing.assert_allclose(flows.theta[:, :10], plain.theta[:, :10], atol=AGREES)
+    np.testing.assert_allclose(flows.theta[3], plain.theta[3], atol=AGREES)
+    fewer = flows.stats["num_steps"] < plain.stats["num_steps"]
+    assert fewer[stopped].all()
+
+
+def ways(problem, layers, until=2.0):
+    """The stepper and picture of each lane."""
+    reduction = jax.vmap(ddln.Reduction)(layers)
+    known = engine._expect(problem, layers, reduction, jnp.full(len(layers), until))
+    found = {}
+    rtol = np.full(len(layers), 1e-9)
+    for way, lanes in engine._batches(*map(np.asarray, known), rtol, layers.shape[-1], "auto"):
+        found |= dict.fromkeys(lanes.tolist(), way)
+    return [found[lane] for lane in range(len(layers))]
+
+
+def test_what_is_expected_of_a_lane_decides_how_it_is_integrated():
+    wide = ddln.least_squares(np.eye(40), np.ones(40))
+    scales = jnp.array([1e-6, 1.0, 30.0])
+    layers = scales[:, None, None] * jnp.stack([jnp.zeros(40), jnp.ones(40)])[None]
+    assert ways(wide, layers) == [(Tsit5, Reduced), (Tsit5, Smallest), (Rodas5P, Smallest)]
+    tied = jnp.ones((1, 2, 40))
+    assert ways(wide, tied) == [(Tsit5, Reduced)]
+    # Where the infimum is at infinity nothing tells how far w goes.
+    endless = ddln.logistic(np.eye(40), np.ones(40))
+    assert ways(endless, layers[1:2]) == [(Tsit5, Reduced)]
+
+
+def test_efficiency_counts_what_pads_a_batch(problem, layers):
+    flows = ddln.gradient_flows(problem, np.stack([layers[4]] * 3), TIMES, solver="tsit5")
+    width = engine._width(3, 4, Tsit5) * -(-3 // engine._width(3, 4, Tsit5))
+    assert flows.efficiency == pytest.approx(3 / width, rel=0.02)
+
+
 def test_the_step_budget_is_a_status(problem, layers):
     flows = ddln.gradient_flows(problem, layers, TIMES, max_steps=20)
     assert (flows.status == 1).all()
@@ -210,6 +262,7 @@ def test_the_inverse_is_numpys():
         ({"atol": -1.0}, r"`atol` must be > 0, got -1"),
         ({"solver": "euler"}, r"`solver` must be one of 'auto', 'tsit5', 'rodas5p'"),
         ({"max_steps": 0}, r"`max_steps` must be ≥ 1, got 0"),
+        ({"target_gap": np.ones(3)}, r"`target_gap` must have shape \(11,\), got \(3,\)"),
     ],
 )
 def test_bad_input_is_named(problem, layers, change, message):

@@ -211,7 +211,7 @@ def test_the_scheme_is_eulers_with_the_noise_of_a_step(momentum):
         saved.append(layers)
     np.testing.assert_allclose(run.layers, saved, rtol=SAME, atol=SAME)
     assert int(run.stats["num_steps"]) == k
-    assert (run.velocity is None) == (momentum is None)
+    assert (run.layer_velocity is None) == (momentum is None)
     np.testing.assert_allclose(run.theta, run.layers.prod(axis=1), rtol=SAME)
     residuals = np.asarray(run.theta) @ FEATURES.T - COUNTS
     np.testing.assert_allclose(run.loss, (residuals**2).sum(axis=1) / 6, rtol=SAME)
@@ -237,7 +237,7 @@ def test_the_flow_of_momentum_is_its_equation_by_scipy():
     # Tsitouras's steps of fifth order, of half the mass in length and of a 32nd of it.
     np.testing.assert_allclose(run.layers, expected[:, 0], atol=1e-4)
     np.testing.assert_allclose(fine.layers, expected[:, 0], atol=1e-9)
-    np.testing.assert_allclose(fine.velocity, expected[:, 1], atol=1e-9)
+    np.testing.assert_allclose(fine.layer_velocity, expected[:, 1], atol=1e-9)
 
 
 @pytest.mark.parametrize("fixed", ["momentum", "mass"])
@@ -421,7 +421,9 @@ def test_single_precision_stays_so():
         key=jax.random.key(0),
         halvings=1,
     )
-    assert {x.dtype for x in (run.times, run.layers, run.velocity, run.gap)} == {np.dtype("f4")}
+    assert {x.dtype for x in (run.times, run.layers, run.layer_velocity, run.gap)} == {
+        np.dtype("f4")
+    }
 
 
 GOOD = {"learning_rate": 0.1, "oracle": BOTH, "key": jax.random.key(0)}
