@@ -26,10 +26,11 @@ def main() -> None:
         "Written by `make bench`.",
         "",
     ]
-    tables = "\n\n".join(module.table() for module in (sweep, descent, entropy))
-    page = "\n".join(head) + "\n" + tables + "\n"
+    page = "\n".join(head)
+    for module in (sweep, descent, entropy):
+        page += "\n" + module.table() + "\n"
+        print(page, flush=True)
     Path(__file__).with_name("RESULTS.md").write_text(page, encoding="utf-8")
-    print(page)
 
 
 if __name__ == "__main__":
