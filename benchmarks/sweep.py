@@ -22,7 +22,7 @@ import ddln
 from ddln import lanes
 
 ACCURACY, REPEATS = 1e-7, 7
-TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 5e-8, 2e-8, 1e-8, 5e-9, 2e-9, 1e-9, 5e-10, 1e-10, 1e-11)
+TOLERANCES = (1e-7, 5e-8, 2e-8, 1e-8, 5e-9, 2e-9, 1e-9, 5e-10, 1e-10, 1e-11)
 CONTROLS = {"rtol": 2e-8, "atol": 2e-10}
 
 
