@@ -15,7 +15,7 @@ Source: u² − v² and what follows for the limit, Even et al. 2023.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -29,6 +29,7 @@ from ddln.network import effective_parameter
 from ddln.optimisers import Optimiser, as_optimiser
 from ddln.oracles import Oracle, Sampling, value
 from ddln.problem import Problem
+from ddln.runs import Run
 
 STATUS = ("ok", "stopped", "diverged")
 """What the codes in `Descent.status` mean, in order: all steps taken; the gap was reached; the loss
@@ -67,41 +68,23 @@ class State(eqx.Module):
     generator: str | None = eqx.field(static=True)
 
 
-class Descent(eqx.Module):
+class Descent(Run):
     """A run: what was recorded. NaN from where it diverged; at rest from where it stopped."""
 
-    steps: Int[Array, " records"]
-    """How many steps had been taken, from the very start."""
-    times: Float[Array, " records"]
-    """Flow time Σ_k γ_k / (1 − β); the number of steps where γ is not known."""
-    layers: Float[Array, "records depth dim"]
-    theta: Float[Array, "records dim"]
-    loss: Float[Array, " records"]
-    gap: Float[Array, " records"]
-    """ℒ(θ) − ℒ*."""
-    status: Int[Array, ""]
-    """Index into `ddln.descent.STATUS`."""
-    stats: dict[str, Array]
-    """num_steps: how many steps were taken before it ended."""
+    steps: Int[Array, " points"]
+    """Taken from the very start; where γ is not known, `times` are these."""
     ledger: Ledger | None
-    """At each record; None where its identities do not hold."""
-    rates: Float[Array, " records"] | None
+    """At each point; None where its identities do not hold."""
+    rates: Float[Array, " points"] | None
     """γ of the next step, of plain steps on all samples; else None."""
     state: State
     """To go on from: `descend(problem, run.state, …)`."""
 
+    endings: ClassVar = STATUS
+
     @property
     def ok(self) -> Bool[Array, "..."]:
         return self.status != _DIVERGED
-
-    def __repr__(self) -> str:
-        if not is_concrete(self.status) or self.status.ndim:
-            return f"Descent(theta={self.theta.shape})"
-        return (
-            f"Descent({STATUS[int(self.status)]}, {int(self.stats['num_steps'])} steps, "
-            f"{self.steps.size} records, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
-            f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g})"
-        )
 
 
 @jax.custom_batching.custom_vmap
@@ -241,19 +224,9 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
     rates = None
     if _is_plain(optimiser, oracle) and not oracle.sampling.is_random:
         rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
-    return Descent(
-        steps=steps,
-        times=times,
-        layers=layers,
-        theta=theta,
-        loss=loss,
-        gap=gap,
-        status=status,
-        stats={"num_steps": state.taken},
-        ledger=ledger,
-        rates=rates,
-        state=state,
-    )
+    stats = {"num_steps": state.taken}
+    curve = times, layers, theta, loss, gap, status, stats
+    return Descent(*curve, steps, ledger, rates, state)
 
 
 def descend(

@@ -22,7 +22,6 @@ Elsewhere one line is enough:
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -35,26 +34,7 @@ from ddln._checks import ArrayLike, Number, as_floats, refuse
 from ddln.descent import Descent
 from ddln.flow import gradient_flow
 from ddln.problem import Problem
-
-
-@runtime_checkable
-class Run(Protocol):
-    """What is measured: a `Trajectory`, a `Descent`, or anything else recorded like them."""
-
-    @property
-    def times(self) -> Array:
-        """Flow times, shape (records,)."""
-        ...
-
-    @property
-    def layers(self) -> Array:
-        """Shape (records, depth, dim)."""
-        ...
-
-    @property
-    def theta(self) -> Array:
-        """Shape (records, dim)."""
-        ...
+from ddln.runs import Run
 
 
 def sharpness(

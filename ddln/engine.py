@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddln._checks import ArrayLike, as_floats
+from ddln.costs import accurate_steps, surcharge
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility
@@ -116,8 +117,8 @@ def _trajectories(flows: Flows) -> Trajectory:
         path = path.at[0].set(flows.layers)  # as they were given, not there and back
         stats = {name: count for name, count in flows.stats.items() if name != "num_rounds"}
         return Trajectory(
-            *(flows.times, path, theta, velocity, loss, gap, flows.status, stats),
-            *(flows.rtol, flows.atol, picture.name),
+            *(flows.times, path, theta, loss, gap, flows.status, stats),
+            *(velocity, flows.rtol, flows.atol, picture.name),
         )
 
     alone = eqx.tree_at(lambda flows: flows.problem, flows, None)
@@ -347,7 +348,7 @@ def _batches(
 ) -> Iterator[tuple[tuple[type, type], np.ndarray]]:
     """Ways and lanes of all batches, of each way the longest first; a last lane may be repeated."""
     for_stability = np.nan_to_num(stiffness, nan=0.0) / 3
-    implicit = for_stability > _accurate_steps(rtol) * _surcharge(dim)
+    implicit = for_stability > accurate_steps(rtol) * surcharge(dim)
     if solver != "auto":
         implicit = np.full(stiffness.shape, solver == "rodas5p")
     is_near = reach <= _NEAR
@@ -359,16 +360,6 @@ def _batches(
             for start in range(0, lanes.size, width):
                 part = lanes[start : start + width]
                 yield (stepper, picture), np.pad(part, (0, width - part.size), mode="edge")
-
-
-def _accurate_steps(rtol: np.ndarray) -> np.ndarray:
-    """That accuracy asks of either method."""
-    return 2.5 * np.power(rtol, -0.2)
-
-
-def _surcharge(dim: int) -> float:
-    """What a linearly implicit step costs on top of an explicit one, in explicit ones: measured."""
-    return (dim / 16) ** 2
 
 
 def _width(lanes: int, dim: int, stepper: type) -> int:

@@ -7,19 +7,20 @@ Time is flow time: k steps of gradient descent of size η reach t = kη.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.network import Reduction
 from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
 from ddln.problem import Problem
+from ddln.runs import Run
 
 Coordinates = Literal["reduced", "layers"]
 
@@ -34,40 +35,21 @@ _ADVICE = {
 }
 
 
-class Trajectory(eqx.Module):
+class Trajectory(Run):
     """A run: what was saved at `times`. NaN from where a failed run stopped."""
 
-    times: Float[Array, " times"]
-    """Flow time."""
-    layers: Float[Array, "times depth dim"]
-    theta: Float[Array, "times dim"]
-    velocity: Float[Array, "times dim"]
+    velocity: Float[Array, "points dim"]
     """dθ/dt, from the right-hand side that was integrated."""
-    loss: Float[Array, " times"]
-    gap: Float[Array, " times"]
-    """ℒ(θ) − ℒ*."""
-    status: Int[Array, ""]
-    """Index into `ddln.flow.STATUS`."""
-    stats: dict[str, Array]
-    """Counts: num_steps, num_accepted_steps, num_rejected_steps."""
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
     coordinates: str = eqx.field(static=True)
     """What was integrated: "layers", "reduced" or "mirror"."""
 
+    endings: ClassVar = STATUS
+
     @property
     def ok(self) -> Bool[Array, "..."]:
         return self.status == STATUS.index("ok")
-
-    def __repr__(self) -> str:
-        if not is_concrete(self.status) or self.status.ndim:
-            return f"Trajectory(theta={self.theta.shape})"
-        return (
-            f"Trajectory({STATUS[int(self.status)]}, {self.times.size} times up to "
-            f"{float(self.times[-1]):g}, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
-            f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g}, "
-            f"{int(self.stats['num_steps'])} steps)"
-        )
 
 
 @eqx.filter_jit
@@ -117,7 +99,7 @@ def _integrate(
     stats = {name: solution.stats[name] for name in counts}
     path = path.at[0].set(layers)  # as they were given, not there and back
     return Trajectory(
-        times, path, theta, velocity, loss, gap, status, stats, rtol, atol, picture.name
+        times, path, theta, loss, gap, status, stats, velocity, rtol, atol, picture.name
     )
 
 

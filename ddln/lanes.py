@@ -157,7 +157,7 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
     for name, variable in dataset.data_vars.items():
         _, units, words = VARIABLES[str(name)]
         variable.attrs = {"units": units, "long_name": words}
-    endings = descent.STATUS if isinstance(runs, Descent) else flow.STATUS
+    endings = runs.endings
     dataset["status"].attrs |= {
         "flag_values": np.arange(len(endings)),
         "flag_meanings": " ".join(endings),

@@ -114,10 +114,11 @@ def _diagonal(entries):
     return identity.reshape(dim, dim, *[1] * (entries.ndim - 1)) * entries[None]
 
 
-class Mirror(Reduced):
+class Mirror(eqx.Module):
     """State ξ = ∇Q(θ)."""
 
     name = "mirror"
+    reduction: Reduction
 
     def initial(self):
         return jnp.zeros_like(self.reduction.start)

@@ -21,6 +21,7 @@ from ddln.config import (
     substitute,
     units_of,
 )
+from ddln.costs import accurate_steps, surcharge
 from ddln.data import shape_of
 from ddln.dynamics import Descent, Flow
 from ddln.variables import lane_bytes, working_bytes
@@ -224,9 +225,8 @@ def _steps(experiment: Experiment, flow: Flow, samples: int) -> Any:
     depth = experiment.network.depth
     if flow.solver == "kvaerno5":
         return 350  # implicit: seen between 285 and 378
-    accurate = 2.5 * np.power(flow.rtol, -0.2)
-    # As in `ddln.engine`, which is slow to import.
-    implicit = accurate * (1 + (experiment.width / 16) ** 2)
+    accurate = accurate_steps(flow.rtol)
+    implicit = accurate * (1 + surcharge(experiment.width))
     if flow.solver == "rodas5p":
         return implicit
     factor = {"sum": 2, "half": 1, "mean": 2 / samples, "half_mean": 1 / samples}

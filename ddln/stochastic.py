@@ -15,6 +15,7 @@ is normal with the same covariance.
 """
 
 import math
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
@@ -36,6 +37,7 @@ from ddln.flow import as_times
 from ddln.network import effective_parameter
 from ddln.oracles import Oracle, Sampling
 from ddln.problem import Problem
+from ddln.runs import Run
 
 STATUS = ("ok", "diverged")
 """What the codes in `Diffusion.status` mean, in order."""
@@ -43,36 +45,17 @@ STATUS = ("ok", "diverged")
 _SLACK = 1e-3  # by which a step may be longer than `dt`, rather than be two for a rounding
 
 
-class Diffusion(eqx.Module):
+class Diffusion(Run):
     """A run: what was saved at `times`. NaN from where it diverged."""
 
-    times: Float[Array, " times"]
-    """Flow time: k steps of training reach kγ/(1 − β)."""
-    layers: Float[Array, "times depth dim"]
-    layer_velocity: Float[Array, "times depth dim"] | None
+    layer_velocity: Float[Array, "points depth dim"] | None
     """w = du/dt of the layers, with momentum; None without."""
-    theta: Float[Array, "times dim"]
-    loss: Float[Array, " times"]
-    gap: Float[Array, " times"]
-    """ℒ(θ) − ℒ*."""
-    status: Int[Array, ""]
-    """Index into `ddln.stochastic.STATUS`."""
-    stats: dict[str, Array]
-    """num_steps: how many steps the scheme took."""
+
+    endings: ClassVar = STATUS
 
     @property
     def ok(self) -> Bool[Array, "..."]:
         return self.status == STATUS.index("ok")
-
-    def __repr__(self) -> str:
-        if not is_concrete(self.status) or self.status.ndim:
-            return f"Diffusion(theta={self.theta.shape})"
-        return (
-            f"Diffusion({STATUS[int(self.status)]}, {self.times.size} times up to "
-            f"{float(self.times[-1]):g}, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
-            f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g}, "
-            f"{int(self.stats['num_steps'])} steps)"
-        )
 
 
 def noise(

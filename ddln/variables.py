@@ -8,6 +8,7 @@ kept in files.
 import math
 
 from ddln.config import Experiment
+from ddln.costs import CERTIFIED_DUALS
 from ddln.data import shape_of
 from ddln.dynamics import Descent
 
@@ -53,8 +54,8 @@ _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "
 _WORKSPACE, _COPIES = 20, 6
 """Numbers held at once for each saved coordinate, and copies of what is saved: measured, as those
 below, on networks of 8 to 300 coordinates."""
-_DUALS, _EACH_DUAL, _HESSIANS = 33, 100, 30
-"""Where a run has its mirror map checked, what each coordinate takes there, and ∇²Q."""
+_EACH_DUAL, _HESSIANS = 100, 30
+"""What a coordinate takes wherever its mirror map is checked, and ∇²Q."""
 _COPIES_OF_A_DESCENT = 12
 """Its ledger among them: measured on networks of 30 and 500 coordinates."""
 _CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 12, 5
@@ -122,7 +123,7 @@ def working_bytes(experiment: Experiment) -> int:
     if isinstance(experiment.dynamics, Descent):
         held = _COPIES_OF_A_DESCENT * depth * positions
     else:
-        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, _DUALS)
+        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, CERTIFIED_DUALS)
         held = (_WORKSPACE + _COPIES * depth) * positions + duals + _HESSIANS * width**2
     return 8 * (held + _COPIES * matrices)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import certificates, flow, network, report, variables
+from ddln import flow, network, report
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 
@@ -193,10 +193,6 @@ def test_every_claim_has_a_meaning_in_plain_words(certified):
     )
     claims = (*certificates.claims, *ddln.certify(problem, descent).claims)
     assert {claim.name for claim in claims} == report.MEANINGS.keys()
-
-
-def test_the_memory_that_is_planned_knows_where_mirror_maps_are_checked():
-    assert variables._DUALS == certificates._DUALS
 
 
 def test_another_run_is_refused(certified):

@@ -12,8 +12,8 @@ import ddln
 PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
-    *("_checks", "init", "network", "problem", "infima", "losses", "custom", "positions"),
-    *("entropy", "pictures", "flow", "steppers", "march", "engine"),
+    *("_checks", "costs", "init", "network", "problem", "infima", "losses", "custom", "positions"),
+    *("entropy", "runs", "pictures", "flow", "steppers", "march", "engine"),
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddln import engine, plan
 from ddln.config import ConfigError, load
 from ddln.plan import estimate, make_plan
 from ddln.variables import working_bytes
@@ -111,9 +110,6 @@ def test_the_estimate_of_a_stiff_flow_knows_that_auto_goes_over_to_implicit_step
     assert estimate(make_plan(stiff.with_({"dynamics.solver": "tsit5"}))) > 50 * implicit
     explicit = estimate(make_plan(stiff.with_({**wide, "dynamics.solver": "tsit5"})))
     assert estimate(make_plan(stiff.with_(wide))) == explicit
-    steps = plan._steps(stiff, stiff.dynamics, 10)
-    surcharge = steps / (2.5 * stiff.dynamics.rtol**-0.2) - 1
-    assert surcharge == pytest.approx(engine._surcharge(stiff.width))
 
 
 def test_the_estimate_of_a_descent_is_about_what_was_measured():

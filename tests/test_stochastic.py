@@ -382,7 +382,7 @@ def test_a_run_that_diverges_is_told_and_ends_in_nan():
     for saved in (run.layers, run.theta, run.gap):
         assert np.isnan(saved[lost]).all()
         assert np.isfinite(saved[~lost]).all()
-    assert repr(run).startswith("Diffusion(diverged, 3 times up to 4000, depth 3, dim 2, gap 0.")
+    assert repr(run).startswith("Diffusion(diverged, 3 points up to 4000, depth 3, dim 2, gap 0.")
     with pytest.raises(RuntimeError, match=r"The flow diverged: lower `learning_rate` or `dt`"):
         ddln.stochastic_flow(PLAIN, LAYERS, times, **unstable)
     traced = eqx.filter_jit(lambda layers: ddln.stochastic_flow(PLAIN, layers, times, **unstable))

@@ -225,25 +225,3 @@ def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypat
     assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
     np.testing.assert_array_equal(part["loss"], lanes.compute(chunk)["loss"])
     assert part["loss"].dims == ("lane", "time")
-
-
-@pytest.mark.slow
-def test_momenta_of_one_intrinsic_step_end_where_a_published_setting_does(tmp_path):
-    """Papazov et al. 2024, recomputed by a loop in NumPy: ‖θ − θ*‖² to the digits given."""
-    draws = np.random.RandomState(0)
-    features = draws.multivariate_normal(np.zeros(30), np.eye(30), 20)
-    draws.multivariate_normal(np.zeros(30), np.eye(30), 1000)
-    truth = np.abs(draws.randn(30)) * (np.arange(30) < 3)
-    truth /= np.linalg.norm(truth)
-    np.savez(tmp_path / "data.npz", features=features, targets=features @ truth)
-    rule = {"kind": "heavy_ball", "intrinsic_step": 0.05, "momentum": 0.0}
-    experiment = ddln.load(ROOT / "configs" / "large_steps.toml", ["sweep={}"]).with_(
-        {
-            "problem.data.path": str(tmp_path / "data.npz"),
-            "dynamics.steps": 200_000,
-            "dynamics.optimiser": rule,
-        }
-    )
-    ends = ddln.sweep(experiment, over={BETA: [0.0, 0.5, 0.8, 0.9]})["theta"].isel(time=-1)
-    expected = [0.0573329, 0.0576647, 0.0578650, 0.0579655]
-    np.testing.assert_allclose(((ends - truth) ** 2).sum("coordinate"), expected, atol=1e-7)
