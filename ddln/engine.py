@@ -69,24 +69,28 @@ class Flows(eqx.Module):
 
     @property
     def theta(self) -> Float[Array, "lanes times dim"]:
-        return _each(_theta, self)
+        return _theta(self.reduction, self.smallest)
 
     @property
     def loss(self) -> Float[Array, "lanes times"]:
-        return _each(_loss, self)
+        return _each(_loss, self.problem, self.theta)
 
     @property
     def gap(self) -> Float[Array, "lanes times"]:
         """ℒ(θ) − ℒ*."""
-        return _each(_gap, self)
+        return _each(_gap, self.problem, self.theta)
 
     def trajectories(self) -> Trajectory:
         """All of them as one `Trajectory`, whose arrays have a leading axis of lanes."""
         return _trajectories(self)
 
 
-def _theta(problem, theta):
-    return theta
+@jax.jit
+def _theta(reduction, smallest):
+    def lane(reduction, smallest):
+        return jax.vmap(Smallest(reduction).theta)(smallest)
+
+    return jax.vmap(lane)(reduction, smallest)
 
 
 def _loss(problem, theta):
@@ -98,14 +102,13 @@ def _gap(problem, theta):
 
 
 @eqx.filter_jit
-def _each(function, flows: Flows):
-    """A function of problem and θ at every lane and time."""
+def _each(function, problem, theta):
+    """A function of problem and θ at every lane and time; apart from θ's, which would be fused."""
 
-    def lane(problem, reduction, smallest):
-        return jax.vmap(lambda w: function(problem, Smallest(reduction).theta(w)))(smallest)
+    def lane(problem, theta):
+        return jax.vmap(lambda theta: function(problem, theta))(theta)
 
-    axes = _axis(flows.problem, 0), 0, 0
-    return jax.vmap(lane, axes)(flows.problem, flows.reduction, flows.smallest)
+    return jax.vmap(lane, (_axis(problem, 0), 0))(problem, theta)
 
 
 @eqx.filter_jit

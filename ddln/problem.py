@@ -156,11 +156,11 @@ class LeastSquares(LinearRisk):
         return self.minimum + self.gap(theta)
 
     def gap(self, theta):
-        return self.factor * jnp.sum((self.core @ theta - self.core_fitted) ** 2)
+        # In this order, here and below, lanes of a vmap stay rows of the products.
+        return self.factor * jnp.sum((theta @ self.core.T - self.core_fitted) ** 2)
 
     def gradient(self, theta):
-        # In this order lanes of a vmap stay rows of both products.
-        return 2 * self.factor * ((self.core @ theta - self.core_fitted) @ self.core)
+        return 2 * self.factor * ((theta @ self.core.T - self.core_fitted) @ self.core)
 
     def gradients(self, thetas):
         return 2 * self.factor * (self.core.T @ (self.core @ thetas - self.core_fitted[:, None]))
