@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run verify test test-slow bench lint format lock wheel clean
+.PHONY: help run verify experiments test test-slow bench lint format lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET [VARIABLE=value]; the first target sets up $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -23,6 +23,9 @@ run: $(VENV)/.run ## run a study: CONFIG=configs/figure4.toml [ARGS="network.dep
 
 verify: $(VENV)/.run ## hold every theorem against a network: CONFIG=…
 	@$(VENV)/bin/ddln verify $(CONFIG) $(ARGS)
+
+experiments: $(VENV)/.run ## run every config: writes experiments/RESULTS.md (up to 40 minutes; again = resume)
+	@$(PY) -m experiments
 
 test: $(VENV)/.dev ## run the tests and doctests: [ARGS="-k entropy"]
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -271,6 +271,16 @@ def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.
     typer.echo(f"now: ddln run configs/{name}.toml")
 
 
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="Of a study.")]) -> None:
+    """Make configs/data/NAME.npz by the recipe `data()` of experiments/NAME.py."""
+    from ddln import studies
+
+    with _refusing():
+        start_jax()
+        typer.echo(studies.write_data(name, Path()))
+
+
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{max(seconds, 1):.0f} s"

@@ -7,14 +7,19 @@ with jax inside the function, so that a traced seed can be swept in one compiled
 import csv
 import difflib
 import math
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddln._files import write_whole
+
 if TYPE_CHECKING:
+    import xarray as xr
+
     from ddln.schema import Data
 
 DIABETES_SHAPE = (442, 10)
@@ -141,6 +146,46 @@ def read_table(
     return _read(path, target, chosen, (stamp.st_mtime_ns, stamp.st_size))
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an NPZ file that `read_table` reads; whole or not at all.
+
+    Args:
+        path: the file, made or overwritten; its folder is made where needed.
+        arrays: `features` (n, d), `targets` (n,) and whatever else belongs to them.
+
+    Raises:
+        DataError: they are not data to be fitted; nothing is written.
+    """
+    _columns(path, arrays, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # NumPy would add an ending to a path
+            np.savez(file, allow_pickle=False, **arrays)
+
+    write_whole(path, write)
+
+
+def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
+    """All arrays of the NPZ file that a run was made with: its truth, or what to test on, too.
+
+    Args:
+        dataset: from `ddln.run`, of a config whose `problem.data` is such a file.
+
+    Raises:
+        DataError: it is of other data, or the file is not there.
+
+    >>> dataset = ddln.run(ddln.load("configs/large_steps.toml", ["dynamics.steps=9", "sweep={}"]))
+    >>> sorted(arrays_of(dataset))
+    ['features', 'targets', 'test_features', 'truth']
+    """
+    table = tomllib.loads(dataset.attrs["config"])["problem"]["data"]
+    path = Path(table.get("path", ""))
+    if path.suffix != ".npz":
+        raise DataError(f'problem.data: must be an NPZ file, got kind "{table["kind"]}" {path}')
+    return _load(path)
+
+
 @lru_cache(maxsize=4)
 def _read(
     path: Path, target: str, features: tuple[str, ...] | None, stamp: tuple[int, int]
@@ -211,11 +256,20 @@ def _read_csv(
 def _read_npz(
     path: Path, target: str, features: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    return _columns(path, _load(path), features)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path.name}: not an NPZ file of numbers: {error}") from None
+
+
+def _columns(
+    path: Path, arrays: Mapping[str, np.ndarray], features: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     for name, ndim, shape in (("features", 2, "(n, d)"), ("targets", 1, "(n,)")):
         if name not in arrays:
             raise DataError(

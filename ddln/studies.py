@@ -1,7 +1,9 @@
 """Studies: `experiments/NAME.py` says what to claim of a dataset and how to draw it.
 
-A study is found in the user's own `experiments/`, then beside its config, then among those that
-come with the package; so is a config that is called by its bare name. `ddln` names none of them.
+One whose data are drawn by NumPy has their recipe too, `data()`, which makes the file that its
+config names. A study is found in the user's own `experiments/`, then beside its config, then among
+those that come with the package; so is a config that is called by its bare name. `ddln` names none
+of them.
 """
 
 import ast
@@ -16,6 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from ddln.data import write_arrays
 from ddln.schema import NAME
 
 
@@ -60,7 +65,7 @@ def find(name: str, beside: Path | None = None) -> ModuleType:
 
     Returns:
         The module, with `claims(dataset) -> list[Claim]` and `draw(dataset)`, which gives a
-        matplotlib Figure or a dictionary of them by name.
+        matplotlib Figure or a dictionary of them by name; it may have `data() -> dict` of arrays.
 
     Raises:
         StudyError: there is none, it cannot be imported, or it lacks `claims` or `draw`.
@@ -109,14 +114,38 @@ def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
     return drawn if isinstance(drawn, dict) else {study.__name__.rpartition(".")[2]: drawn}
 
 
+def write_data(name: str, folder: Path) -> Path:
+    """Writes configs/data/NAME.npz by the recipe of the study called `name`; whole or not at all.
+
+    Args:
+        name: as for `find`.
+        folder: where `configs/` is, or is made.
+
+    Returns:
+        The path written.
+
+    Raises:
+        StudyError: there is no such study, it has no `data`, or that cannot be used.
+        DataError: what it makes are not data to be fitted.
+    """
+    study = find(name)
+    if not callable(getattr(study, "data", None)):
+        raise StudyError(f"{study.__name__}: must define data(), a dictionary of arrays")
+    with _told(study, "make its data"):
+        arrays = {key: np.asarray(array) for key, array in study.data().items()}
+    path = folder / "configs" / "data" / f"{name}.npz"
+    write_arrays(path, arrays)
+    return path
+
+
 @contextlib.contextmanager
-def _told(study: ModuleType) -> Iterator[None]:
+def _told(study: ModuleType, act: str = "use this data set") -> Iterator[None]:
     """A study may want another axis, or a variable that `dynamics.save` leaves out."""
     try:
         yield
     except Exception as error:
         kind = type(error).__name__
-        raise StudyError(f"{study.__name__} cannot use this data set: {kind}: {error}") from error
+        raise StudyError(f"{study.__name__} cannot {act}: {kind}: {error}") from error
 
 
 def find_config(name: str) -> Path:

@@ -1,5 +1,6 @@
-"""Claims as a table for a terminal."""
+"""Claims as a table, for a terminal or for a page."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_VERDICTS = {"holds": ("holds", "green"), "fails": ("FAILS", "bold red"), "open": ("n/a", "dim")}
+_STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -24,14 +25,8 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     result.add_column("expected", no_wrap=True)
     result.add_column("", no_wrap=True)
     for row in rows:
-        word, style = _VERDICTS[verdict(row)]
-        if row.get("lanes_applicable") != row.get("lanes_holding"):
-            word += f" {row['lanes_holding']}/{row['lanes_applicable']}"
-        sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
-        expected = f"{sign} {row['predicted']:.4g} {margin} {row['tolerance']:.1e}"
-        measured = f"{row['measured']:.3g}"
-        if not row["applies"]:
-            measured, expected = "–", "–"
+        measured, expected, word = _cells(row)
+        style = _STYLES[verdict(row)]
         result.add_row(row["name"], row["source"], measured, expected, f"[{style}]{word}[/]")
     return result
 
@@ -42,3 +37,32 @@ def render(rows: Iterable[Mapping[str, Any]], title: str) -> str:
     with console.capture() as capture:
         console.print(table(rows, title))
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The lines of the table in Markdown, with what each claim says.
+
+    >>> claim = ddln.Claim("half", "arithmetic", "1/2", measured=0.5, predicted=0.5, tolerance=0.0)
+    >>> markdown([claim.row()])[-1]
+    '| half | 1/2 | arithmetic | 0.5 | = 0.5 ± 0.0e+00 | holds |'
+    """
+    lines = ["| claim | says | source | measured | expected | |", "|---|---|---|--:|---|---|"]
+    for row in rows:
+        cells = row["name"], row["statement"], row["source"], *_cells(row)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return lines
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Measured, expected, and whether it holds."""
+    word = {"holds": "holds", "fails": "FAILS", "open": "n/a"}[verdict(row)]
+    if row.get("lanes_applicable") != row.get("lanes_holding"):
+        word += f" {row['lanes_holding']}/{row['lanes_applicable']}"
+    if not row["applies"]:
+        return "–", "–", word
+    sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
+    predicted, tolerance = row["predicted"], row["tolerance"]
+    told = predicted and tolerance and row["relation"] == "="  # to the digits that are claimed
+    digits = min(max(math.ceil(math.log10(abs(predicted) / tolerance)), 3), 7) if told else 3
+    expected = f"{sign} {predicted:.{max(digits, 4)}g} {margin} {tolerance:.1e}"
+    return f"{row['measured']:.{digits}g}", expected, word

@@ -1,12 +1,8 @@
 """Large steps of gradient descent end away from the sparse truth (Even et al. 2023).
 
 Twenty noiseless samples of a θ* of which three entries in thirty are not zero; two layers, trained
-by gradient descent with steps up to where it diverges. The data are numpy's: of `default_rng(1234)`
-the three entries `normal(0, 1, 3)`, then `multivariate_normal(0, I, 20)`, the features, and once
-more, those to test on.
+by gradient descent with steps up to where it diverges.
 """
-
-import tomllib
 
 import numpy as np
 import xarray as xr
@@ -14,6 +10,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
+from ddln.data import arrays_of
 
 STEP = "dynamics.optimiser.learning_rate"
 RECOMPUTED = {
@@ -25,12 +22,24 @@ RECOMPUTED = {
 """γ: ‖θ − θ*‖ and ‖X_test (θ − θ*)‖ / 2n after 100,000 steps, by a loop in NumPy."""
 
 
+def data() -> dict[str, np.ndarray]:
+    """As in a public reproduction of the paper."""
+    rng = np.random.default_rng(1234)
+    truth = np.append(rng.normal(0, 1, 3), np.zeros(27))
+    features, unseen = (rng.multivariate_normal(np.zeros(30), np.eye(30), 20) for _ in range(2))
+    return {
+        "features": features,
+        "targets": features @ truth,
+        "truth": truth,
+        "test_features": unseen,
+    }
+
+
 def errors(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """‖θ − θ*‖ and ‖X_test (θ − θ*)‖ / 2n along each run."""
-    path = tomllib.loads(dataset.attrs["config"])["problem"]["data"]["path"]
-    with np.load(path) as data:
-        truth = xr.DataArray(data["truth"], dims="coordinate")
-        unseen = xr.DataArray(data["test_features"], dims=("sample", "coordinate"))
+    arrays = arrays_of(dataset)
+    truth = xr.DataArray(arrays["truth"], dims="coordinate")
+    unseen = xr.DataArray(arrays["test_features"], dims=("sample", "coordinate"))
     away = dataset["theta"] - truth
     missed = xr.dot(unseen, away, dim="coordinate")
     return (away**2).sum("coordinate") ** 0.5, (missed**2).sum("sample") ** 0.5 / (

@@ -332,6 +332,15 @@ def test_new_refuses_a_bad_name_and_a_file_that_is_there(fakes, tmp_path):
     assert "is there already" in call("new", "mine").err
 
 
+def test_the_data_of_a_study_are_made_by_its_recipe(fakes, tmp_path, monkeypatch):
+    assert "must define data()" in call("data", "figure4").err
+    study = studies.find("figure4")
+    made = {"features": np.eye(2), "targets": np.ones(2)}
+    monkeypatch.setattr(study, "data", lambda: made, raising=False)
+    assert call("data", "figure4").out == "configs/data/figure4.npz\n"
+    assert (tmp_path / "configs" / "data" / "figure4.npz").is_file()
+
+
 def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, tmp_path):
     import jax
 

@@ -14,7 +14,9 @@ from ddln import figures, plan, studies
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
+DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
 POINTS = 61
+ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
 def smaller(path):
@@ -80,3 +82,18 @@ def test_a_study_is_a_page_that_names_its_source(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_has_its_study(path):
     assert studies.locate(ddln.load(path).study, path.parent) in STUDIES
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
+def test_a_file_of_data_is_what_its_recipe_makes(path, tmp_path):
+    made = studies.write_data(path.stem, tmp_path)
+    assert made == tmp_path / "configs" / "data" / f"{path.stem}.npz"
+    with np.load(made) as fresh, np.load(ROOT / made.relative_to(tmp_path)) as kept:
+        assert sorted(fresh) == sorted(kept)
+        for name in fresh:
+            np.testing.assert_allclose(kept[name], fresh[name], rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_every_file_of_data_has_its_recipe():
+    files = {path.stem for path in (ROOT / "configs" / "data").glob("*.npz")}
+    assert files == {path.stem for path in DRAWN}

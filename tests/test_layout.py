@@ -17,9 +17,9 @@ ORDER = [
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),
-    *("data", "schema", "dynamics", "_document", "_faults", "config"),
+    *("_files", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "grid", "parts", "lanes"),
-    *("_files", "store", "figures", "profiles"),
+    *("store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),
 ]
 

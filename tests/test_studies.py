@@ -6,6 +6,7 @@ import pytest
 
 from ddln import studies
 from ddln.config import load
+from ddln.data import read_table
 from ddln.studies import StudyError
 
 STUDY = '"""{about}."""\ndef claims(dataset):\n    return []\ndef draw(dataset):\n    return 7\n'
@@ -106,6 +107,32 @@ def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
     for use in (studies.claims, studies.figures):
         with pytest.raises(StudyError, match="mine cannot use this data set: KeyError"):
             use(study, {})
+
+
+def test_data_are_written_whole_where_configs_are(own_folder):
+    recipe = 'def data(): import numpy as np; return {"features": np.eye(2), "targets": [1.0, 2.0]}'
+    write(own_folder, "mine", STUDY.format(about="mine") + recipe.replace(": ", ":\n    ", 1))
+    made = studies.write_data("mine", own_folder)
+    assert made == own_folder / "configs" / "data" / "mine.npz"
+    assert [path.name for path in made.parent.iterdir()] == ["mine.npz"]
+    names, features, targets = read_table(made)
+    assert (names, features.tolist(), targets.tolist()) == (("x1", "x2"), [[1, 0], [0, 1]], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("", r"experiments.mine: must define data\(\), a dictionary of arrays"),
+        ("def data(): return 1 / 0", "mine cannot make its data: ZeroDivisionError"),
+        ("def data(): return {'features': [[1.0]]}", r'mine\.npz: no array "targets"'),
+        ("def data(): return {'features': [[1.0]], 'targets': [1.0, 2.0]}", "differ in rows"),
+    ],
+)
+def test_data_that_cannot_be_made_are_told_and_leave_nothing(own_folder, recipe, told):
+    write(own_folder, "mine", STUDY.format(about="mine") + recipe)
+    with pytest.raises(ValueError, match=told):
+        studies.write_data("mine", own_folder)
+    assert not (own_folder / "configs").exists()
 
 
 def test_a_studys_fingerprint_changes_with_its_source(own_folder):

@@ -1,0 +1,114 @@
+"""Run every config in full; write experiments/RESULTS.md and the figures in docs/images/.
+
+Each is a `ddln run` in a process of its own, one after the other, and goes on where it stopped;
+what is finished is not run again. The exit status is 1 where a theorem or a claim fails, or a run
+was refused; all the others are run first.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ddln import tables
+from ddln._files import write_whole
+from ddln.store import RunFolder
+
+ROOT = Path(__file__).parent.parent
+COLOURS = 64
+"""Of a figure on a page: enough for a few hues and their smooth edges, in a third of the bytes."""
+
+
+class Result(NamedTuple):
+    """What became of a config: its tables, empty where it was refused, and seconds if known."""
+
+    claims: dict[str, list[dict[str, Any]]]
+    seconds: float | None
+
+
+def main() -> int:
+    """Run, and write the page; the exit status."""
+    results, status = {}, 0
+    for config in sorted((ROOT / "configs").glob("*.toml")):
+        print(f"→ {config.stem}", file=sys.stderr, flush=True)
+        code, events, seconds = run(config)
+        if code < 0 or code > 2:  # a signal, or a fault of ours: the same command goes on
+            return abs(code)
+        status = max(status, min(code, 1))
+        results[config.stem] = Result({}, None)
+        if events and events[-1]["event"] == "finished":
+            folder = RunFolder(ROOT / events[-1]["run"])
+            results[config.stem] = Result(folder.read_claims(), clock(folder, events, seconds))
+            for figure in sorted((folder.path / "figures").glob("*.png")):
+                shrink(figure, ROOT / "docs" / "images" / figure.name)
+    text = page(results)
+    write_whole(Path(__file__).with_name("RESULTS.md"), lambda path: path.write_text(text, "utf-8"))
+    return status
+
+
+def run(config: Path) -> tuple[int, list[dict[str, Any]], float]:
+    """`ddln run CONFIG`: its exit status, its events, and the seconds it took."""
+    command = [sys.executable, "-m", "ddln.cli", "run", str(config), "--json-lines"]
+    began = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        events = [json.loads(line) for line in process.stdout or ()]
+    return process.returncode, events, time.monotonic() - began
+
+
+def clock(folder: RunFolder, events: list[dict[str, Any]], seconds: float) -> float | None:
+    """What a run took in all, kept beside the run folders; None where some of it was not timed."""
+    path = folder.path.parent / "seconds.json"
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    worked = events[0]["event"] == "plan"  # else it was finished before
+    if worked and (folder.path.name in kept or events[0]["chunks_done"] == 0):
+        kept[folder.path.name] = kept.get(folder.path.name, 0.0) + seconds
+        write_whole(path, lambda path: path.write_text(json.dumps(kept, indent=1), "utf-8"))
+    return kept.get(folder.path.name)
+
+
+def shrink(figure: Path, target: Path) -> None:
+    """A figure for a page."""
+    image = Image.open(figure).convert("RGB").quantize(COLOURS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, lambda path: image.save(path, "png", optimize=True))
+
+
+def page(results: dict[str, Result]) -> str:
+    """The page: a line for each study, then its claims, and the certificates that fail."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "diffrax", "numpy"))
+    head = [
+        "# Results",
+        "",
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python "
+        f"{platform.python_version()}, {packages}. Written by `make experiments`.",
+        "",
+        "| study | claims that hold | certificates that hold | time |",
+        "|---|---|---|--:|",
+    ]
+    sections = []
+    for name, (claims, seconds) in results.items():
+        own, certificates = claims.get("claims", []), claims.get("certificates", [])
+        took = "–" if seconds is None else f"{seconds:.0f} s"
+        counts = f"{held(own)} | {held(certificates)} | {took}" if claims else "did not run | |"
+        head.append(f"| [{name}](../docs/experiments/{name}.md) | {counts} |")
+        failing = [row for row in certificates if tables.verdict(row) == "fails"]
+        sections += ["", f"## {name}", "", *tables.markdown([*own, *failing])]
+    return "\n".join([*head, *sections]) + "\n"
+
+
+def held(rows: list[dict[str, Any]]) -> str:
+    """How many of the claims that apply hold."""
+    verdicts = [tables.verdict(row) for row in rows]
+    return f"{verdicts.count('holds')} of {len(verdicts) - verdicts.count('open')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
