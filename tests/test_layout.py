@@ -18,8 +18,8 @@ ORDER = [
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),
     *("data", "schema", "dynamics", "_document", "_faults", "config"),
-    *("variables", "plan", "grid", "parts", "lanes"),
-    *("_files", "store", "figures", "profiles"),
+    *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
+    *("_files", "_records", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),
 ]
 
