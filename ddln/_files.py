@@ -1,6 +1,8 @@
-"""Files that appear whole or not at all, and locks that die with their holder."""
+"""Files that appear whole or not at all, files not to be trusted, and locks that die with their
+holder."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import sys
@@ -22,8 +24,34 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> str:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return digest
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+    return content
+
+
+def refuse_links(folder: Path) -> None:
+    """Sees to it that a folder's files are its own.
+
+    Raises:
+        ValueError: something below it is a symbolic link.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise ValueError(f"{path}: a link; the files of a run folder must be its own")
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -60,7 +88,7 @@ def try_lock(file: BinaryIO) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename outlive a power cut, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

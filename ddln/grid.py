@@ -13,6 +13,7 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
+from ddln import _netcdf
 from ddln.plan import Chunk, Plan
 from ddln.variables import sizes
 
@@ -51,22 +52,29 @@ def write(plan: Plan, load: Load, path: Path) -> None:
         path: the file, made or overwritten.
     """
     empty, forms = _layout(plan, load)
-    empty.to_netcdf(path, engine="h5netcdf")
-    with h5netcdf.File(path, "r+") as file:
-        variables = {}
-        for name, (dimensions, shape, dtype, attrs) in forms.items():
-            for dimension, size in zip(dimensions, shape, strict=True):
-                if dimension not in file.dimensions:
-                    file.dimensions[dimension] = size
-            flag = dtype.kind == "b"  # netCDF has none: xarray's way of writing it
-            variables[name] = file.create_variable(
-                name,
-                dimensions,
-                np.dtype("i1") if flag else dtype,
-                fillvalue=np.nan if dtype.kind == "f" else None,
-            )
-            variables[name].attrs.update(attrs | ({"dtype": "bool"} if flag else {}))
-        _fill(variables, forms, plan, load)
+    with _netcdf.written(path) as target:
+        empty.to_netcdf(target, engine="h5netcdf")
+        target.check()
+        with h5netcdf.File(target, "r+") as file:
+            _fill(_declare(file, forms), forms, plan, load)
+
+
+def _declare(file: h5netcdf.File, forms: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The variables, without their values."""
+    variables = {}
+    for name, (dimensions, shape, dtype, attrs) in forms.items():
+        for dimension, size in zip(dimensions, shape, strict=True):
+            if dimension not in file.dimensions:
+                file.dimensions[dimension] = size
+        flag = dtype.kind == "b"  # netCDF has none: xarray's way of writing it
+        variables[name] = file.create_variable(
+            name,
+            dimensions,
+            np.dtype("i1") if flag else dtype,
+            fillvalue=np.nan if dtype.kind == "f" else None,
+        )
+        variables[name].attrs.update(attrs | ({"dtype": "bool"} if flag else {}))
+    return variables
 
 
 def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ...]]]:

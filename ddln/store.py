@@ -1,15 +1,17 @@
 """Run folders: what was computed, kept so that a killed run can go on and a damaged one is found.
 
-    runs/<study>-<digest>/  config.toml  manifest.json  chunks/00000.nc  dataset.nc  claims.json
-                            figures/*.png  figures/*.pdf  report.html
+    runs/<study>-<digest>/  config.toml  manifest.json  chunks/00000.nc  chunks/00000.json
+                            dataset.nc  claims.json  figures/*.png  figures/*.pdf  report.html
 
-Every file appears whole or not at all (a temporary name in the same folder, fsync, rename), and the
-manifest holds its SHA-256. A chunk counts as done when its file has the sum in the manifest.
+Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
+counts as done when its file has the sum in the receipt beside it (`ddln._records`), which says
+what the run was begun with, too: chunks need no manifest to be known again. The manifest holds the
+sums of what was made of them.
 """
 
 import contextlib
+import errno
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,14 +19,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddln._files import digest_of, remove_unfinished, try_lock, write_whole
-from ddln.config import Experiment, numeric_leaves, value_of
+from ddln import _files, _netcdf
+from ddln._files import digest_of
+from ddln._records import (
+    FIGURE,
+    Begun,
+    Manifest,
+    Receipt,
+    begun_with,
+    changes,
+    rows_of,
+    sealed,
+    unsealed,
+)
+from ddln._records import finite as finite
+from ddln.config import Experiment
 from ddln.plan import Chunk, Plan
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT = 1
+_LARGEST = 2**26
+"""Bytes of the claims that are read."""
 
 
 class StoreError(ValueError):
@@ -70,67 +86,60 @@ class RunFolder:
         The lock is the operating system's and ends with the process, however that ends.
 
         Raises:
-            StoreError: another process holds it.
+            StoreError: another process holds it, or something in it is a link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        with _told():
+            _files.refuse_links(self.path)
         with (self.path / ".lock").open("a+b") as file:
-            if not try_lock(file):
+            if not _files.try_lock(file):
                 raise StoreError(f"{self.path}: another process is working on this run")
-            remove_unfinished(self.path)
+            _files.remove_unfinished(self.path)
             yield
 
     def open(self, plan: Plan, **provenance: Any) -> None:
-        """Starts the manifest and writes the resolved config, unless a run is there already.
+        """Starts the manifest and writes the resolved config, or goes on with what is there.
 
         Args:
             plan: of the run.
             provenance: for the manifest: versions, device, dtype.
 
         Raises:
-            StoreError: the run was begun on another ground, and some of it is still to be computed.
+            StoreError: the folder is another experiment's, or the run was begun on another ground
+                and some of it is still to be computed.
         """
-        manifest = self.manifest()
-        if manifest.get("plan") == _signature(plan):
-            changed = _changes(manifest, provenance)
-            if changed and self.missing(plan):
+        manifest, begun = self._manifest(), self._begun()
+        here = begun_with(plan, provenance)
+        if begun is None:
+            if any(self.path.glob("chunks/*")):
                 raise StoreError(
-                    f"{self.path}: begun with {', '.join(changed)}; its chunks would not be"
-                    " alike: move the folder away to run again"
+                    f"{self.path}: nothing tells what its chunks are; move the folder away"
                 )
-            return
-        self._write_text("config.toml", plan.experiment.to_toml())
-        self._write_manifest(
-            {
-                "format": FORMAT,
-                "study": plan.experiment.study,
-                "digest": plan.experiment.digest(),
-                "plan": _signature(plan),
-                "seeds": _seeds(plan.experiment),
-                **provenance,
-                "chunks": {},
-                "files": {},
-                "complete": False,
-            }
-        )
+            begun = here
+        elif begun.digest != here.digest:
+            raise StoreError(f"{self.path}: holds the run {begun.digest}, not {here.digest}")
+        elif (changed := changes(begun, here)) and self.missing(plan):
+            raise StoreError(
+                f"{self.path}: begun with {', '.join(changed)}; its chunks would not be"
+                " alike: move the folder away to run again"
+            )
+        (self.path / "chunks").mkdir(exist_ok=True)
+        if manifest is None:
+            self._write_text("config.toml", plan.experiment.to_toml())
+            self._write_manifest(Manifest(**begun.model_dump()))
+            _files.sync_folder(self.path.parent)
+        elif manifest.files and self.missing(plan):
+            # What was made of other chunks.
+            self._update(files={}, complete=False)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; empty where there is none that can be read.
+        """The manifest; empty where there is none that is whole.
 
         Raises:
-            StoreError: it was written in another format.
+            StoreError: it was written in another format, or by something else.
         """
-        try:
-            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(manifest, dict):
-            return {}
-        if manifest.get("format") != FORMAT:
-            raise StoreError(
-                f"{self.path}: written in format {manifest.get('format')}, this is {FORMAT};"
-                " move the folder away to run again"
-            )
-        return manifest
+        manifest = self._manifest()
+        return {} if manifest is None else manifest.model_dump()
 
     def is_complete(self, plan: Plan, study: str = "") -> bool:
         """Whether all is there and whole.
@@ -139,57 +148,67 @@ class RunFolder:
             plan: of the run.
             study: sum of the study that made the claims; another one makes other claims.
         """
-        manifest = self.manifest()
+        manifest = self._manifest()
         return (
-            bool(manifest.get("complete"))
-            and manifest.get("study_sha256", "") == study
-            and manifest["files"].keys() >= {"dataset.nc", "claims.json"}
-            and all(self.is_whole(name) for name in manifest["files"])
+            manifest is not None
+            and manifest.complete
+            and manifest.study_sha256 == study
+            and manifest.files.keys() >= {"dataset.nc", "claims.json"}
+            and all(self.is_whole(name) for name in manifest.files)
             and not self.missing(plan)
         )
 
     def is_whole(self, name: str) -> bool:
         """Whether a file of the manifest is there with the content it was written with."""
         recorded = self.manifest().get("files", {}).get(name)
-        return recorded is not None and digest_of(self.path / name) == recorded
+        return recorded is not None and digest_of(self._at(name)) == recorded
 
     def missing(self, plan: Plan) -> list[Chunk]:
         """The chunks still to be computed: never written, lost, altered or cut short."""
-        recorded = self.manifest().get("chunks", {})
-        return [
-            chunk
-            for chunk in plan.chunks
-            if (entry := recorded.get(str(chunk.index))) is None
-            or digest_of(self.path / _chunk_name(chunk)) != entry["sha256"]
-        ]
+        run = begun_with(plan)
+        return [chunk for chunk in plan.chunks if not self._is_done(chunk, run)]
+
+    def _is_done(self, chunk: Chunk, run: Begun) -> bool:
+        receipt = self._read(_chunk_name(chunk, "json"), Receipt)
+        return (
+            receipt is not None
+            and (receipt.run.digest, receipt.run.plan) == (run.digest, run.plan)
+            and receipt.chunk == chunk.index
+            and receipt.sha256 == digest_of(self._at(_chunk_name(chunk)))
+        )
 
     def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
-        """Writes a chunk's lanes, then tells the manifest.
+        """Writes a chunk's lanes, then its receipt.
 
         Returns:
             How many of them ended in which way.
 
         Raises:
-            StoreError: the data set does not have the chunk's lanes.
+            StoreError: the data set does not have the chunk's lanes, or the folder is not open.
         """
         if dataset.sizes["lane"] != chunk.lanes.size:
             raise StoreError(
                 f"chunk {chunk.index}: {dataset.sizes['lane']} lanes for {chunk.lanes.size}"
             )
-        name = _chunk_name(chunk)
-        digest = self._write(name, lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
-        manifest, endings = self.manifest(), status_counts(dataset)
-        manifest["chunks"][str(chunk.index)] = {
-            "file": name,
-            "sha256": digest,
-            "lanes": int(chunk.lanes.size),
-            "status": endings,
-            "steps": int(dataset["steps"].sum()),
-            "rounds": int(dataset["rounds"].sum()),
-        }
-        # What was made of the chunks is no longer theirs.
-        manifest.update(complete=False, files={})
-        self._write_manifest(manifest)
+        manifest = self._manifest()
+        if manifest is None:
+            raise StoreError(f"{self.path}: has no manifest; `open` makes it")
+
+        def write(path: Path) -> None:
+            with _netcdf.written(path) as file:
+                dataset.to_netcdf(file, engine="h5netcdf")
+
+        digest, endings = self._write(_chunk_name(chunk), write), status_counts(dataset)
+        receipt = Receipt(
+            run=Begun(**manifest.model_dump(include=set(Begun.model_fields))),
+            chunk=chunk.index,
+            sha256=digest,
+            lanes=int(chunk.lanes.size),
+            status=endings,
+            steps=int(dataset["steps"].sum()),
+            rounds=int(dataset["rounds"].sum()),
+        )
+        self._write_text(_chunk_name(chunk, "json"), sealed(receipt))
         return endings
 
     def endings(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
@@ -198,18 +217,18 @@ class RunFolder:
         Args:
             but: chunks that are not counted.
         """
-        left_out = {str(chunk.index) for chunk in but}
+        left_out = {chunk.index for chunk in but}
         total: Counter[str] = Counter()
-        for index, entry in self.manifest().get("chunks", {}).items():
-            if index not in left_out:
-                total.update(entry["status"])
+        for receipt in self._receipts():
+            if receipt.chunk not in left_out:
+                total.update(receipt.status)
         return dict(total)
 
     def efficiency(self) -> float:
         """Lane efficiency: steps that lanes made as a share of those computed for them."""
-        entries = self.manifest().get("chunks", {}).values()
-        computed = sum(entry["rounds"] for entry in entries)
-        return sum(entry["steps"] for entry in entries) / max(computed, 1)
+        receipts = list(self._receipts())
+        computed = sum(receipt.rounds for receipt in receipts)
+        return sum(receipt.steps for receipt in receipts) / max(computed, 1)
 
     def write_dataset(self, plan: Plan) -> None:
         """Writes the data set of the chunks that are whole, one after the other.
@@ -226,7 +245,9 @@ class RunFolder:
             raise StoreError(f"{self.path}: no chunk is there and whole")
 
         def load(chunk: Chunk) -> "xr.Dataset | None":
-            return None if chunk.index in lost else _open(self.path / _chunk_name(chunk))
+            if chunk.index in lost:
+                return None
+            return _netcdf.opened(self._at(_chunk_name(chunk)))
 
         digest = self._write("dataset.nc", lambda path: grid.write(plan, load, path))
         self._record("dataset.nc", digest)
@@ -239,7 +260,7 @@ class RunFolder:
         """
         if not self.is_whole("dataset.nc"):
             raise StoreError(f"{self.path}: dataset.nc is missing or damaged; run again to mend it")
-        return _open(self.path / "dataset.nc")
+        return _netcdf.opened(self._at("dataset.nc"))
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
         """Writes the tables; a number that is not finite becomes null."""
@@ -256,8 +277,8 @@ class RunFolder:
             raise StoreError(
                 f"{self.path}: claims.json is missing or damaged; run again to mend it"
             )
-        text = (self.path / "claims.json").read_text(encoding="utf-8")
-        return json.loads(text, object_hook=_with_nans)
+        with _told(f"{self.path}/claims.json: "):
+            return rows_of(_files.read_limited(self._at("claims.json"), _LARGEST).decode())
 
     def write_figures(self, figures: Mapping[str, Any]) -> list[Path]:
         """Writes each figure as PNG (200 dpi) and PDF, and returns the paths.
@@ -269,7 +290,7 @@ class RunFolder:
         """
         paths = []
         for name, figure in figures.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            if not re.fullmatch(FIGURE, name):
                 raise StoreError(f"a figure cannot be called {name!r}")
             png = self._write(f"figures/{name}.png", partial(figure.savefig, format="png", dpi=200))
             # Without a date, the same figure is the same file.
@@ -295,28 +316,68 @@ class RunFolder:
         Args:
             study: sum of the study that made the claims.
         """
-        self._write_manifest({**self.manifest(), "complete": True, "study_sha256": study})
+        self._update(complete=True, study_sha256=study)
 
     def _record(self, name: str, digest: str) -> None:
-        manifest = self.manifest()
-        manifest["files"][name] = digest
-        self._write_manifest(manifest)
+        self._update(files={**self.manifest()["files"], name: digest})
 
     def _forget(self, name: str) -> None:
-        manifest = self.manifest()
-        manifest["files"].pop(name, None)
-        self._write_manifest(manifest)
+        self._update(
+            files={known: s for known, s in self.manifest()["files"].items() if known != name}
+        )
 
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        self._write_text("manifest.json", json.dumps(manifest, indent=1) + "\n")
+    def _update(self, **facts: Any) -> None:
+        self._write_manifest(Manifest(**{**self.manifest(), **facts}))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self._write_text("manifest.json", sealed(manifest))
+
+    def _manifest(self) -> Manifest | None:
+        return self._read("manifest.json", Manifest)
+
+    def _receipts(self) -> Iterator[Receipt]:
+        """Of the run that the manifest, or else the first of them, is of."""
+        begun = self._begun()
+        for path in sorted(self.path.glob("chunks/*.json")):
+            receipt = self._read(f"chunks/{path.name}", Receipt)
+            if receipt is not None and begun is not None and receipt.run.digest == begun.digest:
+                yield receipt
+
+    def _begun(self) -> Begun | None:
+        """What the run was begun with: the manifest knows, or any receipt."""
+        manifest = self._manifest()
+        if manifest is not None:
+            return Begun(**manifest.model_dump(include=set(Begun.model_fields)))
+        for path in sorted(self.path.glob("chunks/*.json")):
+            if (receipt := self._read(f"chunks/{path.name}", Receipt)) is not None:
+                return receipt.run
+        return None
+
+    def _read(self, name: str, kind: type) -> Any:
+        with _told(f"{self.path}: "):
+            return unsealed(self._at(name), kind)
+
+    def _at(self, name: str) -> Path:
+        """The path of a file that is the folder's own."""
+        path = self.path / name
+        for part in (path, *([path.parent] if path.parent != self.path else [])):
+            if part.is_symlink():
+                raise StoreError(f"{part}: a link; the files of a run folder must be its own")
+        return path
 
     def _write_text(self, name: str, text: str) -> str:
         return self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> str:
         target = self.path / name
-        target.parent.mkdir(exist_ok=True)
-        return write_whole(target, write)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            return _files.write_whole(target, write)
+        except OSError as error:
+            reason = (
+                f"{error.strerror or error}; what is finished is kept, and the same command goes on"
+            )
+            raise OSError(error.errno or errno.EIO, reason, str(target)) from error
 
 
 def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
@@ -333,50 +394,13 @@ def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
     }
 
 
-def _changes(begun: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What of the ground is another one than at the beginning."""
-    changes = []
-    for name, value in here.items():
-        if isinstance(value, Mapping):
-            changes += _changes(begun.get(name, {}), value)
-        elif begun.get(name) != value:
-            changes.append(f"{name} {begun.get(name)}, now {value}")
-    return changes
+@contextlib.contextmanager
+def _told(where: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{where}{error}") from None
 
 
-def _seeds(experiment: Experiment) -> dict[str, Any]:
-    return {
-        name: "swept" if name in experiment.sweep else value_of(experiment, name)
-        for name in numeric_leaves(experiment)
-        if name.endswith("seed")
-    }
-
-
-def _chunk_name(chunk: Chunk) -> str:
-    return f"chunks/{chunk.index:05d}.nc"
-
-
-def _signature(plan: Plan) -> list[int]:
-    return [*plan.shape, *(int(chunk.lanes.size) for chunk in plan.chunks)]
-
-
-def _open(path: Path) -> "xr.Dataset":
-    import xarray as xr
-
-    # What was read is not kept: a data set may be larger than memory.
-    return xr.open_dataset(path, engine="h5netcdf", cache=False)
-
-
-def finite(value: Any) -> Any:
-    """Plain values for JSON, which has no word for a number that is not finite: null."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if hasattr(value, "tolist"):
-        return finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _with_nans(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in table.items()}
+def _chunk_name(chunk: Chunk, kind: str = "nc") -> str:
+    return f"chunks/{chunk.index:05d}.{kind}"

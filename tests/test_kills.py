@@ -94,9 +94,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
         recomputed = set(map(int, filter(None, computed))) & set(finished)
         assert not recomputed
         computed.clear()
-        for index, entry in folder.manifest()["chunks"].items():
-            finished.setdefault(int(index), entry["sha256"])
-            assert finished[int(index)] == entry["sha256"]
+        for receipt in folder._receipts():
+            finished.setdefault(receipt.chunk, receipt.sha256)
+            assert finished[receipt.chunk] == receipt.sha256
     assert not folder.missing(plan)
     whole = RunFolder.of(plan.experiment, tmp_path / "whole").path
     killed, expected = files_of(folder.path), files_of(whole)
@@ -173,9 +173,9 @@ def run_large(root, kill_after=None):
 
 def written(folder):
     """When each finished chunk's file was written."""
-    entries = folder.manifest().get("chunks", {})
     return {
-        index: (folder.path / entry["file"]).stat().st_mtime_ns for index, entry in entries.items()
+        receipt.chunk: (folder.path / f"chunks/{receipt.chunk:05d}.nc").stat().st_mtime_ns
+        for receipt in folder._receipts()
     }
 
 

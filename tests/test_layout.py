@@ -18,8 +18,8 @@ ORDER = [
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),
     *("_files", "data", "schema", "dynamics", "_document", "_faults", "config"),
-    *("variables", "plan", "grid", "parts", "lanes"),
-    *("store", "figures", "profiles"),
+    *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
+    *("_records", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "cli"),
 ]
 

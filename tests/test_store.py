@@ -11,12 +11,13 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import grid
+from ddln import _records, grid
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError, status_counts
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
+STUDY = "5" * 64
 PLAN = make_plan(FIGURE4, chunk_lanes=1)
 
 
@@ -51,7 +52,17 @@ def folder(tmp_path):
 def finish(folder):
     folder.write_dataset(PLAN)
     folder.write_claims({"claims": []})
-    folder.finish("study")
+    folder.finish(STUDY)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def swap(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
 
 
 def test_nothing_is_made_until_the_folder_is_locked(tmp_path):
@@ -69,15 +80,17 @@ def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
         assert not dataset["loss"].variable._in_memory
         assert dataset["hypothesis_holds"].dtype == bool
         xr.testing.assert_identical(dataset, grid.assemble(PLAN, lambda chunk: chunks[chunk.index]))
-    assert folder.manifest()["chunks"]["2"]["status"] == {"ok": 1}
+    assert folder.endings() == {"ok": 3}
+    assert folder.endings(but=PLAN.chunks[:1]) == {"ok": 2}
     assert folder.efficiency() == 0.75
     assert load(folder.path / "config.toml") == FIGURE4
 
 
+@pytest.mark.parametrize("kind", ["nc", "json"])
 @pytest.mark.parametrize("damage", ["altered", "truncated", "emptied", "removed"])
-def test_a_damaged_chunk_is_found_and_never_read(folder, damage):
+def test_a_damaged_chunk_or_receipt_is_found_and_never_read(folder, damage, kind):
     finish(folder)
-    path = folder.path / "chunks" / "00001.nc"
+    path = folder.path / "chunks" / f"00001.{kind}"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "removed":
@@ -86,7 +99,7 @@ def test_a_damaged_chunk_is_found_and_never_read(folder, damage):
         kept = {"altered": len(content), "truncated": len(content) - 1, "emptied": 0}[damage]
         path.write_bytes(content[:kept])
     assert [chunk.index for chunk in folder.missing(PLAN)] == [1]
-    assert not folder.is_complete(PLAN, "study")
+    assert not folder.is_complete(PLAN, STUDY)
     folder.write_dataset(PLAN)
     with folder.read_dataset() as dataset:
         assert dataset["status"].values.tolist() == [0, -1, 0]
@@ -94,6 +107,7 @@ def test_a_damaged_chunk_is_found_and_never_read(folder, damage):
             [0, math.nan, 2], nan_ok=True
         )
         assert not dataset["hypothesis_holds"].values[1]
+    folder.open(PLAN)
     folder.write_chunk(PLAN.chunks[1], lanes_of(PLAN.chunks[1]))
     assert folder.missing(PLAN) == []
     with pytest.raises(StoreError, match=r"dataset\.nc is missing or damaged"):
@@ -133,22 +147,27 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
 
 
 def test_a_run_is_complete_when_all_is_whole_and_its_study_the_same(folder):
-    assert not folder.is_complete(PLAN, "study")
+    assert not folder.is_complete(PLAN, STUDY)
     finish(folder)
-    assert folder.is_complete(PLAN, "study")
+    assert folder.is_complete(PLAN, STUDY)
     assert not folder.is_complete(PLAN, "another study")
     (folder.path / "claims.json").write_text('{"claims": []}')
-    assert not folder.is_complete(PLAN, "study")
+    assert not folder.is_complete(PLAN, STUDY)
     with pytest.raises(StoreError, match=r"claims\.json is missing or damaged"):
         folder.read_claims()
 
 
-def test_opening_again_keeps_what_is_there_and_another_plan_starts_over(folder):
+def test_opening_again_keeps_what_is_there_and_another_plan_is_refused(folder):
     folder.open(PLAN)
     assert folder.missing(PLAN) == []
+    before = contents(folder)
     other = make_plan(FIGURE4, chunk_lanes=2)
-    folder.open(other)
-    assert len(folder.missing(other)) == 2
+    with pytest.raises(StoreError, match="begun with its lanes in other chunks"):
+        folder.open(other)
+    renamed = make_plan(FIGURE4.with_({"dynamics.points": 302}), chunk_lanes=1)
+    with pytest.raises(StoreError, match=r"holds the run \w{10}, not \w{10}"):
+        folder.open(renamed)
+    assert contents(folder) == before
 
 
 def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_compute(folder):
@@ -164,22 +183,136 @@ def test_the_manifest_tells_the_seeds(folder):
     assert folder.manifest()["seeds"] == {"problem.data.seed": 0, "network.init.seed": 1}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_broken_manifest_is_no_manifest_and_a_foreign_format_is_refused(folder, content):
+@pytest.mark.parametrize("kept", [0, 1, 0.5, -1, "flipped", "removed"])
+def test_a_manifest_cut_anywhere_loses_no_chunk(folder, kept):
+    finish(folder)
     path = folder.path / "manifest.json"
-    path.write_text(content)
-    if content == "{}":
-        with pytest.raises(StoreError, match="written in format None"):
-            folder.manifest()
+    before, text = contents(folder), bytearray(path.read_bytes())
+    if kept == "removed":
+        path.unlink()
+    elif kept == "flipped":
+        text[text.index(b"complete") + 12] ^= 1
+        path.write_bytes(text)
     else:
-        assert len(folder.missing(PLAN)) == 3
+        path.write_bytes(text[: int(kept * len(text)) if kept == 0.5 else kept])
+    assert folder.missing(PLAN) == []
+    assert folder.endings() == {"ok": 3}
+    assert not folder.is_complete(PLAN, "")
+    folder.open(PLAN, versions={"jax": "0"})
+    finish(folder)
+    assert contents(folder) == before
+
+
+def test_a_lost_manifest_does_not_make_another_ground_the_same(folder):
+    (folder.path / "manifest.json").unlink()
+    (folder.path / "chunks" / "00002.nc").unlink()
+    with pytest.raises(StoreError, match="begun with jax 0, now 1"):
+        folder.open(PLAN, versions={"jax": "1"})
+
+
+def test_chunks_that_nothing_tells_of_are_not_written_over(folder):
+    for path in folder.path.rglob("*.json"):
+        path.unlink()
+    with pytest.raises(StoreError, match="nothing tells what its chunks are"):
+        folder.open(PLAN)
+
+
+def test_chunks_that_changed_places_are_found(folder):
+    first, second = (folder.path / "chunks" / name for name in ("00000", "00001"))
+    swap(first.with_suffix(".nc"), second.with_suffix(".nc"))
+    assert [chunk.index for chunk in folder.missing(PLAN)] == [0, 1]
+    swap(first.with_suffix(".json"), second.with_suffix(".json"))
+    assert [chunk.index for chunk in folder.missing(PLAN)] == [0, 1]
+
+
+def test_a_chunk_of_another_run_is_not_taken_for_ones_own(folder, tmp_path):
+    other = FIGURE4.with_({"network.init.seed": 5})
+    plan = make_plan(other, chunk_lanes=1)
+    another = RunFolder.of(other, tmp_path / "runs")
+    with another.locked():
+        another.open(plan)
+    for path in (folder.path / "chunks").iterdir():
+        (another.path / "chunks" / path.name).write_bytes(path.read_bytes())
+    assert another.missing(plan) == list(plan.chunks)
+    assert another.endings() == {}
+
+
+@pytest.mark.parametrize("content", ["{}", '{"format": 1, "complete": true}'])
+def test_a_run_of_another_version_is_refused_and_left_as_it_is(folder, content):
+    (folder.path / "manifest.json").write_text(content)
+    before = contents(folder)
+    with pytest.raises(StoreError, match=r"written in format (None|1), this is 2; move the folder"):
+        folder.open(PLAN)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("study", "../x", "manifest.json: study: must match"),
+        ("files", {"../../etc/passwd": "0" * 64}, "manifest.json: files"),
+        ("files", {"/etc/passwd": "0" * 64}, "manifest.json: files"),
+        ("files", {"figures/../../x": "0" * 64}, "manifest.json: files"),
+        ("complete", "yes", "must be true or false"),
+        ("more", 1, "manifest.json: more"),
+    ],
+)
+def test_a_manifest_that_says_what_none_can_is_refused_though_its_seal_holds(
+    folder, field, value, told
+):
+    path = folder.path / "manifest.json"
+    facts = {**json.loads(path.read_text()), field: value}
+    facts.pop("seal")
+    path.write_text(json.dumps({**facts, "seal": _records._seal(facts)}))
+    with pytest.raises(StoreError, match=told):
+        folder.manifest()
+
+
+def test_a_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
+    path = folder.path / "manifest.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(StoreError, match="recursion"):
+        folder.manifest()
+    monkeypatch.setattr(_records, "_LARGEST", 1000)
+    with pytest.raises(StoreError, match=r"larger than 1,000 bytes"):
+        folder.manifest()
+
+
+@pytest.mark.parametrize("name", ["chunks", "chunks/00001.nc", "figures", "claims.json", ".lock"])
+def test_a_link_in_a_run_folder_is_refused_and_nothing_behind_it_touched(tmp_path, name):
+    """Figures of other names are removed when a study is drawn: not through a link."""
+    folder = RunFolder(tmp_path / "run")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine.png").write_text("mine")
+    (folder.path / name).parent.mkdir(parents=True)
+    (folder.path / name).symlink_to(outside if "." not in name else outside / "mine.png")
+    with pytest.raises(StoreError, match=r"a link; the files of a run folder must be its own"):
+        folder.locked().__enter__()
+    if "." in name:
+        with pytest.raises(StoreError, match="a link"):
+            folder._at(name)
+    else:
+        with pytest.raises(StoreError, match="a link"):
+            folder._at(f"{name}/00000.nc")
+    assert [path.read_text() for path in outside.iterdir()] == ["mine"]
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(folder):
-    folder.write_claims({"claims": [{"measured": math.inf, "predicted": np.float64(2), "n": 1}]})
+    plain = {"name": "a", "applies": True, "holds": True}
+    row = {**plain, "measured": math.inf, "predicted": np.float64(2), "lanes": 1}
+    folder.write_claims({"claims": [row]})
     stored = json.loads((folder.path / "claims.json").read_text())["claims"][0]
-    assert stored == {"measured": None, "predicted": 2.0, "n": 1}
+    assert stored == {**plain, "measured": None, "predicted": 2.0, "lanes": 1}
     assert math.isnan(folder.read_claims()["claims"][0]["measured"])
+
+
+@pytest.mark.parametrize("text", ["[", "[1]", '{"claims": [{"name": 1}]}', "[" * 10_000, "\xff"])
+def test_claims_that_are_no_claims_are_refused_in_one_line(folder, text):
+    (folder.path / "claims.json").write_text(text)
+    folder.record(folder.path / "claims.json")
+    with pytest.raises(StoreError, match=r"claims\.json: not tables of claims"):
+        folder.read_claims()
 
 
 def test_figures_are_reproducible_files_with_safe_names(folder):

@@ -1,0 +1,275 @@
+"""What a machine can do to a run: it is cut off, runs full, or is another's. Real processes, real
+files; lanes are stood in for (`stand_in`).
+
+After each fault: what was finished is there, one message says what is the matter, and the same
+command ends with the bytes of a run that nothing happened to.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.store import RunFolder
+
+_SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
+stand_in = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(stand_in)
+CONFIG, CHUNKS = stand_in.CONFIG, 4
+SWEEP = stand_in.sweep(CHUNKS)
+FOLLOWS = "; what is finished is kept, and the same command goes on"
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    processes = stand_in.Processes(tmp_path_factory.mktemp("processes"))
+    yield processes
+    processes.close()
+
+
+class Runs:
+    """Runs of one sweep into folders of their own, held against one that nothing happened to."""
+
+    def __init__(self, processes, chunks):
+        self.processes, self.overrides = processes, stand_in.sweep(chunks)
+        self.plan = make_plan(load(CONFIG, self.overrides))
+        assert len(self.plan.chunks) == chunks
+        began = time.monotonic()
+        code, _ = self.call(f"whole{chunks}")
+        assert code == 0
+        self.seconds = time.monotonic() - began
+        self.whole = self.files(f"whole{chunks}")
+
+    def root(self, name):
+        return self.processes.folder / name
+
+    def folder(self, name):
+        return RunFolder.of(self.plan.experiment, self.root(name))
+
+    def arguments(self, name):
+        return ["run", CONFIG, *self.overrides, "--out", str(self.root(name))]
+
+    def call(self, name, **controls):
+        return self.processes.call(*self.arguments(name), **controls)
+
+    def files(self, name):
+        folder = self.folder(name).path
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    def finished(self, name):
+        """The chunks that count as done, and their files."""
+        folder = self.folder(name)
+        if not folder.path.exists():
+            return {}
+        missing = {chunk.index for chunk in folder.missing(self.plan)}
+        names = {f"chunks/{chunk.index:05d}.nc" for chunk in self.plan.chunks} - {
+            f"chunks/{index:05d}.nc" for index in missing
+        }
+        return {name: content for name, content in self.files(name).items() if name in names}
+
+    def assert_goes_on(self, name, finished):
+        """What was finished is not computed again, and the run ends as if nothing had happened."""
+        assert finished.items() <= self.whole.items()
+        before = {path: path.stat().st_mtime_ns for path in self.chunk_files(name, finished)}
+        code, told = self.call(name)
+        assert (code, "Traceback" in told) == (0, False)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert self.files(name) == self.whole
+
+    def chunk_files(self, name, finished):
+        return [self.folder(name).path / chunk for chunk in finished]
+
+
+@pytest.fixture(scope="module")
+def runs(processes):
+    return Runs(processes, CHUNKS)
+
+
+def kill_at_random_moments(runs, trials, rng):
+    """Kills runs again and again, each until it ends or there were trials enough."""
+    done = 0
+    while done < trials:
+        name, finished, code = f"killed{len(runs.plan.chunks)}-{done}", {}, None
+        while code != 0 and done < trials:
+            pid = runs.processes.start(*runs.arguments(name))
+            time.sleep(rng.uniform(0.0, runs.seconds))
+            sent = [signal.SIGKILL, signal.SIGTERM][done % 2]
+            # One that has ended is there still, not being waited for.
+            os.kill(pid, sent)
+            code, told = runs.processes.wait(pid), runs.processes.said(pid)
+            # Before the command listens, SIGTERM is the end as well.
+            assert code in (0, -sent, 128 + sent)
+            assert "Traceback" not in told
+            if code == 128 + sent:
+                assert told.endswith("\nstopped; the same command goes on from here\n")
+            now = runs.finished(name)
+            assert finished.items() <= now.items() <= runs.whole.items()
+            finished = now
+            done += 1
+        runs.assert_goes_on(name, finished)
+
+
+def test_a_dozen_kills_lose_nothing_and_change_no_byte(runs):
+    kill_at_random_moments(runs, 12, np.random.default_rng(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 4, 30])
+def test_kills_at_random_moments_lose_nothing_and_change_no_byte(processes, chunks):
+    """Seventy of each size."""
+    rng = np.random.default_rng(chunks)
+    kill_at_random_moments(Runs(processes, chunks), 70, rng)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.toml", "manifest.json", "chunks/00000.nc", "dataset.nc", "figures/figure4.pdf"]
+)
+def test_a_file_too_large_for_the_disk_is_one_message_and_loses_nothing(runs, file):
+    """HDF5 takes the process with it where a write fails; ours goes on to say so."""
+    name = f"full {Path(file).name}"
+    code, said = runs.call(name, fsize=len(runs.whole[file]) - 1)
+    last = said.splitlines()[-1]
+    assert (code, "Traceback" in said) == (2, False)
+    assert last.startswith(f"ddln: {runs.folder(name).path}/")
+    assert last.endswith(f": File too large{FOLLOWS}")
+    assert not list(runs.folder(name).path.rglob("*.part"))
+    runs.assert_goes_on(name, runs.finished(name))
+
+
+def test_a_disk_that_is_full_is_one_message_and_loses_nothing(runs):
+    name, room = "small", sum(map(len, runs.whole.values())) // 4
+    runs.root(name).mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(runs.root(name))]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        code, said = runs.call(name)
+        finished = runs.finished(name)
+        again = runs.call(name)
+        roomy = ["mount", "-o", "remount,size=16m", str(runs.root(name))]
+        subprocess.run(roomy, check=True, capture_output=True)
+        runs.assert_goes_on(name, finished)
+    finally:
+        subprocess.run(["umount", str(runs.root(name))], check=True, capture_output=True)
+    assert 0 < len(finished) < CHUNKS
+    for status, text in ((code, said), again):
+        assert status == 2
+        assert text.splitlines()[-1].endswith(f"No space left on device{FOLLOWS}")
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_message_and_stays_as_it_is(runs):
+    name = "readonly"
+    runs.root(name).mkdir()
+    runs.root(name).chmod(0o555)
+    code, said = runs.call(name, unprivileged=True)
+    assert (code, said) == (2, f"ddln: {runs.folder(name).path}: Permission denied\n")
+    runs.root(name).chmod(0o755)
+    runs.call(name, fsize=len(runs.whole["dataset.nc"]) - 1)
+    finished = runs.finished(name)
+    assert len(finished) == CHUNKS
+    folders = [runs.folder(name).path, *runs.folder(name).path.iterdir()]
+    for path in folders:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    code, said = runs.call(name, unprivileged=True)
+    assert (code, "Permission denied" in said, len(said.splitlines())) == (2, True, 1)
+    for path in folders:
+        path.chmod(0o755)
+    runs.assert_goes_on(name, finished)
+
+
+def test_a_finished_run_can_be_shown_from_a_folder_that_may_not_be_written_to(runs):
+    name = "shown"
+    runs.call(name)
+    for path in runs.folder(name).path.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert runs.call(name, unprivileged=True) == (0, "")
+    assert runs.processes.call("show", str(runs.folder(name).path), unprivileged=True)[0] == 0
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(runs):
+    name = "clock"
+    runs.call(name, fsize=len(runs.whole["dataset.nc"]) - 1)
+    finished = runs.finished(name)
+    for path in runs.folder(name).path.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    assert runs.call(name, clock=True)[0] == 0
+    runs.assert_goes_on(name, finished)
+
+
+def test_of_two_that_write_one_is_refused_and_the_other_ends_as_if_alone(runs):
+    name = "two"
+    first, second = (runs.processes.start(*runs.arguments(name)) for _ in range(2))
+    codes = runs.processes.wait(first), runs.processes.wait(second)
+    refused = [pid for pid, code in zip((first, second), codes, strict=True) if code]
+    if refused:  # else one was done before the other began
+        assert sorted(codes) == [0, 2]
+        told = f"ddln: {runs.folder(name).path}: another process is working on this run\n"
+        assert runs.processes.said(refused[0]) == told
+    runs.assert_goes_on(name, runs.finished(name))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "manifest cut", "receipt cut"])
+def test_damage_is_found_and_mended_to_the_last_byte(runs, damage):
+    name = f"damaged {damage}"
+    runs.call(name)
+    path = runs.folder(name).path
+    chunk, other = path / "chunks" / "00001.nc", path / "chunks" / "00002.nc"
+    content, kept = bytearray(chunk.read_bytes()), CHUNKS - 1
+    if damage == "cut":
+        chunk.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        chunk.write_bytes(content)
+    elif damage == "swapped":
+        chunk.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        kept = CHUNKS - 2
+    else:
+        record = path / {"manifest cut": "manifest.json"}.get(damage, "chunks/00001.json")
+        record.write_bytes(record.read_bytes()[:-100])
+        kept = CHUNKS if damage == "manifest cut" else kept
+    finished = runs.finished(name)
+    assert len(finished) == kept
+    runs.assert_goes_on(name, finished)
+
+
+def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(runs):
+    name = "older"
+    runs.call(name)
+    (runs.folder(name).path / "manifest.json").write_text('{"format": 1, "chunks": {}}')
+    before = runs.files(name)
+    code, said = runs.call(name)
+    assert code == 2
+    assert said.endswith("written in format 1, this is 2; move the folder away to run again\n")
+    assert runs.files(name) == before
+
+
+def test_a_config_that_was_changed_makes_a_run_of_its_own_and_leaves_the_old_one(runs):
+    name = "changed"
+    runs.call(name)
+    config = runs.folder(name).path / "config.toml"
+    config.write_text(config.read_text().replace("until = 3.0", "until = 2.0"))
+    before = runs.files(name)
+    assert before["config.toml"] != runs.whole["config.toml"]
+    out = str(runs.root(name))
+    assert runs.processes.call("run", str(config), "--out", out)[0] == 0
+    assert len(list(runs.root(name).iterdir())) == 2
+    assert runs.files(name) == before
+    # A folder under another's name is no one's to write to.
+    (other,) = set(runs.root(name).iterdir()) - {runs.folder(name).path}
+    runs.folder(name).path.rename(runs.root(name) / "away")
+    other.rename(runs.folder(name).path)
+    code, said = runs.call(name)
+    assert code == 2
+    assert f"holds the run {other.name[-10:]}, not {runs.plan.experiment.digest()}" in said
