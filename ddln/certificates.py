@@ -20,7 +20,7 @@ from ddln._checks import Number
 from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.descent import Descent
 from ddln.entropy import Entropy
-from ddln.flow import Trajectory
+from ddln.flow import STATUS, Trajectory
 from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
 from ddln.stepwise import step_claims
@@ -72,6 +72,7 @@ def certify(problem: Problem, run: object) -> Certificates:
 
 @eqx.filter_jit
 def _certify(problem: Problem, run: Trajectory) -> FlowCertificates:
+    whole, run = run, _until_it_stopped(run)
     entropy = Entropy(run.layers[0])
     floor, predictions = gap_floor(problem, run), theory.predict(problem, run)
     sample = jax.tree.map(lambda saved: saved[_few(run)], (run.layers, run.theta, run.velocity))
@@ -87,7 +88,15 @@ def _certify(problem: Problem, run: Trajectory) -> FlowCertificates:
         _asymptotic_rate(problem, run, floor),
     )
     only_then = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
-    return FlowCertificates((_completed(run), *only_then), predictions)
+    return FlowCertificates((_completed(whole), *only_then), predictions)
+
+
+def _until_it_stopped(run: Trajectory) -> Trajectory:
+    """The run with its last point on the curve again wherever it was at rest."""
+    rests = jnp.all(run.theta == run.theta[-1:], axis=1) & (run.status == STATUS.index("stopped"))
+    on_curve = jnp.max(jnp.where(rests, 0, _places(run)))
+    places = jnp.minimum(_places(run), on_curve)
+    return jax.tree.map(lambda saved: saved[places] if saved.ndim else saved, run)
 
 
 def _completed(run):

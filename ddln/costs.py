@@ -1,4 +1,5 @@
-"""What work there is, for those who do it and for `check`, which tells before anything is imported.
+"""What work there is and when it is done, for those who do it and for `check`, which tells before
+anything is imported.
 
 Steps of an integrator are counted in explicit ones.
 """
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+FINISHED = ("ok", "stopped")
+"""How a run ends that came to its end: all of it done, or its target gap reached."""
 CERTIFIED_DUALS = 33
 """Saved times at which a flow's mirror map is checked."""
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Float, Int, UInt
 
 from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
 from ddln.network import effective_parameter
@@ -81,10 +81,6 @@ class Descent(Run):
     """To go on from: `descend(problem, run.state, …)`."""
 
     endings: ClassVar = STATUS
-
-    @property
-    def ok(self) -> Bool[Array, "..."]:
-        return self.status != _DIVERGED
 
 
 @jax.custom_batching.custom_vmap

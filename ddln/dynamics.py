@@ -25,6 +25,12 @@ class _Curve(Table):
         description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
     )
 
+    target_gap: float | None = Field(
+        default=None,
+        gt=0,
+        description="a lane ends once its gap is no larger (of a descent, a saved one)",
+    )
+
     @property
     def saved(self) -> int:
         """How many points of the curve are saved."""
@@ -58,6 +64,11 @@ class Flow(_Curve):
     def _solver_fits(self):
         if self.solver == "rodas5p" and not self.is_reduced:
             raise ValueError("solver: rodas5p is for the gradient flow in reduced coordinates")
+        if self.target_gap is not None and not self.is_batched:
+            raise ValueError(
+                "target_gap: must not be given but for the gradient flow in reduced coordinates, "
+                "by auto, tsit5 or rodas5p"
+            )
         return self
 
     @property
@@ -167,9 +178,6 @@ class Descent(_Curve):
     )
     sharpness_aware: SharpnessAware | None = Field(
         default=None, description="where a step sees its gradient; at the layers by default"
-    )
-    target_gap: float | None = Field(
-        default=None, gt=0, description="a lane ends once a saved gap is no larger"
     )
 
     @property

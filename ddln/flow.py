@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.network import Reduction
@@ -46,10 +46,6 @@ class Trajectory(Run):
     """What was integrated: "layers", "reduced" or "mirror"."""
 
     endings: ClassVar = STATUS
-
-    @property
-    def ok(self) -> Bool[Array, "..."]:
-        return self.status == STATUS.index("ok")
 
 
 @eqx.filter_jit

@@ -62,7 +62,8 @@ def relative_error(
     bend = jnp.abs(step / 12 * jnp.diff(slope, axis=0)) / size
 
     span = step[1:] + step[:-1]
-    before, after, rising, falling = _basis(step[:-1] / span)
+    # Where a run stopped, its last point is there again.
+    before, after, rising, falling = _basis(step[:-1] / jnp.where(span > 0, span, 1.0))
     over_two = before * value[:-2] + after * value[2:]
     over_two += span * (rising * slope[:-2] + falling * slope[2:])
     miss = jnp.abs(over_two - value[1:-1])

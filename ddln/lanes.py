@@ -206,7 +206,7 @@ def _build(experiment: Experiment):
         key = parts.key_of(dynamics)
     else:
         tolerances = (jnp.asarray(x, float) for x in (dynamics.rtol, dynamics.atol))
-        controls = parts.times_of(dynamics), *tolerances
+        controls = parts.times_of(dynamics), *tolerances, dynamics.target_gap
     return parts.problem_of(experiment), parts.layers_of(experiment), controls, key
 
 
@@ -218,8 +218,9 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
     if dynamics.is_batched:
 
         def integrate(problems, layers, controls, *_):
-            times, rtol, atol = controls
-            options = {"rtol": rtol, "atol": atol, "solver": dynamics.solver, **steps}
+            times, rtol, atol, target_gap = controls
+            options = {"rtol": rtol, "atol": atol, "target_gap": target_gap, **steps}
+            options["solver"] = dynamics.solver
             flows = engine.gradient_flows(problems, layers, times, **options)
             return flows.trajectories(), flows.stats["num_rounds"]
 
@@ -231,7 +232,7 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
     solver = _SOLVERS[dynamics.solver]()
 
     def alone(problem, layers, controls, _):
-        times, rtol, atol = controls
+        times, rtol, atol, _ = controls
         options = {"rtol": rtol, "atol": atol, "solver": solver, "throw": False, **steps}
         return solve(problem, layers, times, **options)
 

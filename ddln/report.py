@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from ddln.costs import FINISHED
 from ddln.store import RunFolder
-from ddln.variables import FINISHED
 
 LISTED = 50
 """So many unfinished networks are listed by name; the rest are counted."""

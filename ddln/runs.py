@@ -3,9 +3,11 @@
 from typing import ClassVar
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from ddln._checks import is_concrete
+from ddln.costs import FINISHED
 
 
 class Run(eqx.Module):
@@ -25,6 +27,12 @@ class Run(eqx.Module):
 
     endings: ClassVar[tuple[str, ...]]
     """How a run can end, in words."""
+
+    @property
+    def ok(self) -> Bool[Array, "..."]:
+        """Whether it came to its end: the last of its points, or the gap that it was to reach."""
+        ends = [self.endings.index(word) for word in FINISHED if word in self.endings]
+        return jnp.isin(self.status, jnp.asarray(ends))
 
     def __repr__(self) -> str:
         name = type(self).__name__

@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ddln._checks import (
     ArrayLike,
@@ -52,10 +52,6 @@ class Diffusion(Run):
     """w = du/dt of the layers, with momentum; None without."""
 
     endings: ClassVar = STATUS
-
-    @property
-    def ok(self) -> Bool[Array, "..."]:
-        return self.status == STATUS.index("ok")
 
 
 def noise(

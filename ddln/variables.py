@@ -46,8 +46,6 @@ _OF_FLOWS = {
     *("rate_bound", "asymptotic_rate"),
 }
 _OF_DESCENTS = {"step"}
-FINISHED = ("ok", "stopped")
-"""How a run ends that came to its end: all of it done, or `dynamics.target_gap` reached."""
 
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}

@@ -47,6 +47,13 @@ def test_a_descent_that_makes_no_sense_is_told(changes, told):
         DESCENT.with_({f"dynamics.{name}": value for name, value in changes.items()})
 
 
+@pytest.mark.parametrize("changes", [{"kind": "mirror_flow"}, {"solver": "kvaerno5"}])
+def test_a_flow_that_diffrax_integrates_has_no_target(changes):
+    flow = {"kind": "gradient_flow", "until": 1.0, "target_gap": 1e-3}
+    with pytest.raises(ConfigError, match="target_gap: must not be given but for the gradient"):
+        DESCENT.with_({"dynamics": flow | changes})
+
+
 def test_a_batch_must_fit_at_every_step_of_a_sweep():
     told = r"dynamics.sampling.batch: must be ≤ 3, the number of samples, got 4 \(swept to"
     axes = {"dynamics.sampling.batch": [2, 4], "problem.data.samples": [3, 10]}

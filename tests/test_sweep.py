@@ -210,6 +210,22 @@ def test_a_lane_stops_at_its_target_and_that_is_no_failure():
     assert done.failed == 2
 
 
+def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
+    plain = SMALL.with_({"dynamics.points": 61, "sweep": {"network.scale": [0.5, 1.5]}})
+    target = 1e-3 * float(ddln.run(plain)["gap"][1, 0])
+    dataset = ddln.run(plain.with_({"dynamics.target_gap": target}))
+    assert dataset["status"].attrs["flag_meanings"].split()[3] == "stopped"
+    assert dataset["status"].values.tolist() == [0, 3]
+    gap = dataset["gap"][1].values
+    assert gap[0] > target >= gap[-1]
+    held = dataset.isel({"network.scale": 1})
+    assert held["certificate_holds"].all()
+    applies = held["certificate_applies"].to_series()
+    assert applies[
+        ["dual path", "exponential bound", "a-posteriori bound", "mirror identity"]
+    ].all()
+
+
 @pytest.mark.parametrize("save", ["loss", "all"])
 def test_a_chunk_of_a_descent_has_as_many_bytes_as_planned(save):
     experiment = DESCENT.with_({"dynamics.save": save})
