@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddln.runtime import provenance, start_jax
+from ddln.runtime import nearby, start_jax
 
 if TYPE_CHECKING:
     from ddln.config import Experiment
@@ -89,7 +89,7 @@ def run(
     1 when a theorem or claim that applies fails, 2 for bad input, 130 or 143 when stopped by Ctrl-C
     or a signal.
     """
-    from ddln import progress, studies
+    from ddln import execution, studies
     from ddln.store import RunFolder
 
     with contextlib.ExitStack() as stack, _interruptible(json_lines):
@@ -103,32 +103,12 @@ def run(
             start_jax()
             study = studies.find(experiment.study, beside)
             _validate(plan)
-            stack.enter_context(folder.locked())
-            folder.open(plan, **provenance())
-
-        from ddln import claims, lanes, report
-
-        missing = folder.missing(plan)
-        done = progress.Progress(plan, folder.endings(missing), len(plan.chunks) - len(missing))
-        with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
-            compute = partial(lanes.compute, report=done.reach)
-            for chunk, dataset in progress.computed(compute, missing):
-                with _refusing((OSError,)):
-                    advance(chunk, folder.write_chunk(chunk, dataset))
-        if not folder.is_whole("dataset.nc"):
-            _say("assembling")
-            with _refusing((OSError,)):
-                folder.write_dataset(plan)
-            _say(f"written {_nearby(folder.path / 'dataset.nc')}")
-        dataset = folder.read_dataset()
+            way = execution.Here()
+            stack.enter_context(execution.begun(folder, plan, way))
+        with _refusing((OSError,)):
+            execution.compute(folder, plan, way, json_lines=json_lines)
         with _refusing():
-            _say("certifying")
-            rows = {"certificates": claims.summary(dataset)}
-            folder.write_claims({**rows, "claims": studies.claims(study, dataset)})
-            _say("drawing")
-            folder.write_figures(studies.figures(study, dataset))
-            folder.record(report.write(folder.path))
-        folder.finish(fingerprint)
+            execution.publish(folder, plan, study, fingerprint, _say)
         _conclude(folder, json_lines)
 
 
@@ -249,7 +229,7 @@ def list_() -> None:
     from ddln import studies
 
     for path, about in studies.configs():
-        typer.echo(f"{path.stem:16}{about}\n{'':16}{_nearby(path)}")
+        typer.echo(f"{path.stem:16}{about}\n{'':16}{nearby(path)}")
 
 
 @app.command()
@@ -376,7 +356,7 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")
-    typer.echo(_nearby(folder.path))
+    typer.echo(nearby(folder.path))
 
 
 def _print_table(rows: list[dict[str, Any]], title: str) -> None:
@@ -397,12 +377,6 @@ def _print_table(rows: list[dict[str, Any]], title: str) -> None:
 
 def _failed(rows: list[dict[str, Any]]) -> int:
     return int(any(row["applies"] and not row["holds"] for row in rows))
-
-
-def _nearby(path: Path) -> Path:
-    """Relative to the working folder where it is below it."""
-    absolute = path.absolute()
-    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

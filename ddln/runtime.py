@@ -55,3 +55,9 @@ def provenance() -> dict[str, Any]:
         "device": device.device_kind,
         "dtype": str(jax.numpy.result_type(float)),
     }
+
+
+def nearby(path: Path) -> Path:
+    """Relative to the working folder where it is below it."""
+    absolute = path.absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path

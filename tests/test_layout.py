@@ -20,7 +20,7 @@ ORDER = [
     *("_files", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles"),
-    *("studies", "report", "runtime", "progress", "cli"),
+    *("studies", "report", "runtime", "progress", "execution", "cli"),
 ]
 
 

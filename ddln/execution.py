@@ -1,0 +1,120 @@
+"""A run, from a plan and a folder to its tables, figures and page.
+
+Its chunks are computed in some *way*: by this process, or by others. Whatever the way, a chunk is
+in the folder, whole, when it is told of; so a run that one way began another can go on with.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from ddln import progress
+from ddln.plan import Chunk, Plan
+from ddln.runtime import nearby, provenance
+from ddln.store import RunFolder
+
+
+class Way(ABC):
+    """How chunks are computed."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """Versions, device and dtype of who computes: chunks of others are not alike."""
+
+    @abstractmethod
+    def compute(
+        self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
+    ) -> Iterable[tuple[Chunk, Mapping[str, int]]]:
+        """Each chunk, once it is in the folder, and how many of its lanes ended in which way.
+
+        Args:
+            folder: open.
+            chunks: to be computed.
+            report: may be told of a chunk how large a share of it is done.
+        """
+
+
+class Here(Way):
+    """In this process, one chunk after the other."""
+
+    def provenance(self) -> dict[str, Any]:
+        return provenance()
+
+    def compute(
+        self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
+    ) -> Iterator[tuple[Chunk, Mapping[str, int]]]:
+        from ddln import lanes
+
+        for chunk, dataset in progress.computed(partial(lanes.compute, report=report), chunks):
+            yield chunk, folder.write_chunk(chunk, dataset)
+
+
+@contextlib.contextmanager
+def begun(folder: RunFolder, plan: Plan, way: Way) -> Iterator[None]:
+    """The folder held for this process, and open to be computed in this way.
+
+    Raises:
+        StoreError: another process holds it, or it was begun on another ground.
+    """
+    with folder.locked():
+        folder.open(plan, **way.provenance())
+        yield
+
+
+def compute(folder: RunFolder, plan: Plan, way: Way, *, json_lines: bool = False) -> None:
+    """Compute what is missing.
+
+    Args:
+        folder: begun.
+        plan: of the run.
+        way: of computing it.
+        json_lines: show progress as events, see `ddln.progress`.
+
+    Raises:
+        OSError: a chunk could not be written.
+    """
+    missing = folder.missing(plan)
+    before = folder.endings(missing)
+    done = progress.Progress(plan, before, len(plan.chunks) - len(missing))
+    with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
+        for chunk, endings in way.compute(folder, missing, done.reach):
+            advance(chunk, endings)
+
+
+def publish(
+    folder: RunFolder,
+    plan: Plan,
+    study: ModuleType,
+    fingerprint: str,
+    say: Callable[[str], None],
+) -> None:
+    """Put the chunks together, certify, let the study claim and draw, write the page, finish.
+
+    Args:
+        folder: with all its chunks.
+        plan: of the run.
+        study: from `ddln.studies.find`.
+        fingerprint: of its file.
+        say: told of each stage.
+
+    Raises:
+        ValueError: the study cannot use the data set.
+        OSError: something could not be written.
+    """
+    from ddln import claims, report, studies
+
+    if not folder.is_whole("dataset.nc"):
+        say("assembling")
+        folder.write_dataset(plan)
+        say(f"written {nearby(folder.path / 'dataset.nc')}")
+    dataset = folder.read_dataset()
+    say("certifying")
+    rows = {"certificates": claims.summary(dataset)}
+    folder.write_claims({**rows, "claims": studies.claims(study, dataset)})
+    say("drawing")
+    folder.write_figures(studies.figures(study, dataset))
+    folder.record(report.write(folder.path))
+    folder.finish(fingerprint)
