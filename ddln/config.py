@@ -8,7 +8,6 @@ as an axis of `[sweep]`.
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
-from ddln._document import as_toml, flatten, parse_override, place, resolve
+from ddln._document import as_toml, flatten, parse_override, place, read_toml, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.dynamics import Descent, Dynamics
 from ddln.schema import (
@@ -144,11 +143,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     {'network.scale': (1, 2)}
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError([f"{path}: {reason}"]) from None
+    document = read_toml(path)
     resolve(document, path.parent)
     problems = []
     for override in overrides:

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Claims as a table, for a terminal or for a page."""
+=======
+"""Claims as a table for a terminal, whatever they are called."""
+>>>>>>> 6ae6dd9 (Configs, data files and run folders are data: no code beside a config, no links, no bombs; every text escaped)
 
 import math
 from collections.abc import Iterable, Mapping
@@ -6,9 +10,19 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
+
+
+def plain(text: str) -> str:
+    """The text with nothing in it that a terminal would obey.
+
+    >>> plain("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -25,9 +39,22 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     result.add_column("expected", no_wrap=True)
     result.add_column("", no_wrap=True)
     for row in rows:
+<<<<<<< HEAD
         measured, expected, word = _cells(row)
         style = _STYLES[verdict(row)]
         result.add_row(row["name"], row["source"], measured, expected, f"[{style}]{word}[/]")
+=======
+        word, style = _VERDICTS[verdict(row)]
+        if row.get("lanes_applicable") != row.get("lanes_holding"):
+            word += f" {row['lanes_holding']}/{row['lanes_applicable']}"
+        sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
+        expected = f"{sign} {row['predicted']:.4g} {margin} {row['tolerance']:.1e}"
+        measured = f"{row['measured']:.3g}"
+        if not row["applies"]:
+            measured, expected = "–", "–"
+        name, source = (escape(plain(row[key])) for key in ("name", "source"))
+        result.add_row(name, source, measured, expected, f"[{style}]{word}[/]")
+>>>>>>> 6ae6dd9 (Configs, data files and run folders are data: no code beside a config, no links, no bombs; every text escaped)
     return result
 
 
