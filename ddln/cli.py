@@ -314,10 +314,14 @@ def _interruptible(json_lines: bool = False) -> Iterator[None]:
     received = [signal.SIGINT]
 
     def stop(number: int, _: Any) -> None:
-        received.append(signal.Signals(number))
+        if number != signal.SIGALRM:
+            received.append(signal.Signals(number))
+        # What is raised in a finaliser is swallowed: once more, until it is heard.
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(f"ddln: {message}")
@@ -326,6 +330,7 @@ def _interruptible(json_lines: bool = False) -> Iterator[None]:
         _say(f"ddln: {str(error) or 'out of memory'}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         from ddln import progress
 
         status = 128 + received[-1]
