@@ -2,8 +2,8 @@
 
 One whose data are drawn by NumPy has their recipe too, `data()`, which makes the file that its
 config names. A study is found in `experiments/` of the working folder, then among those that come
-with the package; so is a config that is called by its bare name. `ddln` names none of them. Nowhere
-else: a study is code, and to be given a config or a run folder must not be to run what came with it.
+with the package; so is a config that is called by its bare name. `ddln` names none of them. It
+looks nowhere else: a study is code, and what came with a config or a run folder is not to be run.
 """
 
 import ast

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Claims as a table, for a terminal or for a page."""
-=======
-"""Claims as a table for a terminal, whatever they are called."""
->>>>>>> 6ae6dd9 (Configs, data files and run folders are data: no code beside a config, no links, no bombs; every text escaped)
+"""Claims as a table, for a terminal or for a page, whatever they are called."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,7 +15,7 @@ _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 def plain(text: str) -> str:
     """The text with nothing in it that a terminal would obey.
 
-    >>> plain("a\x1b[2J")
+    >>> plain("a" + chr(27) + "[2J")
     'a\\x1b[2J'
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
@@ -39,22 +35,10 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     result.add_column("expected", no_wrap=True)
     result.add_column("", no_wrap=True)
     for row in rows:
-<<<<<<< HEAD
         measured, expected, word = _cells(row)
         style = _STYLES[verdict(row)]
-        result.add_row(row["name"], row["source"], measured, expected, f"[{style}]{word}[/]")
-=======
-        word, style = _VERDICTS[verdict(row)]
-        if row.get("lanes_applicable") != row.get("lanes_holding"):
-            word += f" {row['lanes_holding']}/{row['lanes_applicable']}"
-        sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
-        expected = f"{sign} {row['predicted']:.4g} {margin} {row['tolerance']:.1e}"
-        measured = f"{row['measured']:.3g}"
-        if not row["applies"]:
-            measured, expected = "–", "–"
         name, source = (escape(plain(row[key])) for key in ("name", "source"))
         result.add_row(name, source, measured, expected, f"[{style}]{word}[/]")
->>>>>>> 6ae6dd9 (Configs, data files and run folders are data: no code beside a config, no links, no bombs; every text escaped)
     return result
 
 
@@ -89,7 +73,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return "–", "–", word
     sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
     predicted, tolerance = row["predicted"], row["tolerance"]
-    told = predicted and tolerance and row["relation"] == "="  # to the digits that are claimed
-    digits = min(max(math.ceil(math.log10(abs(predicted) / tolerance)), 3), 7) if told else 3
+    told = row["relation"] == "=" and 0 < tolerance < abs(predicted) < math.inf
+    # To the digits that are claimed.
+    digits = max(math.ceil(min(math.log10(abs(predicted) / tolerance), 7)), 3) if told else 3
     expected = f"{sign} {predicted:.{max(digits, 4)}g} {margin} {tolerance:.1e}"
     return f"{row['measured']:.{digits}g}", expected, word

@@ -29,6 +29,7 @@ CONFIGS = [
 ]
 HANGS = 5.0  # seconds of the processor
 QUICK, SLOW = 300, 100_000
+TRIALS = [(0, QUICK), pytest.param(1, SLOW, marks=pytest.mark.slow)]
 
 WORDS = ["", "x", "../x", "a\x00b", "\x1b[2J", "é", "ß" * 300, "𝛉", "kind", "figure4", "1", "nan"]
 NUMBERS = [0, 1, -1, 2, 3, 7, 1000, 10**6, 10**9, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**400]
@@ -83,7 +84,7 @@ def containers(node, found=None):
 def mutated(node, rng):
     """A copy of a document with a few changes."""
     node = copied(node)
-    for _ in range(rng.randrange(1, 4)):
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = containers(node)
         if not places:
             break
@@ -128,8 +129,9 @@ def documents(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
         document = mutated(rng.choice(CONFIGS), rng)
-        text = "".join(f"{_toml_key(key)} = {as_toml(value)}\n" for key, value in document.items())
-        yield damaged(text.encode(), rng) if rng.random() < 0.3 else text.encode()
+        pairs = (f"{_toml_key(key)} = {as_toml(value)}\n" for key, value in document.items())
+        text = "".join(pairs).encode()
+        yield damaged(text, rng) if rng.random() < 0.3 else text
 
 
 def damaged(content, rng):
@@ -164,14 +166,18 @@ def no_hang(given):
         signal.signal(signal.SIGVTALRM, before)
 
 
+def refused(in_words, error):
+    if not in_words:
+        raise error
+    return False
+
+
 def take(path):
     """What `ddln check` asks of a config; whether it was let in."""
     try:
         experiment = load(path)
     except ConfigError as error:
-        assert error.problems
-        assert all(problem.strip() for problem in error.problems)
-        return False
+        return refused(error.problems and all(map(str.strip, error.problems)), error)
     text = experiment.to_toml()
     path.write_text(text, encoding="utf-8")
     again = load(path)
@@ -180,8 +186,7 @@ def take(path):
     try:
         plan = make_plan(experiment)
     except ValueError as error:
-        assert "lanes, more than" in str(error)
-        return False
+        return refused("lanes, more than" in str(error), error)
     assert sum(chunk.lanes.size for chunk in plan.chunks) == plan.lanes
     assert plan.nbytes > 0
     assert plan.peak_bytes > 0
@@ -223,7 +228,7 @@ def test_a_config_that_is_refused_leaves_nothing_behind(tmp_path, monkeypatch):
             assert done.exit_code == 2
             assert isinstance(done.exception, SystemExit)
             assert done.stderr.startswith("ddln: a.toml")
-            assert len(done.stderr.splitlines()) <= len(error.problems) + 1
+            refused(len(done.stderr.splitlines()) <= len(error.problems) + 1, error)
         assert [path.name for path in tmp_path.iterdir()] == ["a.toml"]
 
 
@@ -234,9 +239,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("seed", "count"), [(0, 100), pytest.param(1, 5000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("seed", "count"), TRIALS)
 def test_any_override_is_taken_or_refused_in_words(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
@@ -308,7 +311,7 @@ def fuzz_files(path, contents):
             try:
                 _, features, targets = read_table(path)
             except DataError as error:
-                assert str(error).startswith(path.name)
+                refused(str(error).startswith(path.name), error)
                 continue
             except Exception as error:
                 raise AssertionError(f"{type(error).__name__}: {error}; of {content!r}") from error
@@ -320,9 +323,7 @@ def fuzz_files(path, contents):
     return taken
 
 
-@pytest.mark.parametrize(
-    ("seed", "count"), [(0, QUICK), pytest.param(1, SLOW, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("seed", "count"), TRIALS)
 @pytest.mark.parametrize(("name", "made"), [("a.csv", tables), ("a.npz", archives)])
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_any_data_file_is_finite_numbers_or_refused_in_words(tmp_path, name, made, seed, count):

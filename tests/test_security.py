@@ -86,9 +86,8 @@ def test_a_config_too_large_or_no_file_is_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="larger than 8,388,608 bytes"):
         load(path)
     os.mkfifo(tmp_path / "fifo.toml")
-    for name in ("fifo.toml", "."):
-        with pytest.raises(ConfigError, match="not a regular file"):
-            load(tmp_path / name)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load(tmp_path / "fifo.toml")
     with pytest.raises(ConfigError, match="null"):
         load("a\0.toml")
 
