@@ -29,8 +29,8 @@ app = typer.Typer(
 
 REMEDIES = {
     "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, or the "
-    "step size of a descent",
+    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, "
+    "dynamics.until, or the step size of a descent",
 }
 ROWS = 40
 """Rows of a table that are printed."""
