@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run verify experiments test test-slow bench lint format lock wheel clean
+.PHONY: help run verify experiments test test-slow bench lint format lock wheel clean coverage mutants audit
 
 help: ## show this list
 	@echo "make TARGET [VARIABLE=value]; the first target sets up $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -32,6 +32,15 @@ test: $(VENV)/.dev ## run the tests and doctests: [ARGS="-k entropy"]
 
 test-slow: $(VENV)/.dev ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
+
+coverage: $(VENV)/.dev ## which branches the tests take: htmlcov/index.html (as long as `make test`)
+	@$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+
+mutants: $(VENV)/.dev ## which changes to the mathematics no test notices (hours): [ARGS="entropy --most 20"]
+	@$(PY) -m tests.mutants $(ARGS)
+
+audit: $(VENV)/.made ## look the locked versions up among known vulnerabilities (needs pip-audit)
+	@for file in requirements/*.txt; do pip-audit --disable-pip --no-deps -r $$file || exit 1; done
 
 bench: $(VENV)/.bench ## measure: writes benchmarks/RESULTS.md (some minutes)
 	@$(PY) -m benchmarks

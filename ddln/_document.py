@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddln._files import read_limited
 from ddln.schema import FORMS
+
+LARGEST = 2**23
+"""Bytes of a file that is read."""
+
+
+_DEEPEST = 32
+_LONG_NAME = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){32}""")
 
 
 class ConfigError(ValueError):
@@ -17,6 +25,40 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         head, indent = (f"{source}:\n", "  ") if source else ("", "")
         super().__init__(head + "\n".join(indent + problem for problem in problems))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
+    try:
+        return _parse(read_limited(path, LARGEST).decode())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError([f"{path}: {reason}"])
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """TOML text as tables; whatever is wrong with it is a ValueError."""
+    try:
+        # The parser takes the square of the time for a name of many parts.
+        if not _LONG_NAME.search(text) and not _is_deep(document := tomllib.loads(text)):
+            return document
+    except RecursionError:
+        pass
+    raise ValueError("nested too deeply")
+
+
+def _is_deep(document: dict[str, Any]) -> bool:
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def place(document: dict[str, Any], name: str, value: Any) -> None:
@@ -37,8 +79,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not all(name.split(".")):
         raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = _parse(f"value = {text}")
+    except ValueError:
         if not re.fullmatch(r"[\w./~+-]+", text):
             raise ConfigError([f"{name}: not a TOML value: {text}"]) from None
         return name, text

@@ -69,6 +69,8 @@ class Receipt(Table):
     """How many of them ended in which way."""
     steps: int
     rounds: int
+    lanes_at_once: int | None = None
+    """Where memory ran out: with how many it did not."""
 
 
 class Row(Table):

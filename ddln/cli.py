@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,8 @@ app = typer.Typer(
 
 REMEDIES = {
     "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, or the "
-    "step size of a descent",
+    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, "
+    "dynamics.until, or the step size of a descent",
 }
 ROWS = 40
 """Rows of a table that are printed."""
@@ -165,7 +166,8 @@ def verify(
         start_jax()
         _validate(plan)
     from ddln import claims, grid, hypotheses, lanes, progress
-    from ddln.store import finite, status_counts
+    from ddln._records import finite
+    from ddln.variables import status_counts
 
     done, computed = progress.Progress(plan, {}, 0), {}
     with _interruptible(), progress.shown(done) as advance:
@@ -213,11 +215,10 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
 @app.command()
 def report(run: Run, out: Out = Path("runs")) -> None:
     """Write a run's page again."""
-    with contextlib.ExitStack() as stack:
-        with _refusing():
-            folder = _open(run, out, stack)
-        from ddln import report
+    from ddln import report
 
+    with _refusing(), contextlib.ExitStack() as stack:
+        folder = _open(run, out, stack)
         path = report.write(folder.path)
         folder.record(path)
         typer.echo(path)
@@ -301,7 +302,9 @@ def _refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Ite
         message = str(error)
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
-        typer.echo(f"ddln: {message}", err=True)
+        from ddln.tables import plain
+
+        _say(f"ddln: {plain(message)}")
         raise typer.Exit(2) from None
 
 
@@ -311,13 +314,23 @@ def _interruptible(json_lines: bool = False) -> Iterator[None]:
     received = [signal.SIGINT]
 
     def stop(number: int, _: Any) -> None:
-        received.append(signal.Signals(number))
+        if number != signal.SIGALRM:
+            received.append(signal.Signals(number))
+        # What is raised in a finaliser is swallowed: once more, until it is heard.
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(f"ddln: {message}")
+            yield
+    except MemoryError as error:
+        _say(f"ddln: {str(error) or 'out of memory'}")
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         from ddln import progress
 
         status = 128 + received[-1]
@@ -354,6 +367,8 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     ends = folder.endings()
     endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
     typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
+    if cut := folder.cut():
+        typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")
     typer.echo(nearby(folder.path))

@@ -8,7 +8,7 @@ as an axis of `[sweep]`.
 import hashlib
 import itertools
 import json
-import tomllib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
-from ddln._document import as_toml, flatten, parse_override, place, resolve
+from ddln._document import as_toml, flatten, parse_override, place, read_toml, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.dynamics import Descent, Dynamics
 from ddln.schema import (
@@ -36,6 +36,7 @@ from ddln.schema import (
     Values,
 )
 
+_HUGE = 2**1024
 _WHOLE, _REAL = (int, int | None), (float, float | None)
 
 
@@ -144,11 +145,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     {'network.scale': (1, 2)}
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError([f"{path}: {reason}"]) from None
+    document = read_toml(path)
     resolve(document, path.parent)
     problems = []
     for override in overrides:
@@ -250,8 +247,9 @@ def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
         listed = axis.values if isinstance(axis, Values) else axis
         values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
     if leaf.annotation not in _WHOLE:
-        return [float(value) for value in values]
-    return [int(value) if float(value).is_integer() else value for value in values]
+        # A whole number may be larger than any real one: infinite, which the caller refuses.
+        return [float(value) if abs(value) < _HUGE else math.inf for value in values]
+    return [int(value) if value == value // 1 else value for value in values]
 
 
 def _validated(document: dict[str, Any]) -> Experiment:
@@ -343,7 +341,8 @@ def _zip_problems(
 
 
 def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
-    value: Any = Annotated[leaf.annotation, Field(allow_inf_nan=False), *leaf.metadata]
+    fits = Field(lt=2**63) if leaf.annotation in _WHOLE else Field(allow_inf_nan=False)
+    value: Any = Annotated[leaf.annotation, fits, *leaf.metadata]
     return TypeAdapter(list[value])  # pyright: ignore[reportInvalidTypeForm]
 
 

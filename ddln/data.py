@@ -8,6 +8,7 @@ import csv
 import difflib
 import math
 import tomllib
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DIABETES_SHAPE = (442, 10)
 _SHOWN = 5
 """Faults of a file that are listed; the others are counted."""
+LARGEST_CSV, LARGEST_NPZ = 2**28, 2**32
+"""Bytes of a file that is read; of an NPZ file, once unpacked."""
 
 
 class DataError(ValueError):
@@ -139,9 +142,14 @@ def read_table(
             row 1.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    stamp = path.stat()
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        stamp = path.stat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     chosen = None if features is None else tuple(features)
     return _read(path, target, chosen, (stamp.st_mtime_ns, stamp.st_size))
 
@@ -200,11 +208,11 @@ def _read(
 def _choose(
     path: Path, header: Sequence[str], target: str | None, features: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    wanted = features or tuple(name for name in header if name != target)
+    wanted, known = features or tuple(name for name in header if name != target), set(header)
     for name in (*wanted, *(() if target is None else (target,))):
-        if name not in header:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f', did you mean "{near[0]}"?' if near else f" (it has {', '.join(header)})"
+        if name not in known:
+            near = difflib.get_close_matches(name, header[:1000], n=1)
+            hint = f', did you mean "{near[0]}"?' if near else f" (it has {_first_of(header)})"
             raise DataError(f'{path.name}: no column "{name}"{hint}')
     if target in wanted:
         raise DataError(f'{path.name}: the target "{target}" cannot be a feature too')
@@ -216,22 +224,23 @@ def _choose(
 def _read_csv(
     path: Path, target: str, features: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    _limit(path, path.stat().st_size, LARGEST_CSV)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path.name}: not a CSV file in UTF-8: {error}") from None
     while rows and not any(rows[-1]):
         rows.pop()
     if len(rows) < 2:
         raise DataError(f"{path.name}: needs a header and at least one row, has {len(rows)} row(s)")
-    header = rows[0]
-    for name in header:
-        if not name or header.count(name) > 1:
+    header, place = rows[0], {name: k for k, name in enumerate(rows[0])}
+    for k, name in enumerate(header):
+        if not name or place[name] != k:
             fault = f'column "{name}" appears twice' if name else "a column has no name"
             raise DataError(f"{path.name}: row 1, {fault}")
     names = _choose(path, header, target, features)
-    columns = [(header.index(name), name) for name in (*names, target)]
+    columns = [(place[name], name) for name in (*names, target)]
     table = np.empty((len(rows) - 1, len(columns)))
     faults = []
     for i, row in enumerate(rows[1:]):
@@ -260,11 +269,32 @@ def _read_npz(
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file.
+
+    What an array takes is read off its header first, and no more is unpacked than the file says.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _limit(path, sum(member.file_size for member in members), LARGEST_NPZ)
+            return {
+                member.filename.removesuffix(".npy"): _unpack(archive, member) for member in members
+            }
+    except DataError:
+        raise
+    except Exception as error:  # what zipfile, zlib and numpy raise of bad bytes is no short list
         raise DataError(f"{path.name}: not an NPZ file of numbers: {error}") from None
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} says {shape}, which is more than there is")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _columns(
@@ -272,9 +302,8 @@ def _columns(
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     for name, ndim, shape in (("features", 2, "(n, d)"), ("targets", 1, "(n,)")):
         if name not in arrays:
-            raise DataError(
-                f'{path.name}: no array "{name}" (it has {", ".join(arrays) or "none"})'
-            )
+            has = _first_of(list(arrays)) or "none"
+            raise DataError(f'{path.name}: no array "{name}" (it has {has})')
         array = arrays[name]
         if array.ndim != ndim or array.size == 0:
             raise DataError(f'{path.name}: "{name}" must have shape {shape}, got {array.shape}')
@@ -297,6 +326,16 @@ def _columns(
         ],
     )
     return wanted, inputs, targets
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
+
+
+def _limit(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise DataError(f"{path.name}: must have at most {most:,} bytes, got {size:,}")
 
 
 def _refuse(path: Path, faults: list[str]) -> None:

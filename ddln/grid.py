@@ -19,6 +19,7 @@ from ddln.variables import sizes
 
 _CLOCKS = {"flow_time": "time", "step": "step"}
 """What nearly always is the same on all lanes, and then a coordinate along `time`, so named."""
+_OF_A_CHUNK = {"lanes_at_once"}
 Load = Callable[[Chunk], xr.Dataset | None]
 """A chunk's lanes, as `lanes.compute` gives them; None where they are missing."""
 
@@ -105,7 +106,7 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
         "title": plan.experiment.study,
         "study": plan.experiment.study,
         "config": plan.experiment.to_toml(),
-        **first.attrs,
+        **{name: value for name, value in first.attrs.items() if name not in _OF_A_CHUNK},
     }
     return xr.Dataset(coords=coords, attrs=attrs), forms
 

@@ -6,7 +6,9 @@ integrated or networks trained, and curves held against the theorems. `ddln.grid
 together.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -122,7 +124,7 @@ def validate(chunk: Chunk) -> None:
 
 
 def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
-    """Run a chunk's lanes.
+    """Run a chunk's lanes; where memory does not do for them, one half after the other.
 
     Args:
         chunk: of a plan.
@@ -130,8 +132,58 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
             long descent.
 
     Returns:
-        A dataset over `lane`, with the chunk's numbers in the grid as its coordinate.
+        A dataset over `lane`, with the chunk's numbers in the grid as its coordinate. Where
+        memory ran out, its attribute `lanes_at_once` tells with how many lanes it did not: the
+        last digits differ by that.
+
+    Raises:
+        MemoryError: there is too little for a single lane.
     """
+    try:
+        return _together(chunk, report)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # No longer within the error, whose traceback holds what was computed.
+    if chunk.width == 1:
+        raise MemoryError(
+            f"chunk {chunk.index}: out of memory with a single lane; fewer dynamics.points take "
+            "less, and so do fewer samples or features"
+        )
+    width = (chunk.width + 1) // 2
+    warnings.warn(
+        f"chunk {chunk.index}: out of memory with {chunk.width} lanes at once, going on with "
+        f"{width}; a lower `memory` plans for it",
+        ResourceWarning,
+        stacklevel=2,
+    )
+    halves = [compute(half, report) for half in _parts(chunk, width)]
+    dataset = xr.concat(
+        halves, "lane", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    return dataset.assign_attrs(
+        lanes_at_once=min(half.attrs.get("lanes_at_once", width) for half in halves)
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _parts(chunk: Chunk, width: int) -> list[Chunk]:
+    """A chunk's lanes in chunks that are narrower."""
+    return [
+        replace(
+            chunk,
+            lanes=chunk.lanes[start : start + width],
+            values={name: values[start : start + width] for name, values in chunk.values.items()},
+            width=width,
+        )
+        for start in range(0, chunk.lanes.size, width)
+    ]
+
+
+def _together(chunk: Chunk, report: Report | None) -> xr.Dataset:
     # The last chunk of a shape is padded with copies of a lane, to run as the same program.
     padded = {
         name: np.pad(values, (0, chunk.width - values.size), mode="edge")

@@ -5,8 +5,10 @@ it, figures are inside as PNG, and every word from the run is escaped.
 """
 
 import base64
+import io
+import json
 import math
-import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,9 +19,12 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from ddln._files import read_limited, write_whole
 from ddln.costs import FINISHED
-from ddln.store import RunFolder
+from ddln.store import RunFolder, StoreError
 
+LARGEST = 2**26
+"""Bytes of a figure or config that goes into the page."""
 LISTED = 50
 """So many unfinished networks are listed by name; the rest are counted."""
 
@@ -65,20 +70,32 @@ def write(run_folder: str | Path) -> Path:
         The page's path.
 
     Raises:
-        StoreError: the dataset or the claims are missing or damaged.
+        StoreError: the dataset or the claims are missing or damaged, or not as `ddln run` writes
+            them.
     """
     folder = RunFolder(run_folder)
-    target = folder.path / "report.html"
-    temporary = target.with_suffix(".part")
-    temporary.write_text(page(folder), encoding="utf-8")
-    os.replace(temporary, target)
+    target, text = folder.path / "report.html", page(folder)
+    write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 
 def page(folder: RunFolder) -> str:
-    """The page as a string, from what the folder holds."""
+    """The page as a string, from what the folder holds.
+
+    Raises:
+        StoreError: as `write`.
+    """
+    try:
+        return _page(folder)
+    except (AttributeError, LookupError, TypeError, Image.DecompressionBombError) as error:
+        raise StoreError(
+            f"{folder.path}: no run that `ddln run` leaves: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _page(folder: RunFolder) -> str:
     manifest, tables, dataset = folder.manifest(), folder.read_claims(), folder.read_dataset()
-    config = (folder.path / "config.toml").read_text(encoding="utf-8")
+    config = read_limited(folder.path / "config.toml", LARGEST).decode()
     study = manifest["study"]
     checks = [*tables["claims"], *tables["certificates"]]
     sections = [
@@ -116,10 +133,11 @@ def _verdict(checks: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _figure(path: Path) -> Markup:
-    with Image.open(path) as image:
+    content = read_limited(path, LARGEST)
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         text = str(image.info.get("Description") or path.stem)
         width, height = image.size
-    source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
     attributes = {"src": source, "alt": text, "width": width, "height": height}
     if width > 2 * height:
         attributes["class"] = "wide"
@@ -181,14 +199,15 @@ def _provenance(manifest: Mapping[str, Any]) -> Markup:
 
 
 def _again(name: str) -> list[str]:
+    config, run = shlex.quote(f"runs/{name}/config.toml"), shlex.quote(name)
     told = {
-        f"ddln run runs/{name}/config.toml": "goes on where it stopped, or shows the result",
-        f"ddln run runs/{name}/config.toml network.depth=8": "the same with another value",
-        f"ddln show {name}": "prints these tables",
-        f"ddln draw {name}": "draws the figures again, after a change to the study",
+        f"ddln run {config}": "goes on where it stopped, or shows the result",
+        f"ddln run {config} network.depth=8": "the same with another value",
+        f"ddln show {run}": "prints these tables",
+        f"ddln draw {run}": "draws the figures again, after a change to the study",
     }
     rows = [[_element("code", command), meaning] for command, meaning in told.items()]
-    data = f'xarray.open_dataset("runs/{name}/dataset.nc", engine="h5netcdf")'
+    data = f'xarray.open_dataset({json.dumps(f"runs/{name}/dataset.nc")}, engine="h5netcdf")'
     rows.append([_element("code", data), "opens the numbers in Python"])
     return [_table(("Command", "What it does"), rows)]
 

@@ -28,13 +28,14 @@ from ddln._records import (
     Receipt,
     begun_with,
     changes,
+    finite,
     rows_of,
     sealed,
     unsealed,
 )
-from ddln._records import finite as finite
 from ddln.config import Experiment
 from ddln.plan import Chunk, Plan
+from ddln.variables import status_counts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -207,6 +208,7 @@ class RunFolder:
             status=endings,
             steps=int(dataset["steps"].sum()),
             rounds=int(dataset["rounds"].sum()),
+            lanes_at_once=dataset.attrs.get("lanes_at_once"),
         )
         self._write_text(_chunk_name(chunk, "json"), sealed(receipt))
         return endings
@@ -223,6 +225,10 @@ class RunFolder:
             if receipt.chunk not in left_out:
                 total.update(receipt.status)
         return dict(total)
+
+    def cut(self) -> int:
+        """How many chunks were computed with fewer lanes at once, for want of memory."""
+        return sum(receipt.lanes_at_once is not None for receipt in self._receipts())
 
     def efficiency(self) -> float:
         """Lane efficiency: steps that lanes made as a share of those computed for them."""
@@ -378,20 +384,6 @@ class RunFolder:
                 f"{error.strerror or error}; what is finished is kept, and the same command goes on"
             )
             raise OSError(error.errno or errno.EIO, reason, str(target)) from error
-
-
-def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
-    """How many lanes ended in which way, by the names in the attributes of `status`."""
-    import numpy as np
-
-    status = dataset["status"]
-    names = status.attrs["flag_meanings"].split()
-    codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
-    found, counts = np.unique(status.values, return_counts=True)
-    return {
-        dict(zip(codes, names, strict=True)).get(int(code), str(code)): int(count)
-        for code, count in zip(found, counts, strict=True)
-    }
 
 
 @contextlib.contextmanager

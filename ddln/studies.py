@@ -1,9 +1,9 @@
 """Studies: `experiments/NAME.py` says what to claim of a dataset and how to draw it.
 
 One whose data are drawn by NumPy has their recipe too, `data()`, which makes the file that its
-config names. A study is found in the user's own `experiments/`, then beside its config, then among
-those that come with the package; so is a config that is called by its bare name. `ddln` names none
-of them.
+config names. A study is found in `experiments/` of the working folder, then among those that come
+with the package; so is a config that is called by its bare name. `ddln` names none of them. It
+looks nowhere else: a study is code, and what came with a config or a run folder is not to be run.
 """
 
 import ast
@@ -39,17 +39,21 @@ def locate(name: str, beside: Path | None = None) -> Path:
 
     Args:
         name: lower-case letters, digits and underscores.
-        beside: a config's folder; `experiments/` next to it is looked in after the user's own.
+        beside: a config's folder; a study next to it is not run, but the error tells of it.
 
     Raises:
         StudyError: there is none.
     """
     if not re.fullmatch(NAME, name):
         raise StudyError(f"study: must match {NAME}, got {name!r}")
-    folders = _folders("experiments", beside)
+    folders = _folders("experiments")
     for folder in folders:
         if (path := folder / f"{name}.py").is_file():
             return path
+    if beside and (path := beside.absolute().parent / "experiments" / f"{name}.py").is_file():
+        raise StudyError(
+            f"study: {path} is code, which is run only from its own folder: cd {path.parent.parent}"
+        )
     known = sorted({path.stem for folder in folders for path in folder.glob("[a-z]*.py")})
     near = difflib.get_close_matches(name, known, n=1)
     hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"
@@ -173,11 +177,11 @@ def configs() -> Iterator[tuple[Path, str]]:
         for path in sorted(folder.glob("*.toml")):
             if path.stem not in seen:
                 seen.add(path.stem)
-                yield path, _first_line(path.stem, path.parent)
+                yield path, _first_line(path.stem)
 
 
-def _first_line(name: str, beside: Path) -> str:
-    for folder in _folders("experiments", beside):
+def _first_line(name: str) -> str:
+    for folder in _folders("experiments"):
         try:
             tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
         except (OSError, ValueError, SyntaxError):
@@ -186,9 +190,8 @@ def _first_line(name: str, beside: Path) -> str:
     return ""
 
 
-def _folders(kind: str, beside: Path | None = None) -> list[Path]:
-    near = [] if beside is None else [beside.absolute().parent / kind]
-    return list(dict.fromkeys([Path.cwd() / kind, *near, shipped() / kind]))
+def _folders(kind: str) -> list[Path]:
+    return list(dict.fromkeys([Path.cwd() / kind, shipped() / kind]))
 
 
 _CONFIG = """\

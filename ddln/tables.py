@@ -1,4 +1,4 @@
-"""Claims as a table, for a terminal or for a page."""
+"""Claims as a table, for a terminal or for a page, whatever they are called."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,19 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
+
+
+def plain(text: str) -> str:
+    """The text with nothing in it that a terminal would obey.
+
+    >>> plain("a" + chr(27) + "[2J")
+    'a\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -27,7 +37,8 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     for row in rows:
         measured, expected, word = _cells(row)
         style = _STYLES[verdict(row)]
-        result.add_row(row["name"], row["source"], measured, expected, f"[{style}]{word}[/]")
+        name, source = (escape(plain(row[key])) for key in ("name", "source"))
+        result.add_row(name, source, measured, expected, f"[{style}]{word}[/]")
     return result
 
 
@@ -62,7 +73,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return "–", "–", word
     sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
     predicted, tolerance = row["predicted"], row["tolerance"]
-    told = predicted and tolerance and row["relation"] == "="  # to the digits that are claimed
-    digits = min(max(math.ceil(math.log10(abs(predicted) / tolerance)), 3), 7) if told else 3
+    told = row["relation"] == "=" and 0 < tolerance < abs(predicted) < math.inf
+    # To the digits that are claimed.
+    digits = max(math.ceil(min(math.log10(abs(predicted) / tolerance), 7)), 3) if told else 3
     expected = f"{sign} {predicted:.{max(digits, 4)}g} {margin} {tolerance:.1e}"
     return f"{row['measured']:.{digits}g}", expected, word

@@ -6,11 +6,17 @@ kept in files.
 """
 
 import math
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ddln.config import Experiment
 from ddln.costs import CERTIFIED_DUALS
 from ddln.data import shape_of
 from ddln.dynamics import Descent
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _TIME, _THETA, _LAYERS = ("time",), ("time", "coordinate"), ("time", "layer", "coordinate")
 _CERTIFICATE = ("certificate",)
@@ -134,3 +140,15 @@ def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
         (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
         for name in names
     )
+
+
+def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
+    """How many lanes ended in which way, by the names in the attributes of `status`."""
+    status = dataset["status"]
+    names = status.attrs["flag_meanings"].split()
+    codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
+    found, counts = np.unique(status.values, return_counts=True)
+    return {
+        dict(zip(codes, names, strict=True)).get(int(code), str(code)): int(count)
+        for code, count in zip(found, counts, strict=True)
+    }

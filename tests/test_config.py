@@ -299,3 +299,18 @@ def test_reading_and_planning_a_config_imports_nothing_heavy():
         [sys.executable, "-c", code, str(FIGURE4)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("axis", "told"),
+    [
+        ('"network.depth" = [2, 9223372036854775808]', r"network.depth\[1\]: must be < "),
+        (f'"network.depth" = [{10**400}]', r"network.depth\[0\]: must be < "),
+        (f'"network.scale" = [{10**400}]', "network.scale.*finite"),
+    ],
+)
+def test_whole_numbers_beyond_those_of_the_machine_are_refused(tmp_path, axis, told):
+    text = FIGURE4.read_text().partition("[sweep]")[0]
+    (tmp_path / "a.toml").write_text(f"{text}[sweep]\n{axis}\n")
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path / "a.toml")

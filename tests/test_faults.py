@@ -5,6 +5,7 @@ After each fault: what was finished is there, one message says what is the matte
 command ends with the bytes of a run that nothing happened to.
 """
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -12,9 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddln import lanes
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder
@@ -273,3 +277,74 @@ def test_a_config_that_was_changed_makes_a_run_of_its_own_and_leaves_the_old_one
     code, said = runs.call(name)
     assert code == 2
     assert f"holds the run {other.name[-10:]}, not {runs.plan.experiment.digest()}" in said
+
+
+MEMORY = 3  # lanes that memory does for
+
+
+class Memory:
+    """Stands in for the computing of lanes side by side, and refuses too many with a real error."""
+
+    def __init__(self, lanes, refuse):
+        self.lanes, self.refuse, self.widths = lanes, refuse, []
+
+    def together(self, chunk, report):
+        if chunk.width > self.lanes:
+            self.refuse()
+        assert chunk.lanes.size <= chunk.width
+        self.widths.append(chunk.width)
+        return stand_in._compute(chunk).assign_coords(lane=chunk.lanes)
+
+
+def allocate_too_much():
+    jax.jit(lambda: jnp.zeros(2**46))().block_until_ready()
+
+
+def allocate_too_much_on_the_host():
+    np.ones(2**50)
+
+
+@pytest.mark.parametrize("refuse", [allocate_too_much, allocate_too_much_on_the_host])
+def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
+    tmp_path, monkeypatch, refuse
+):
+    experiment = load(CONFIG, ["sweep={network.init.seed={range=[0, 11]}}"])
+    plan = make_plan(experiment, chunk_lanes=6)
+    assert [chunk.lanes.size for chunk in plan.chunks] == [6, 5]
+    roomy, tight = Memory(6, refuse), Memory(MEMORY, refuse)
+    ran = {"roomy": [roomy, roomy], "one tight": [tight, roomy]}
+    for name, memories in ran.items():
+        folder = RunFolder.of(experiment, tmp_path / name)
+        with folder.locked():
+            folder.open(plan)
+            for chunk, memory in zip(plan.chunks, memories, strict=True):
+                monkeypatch.setattr(lanes, "_together", memory.together)
+                told = "chunk 0: out of memory with 6 lanes at once, going on with 3"
+                expected = pytest.warns(ResourceWarning, match=told)
+                with expected if memory is tight else contextlib.nullcontext():
+                    folder.write_chunk(chunk, lanes.compute(chunk))
+        assert folder.cut() == int(name == "one tight")
+        assert folder.endings() == {"ok": 11}
+        assert not folder.missing(plan)
+    assert tight.widths == [3, 3]
+    roomy, tight = (
+        RunFolder.of(experiment, tmp_path / name).path for name in ("roomy", "one tight")
+    )
+    for name in ("chunks/00001.nc", "chunks/00001.json"):
+        assert (roomy / name).read_bytes() == (tight / name).read_bytes()
+
+
+def test_a_single_lane_that_memory_does_not_do_for_is_one_message(monkeypatch):
+    monkeypatch.setattr(lanes, "_together", Memory(0, allocate_too_much).together)
+    chunk = make_plan(load(CONFIG), chunk_lanes=1).chunks[0]
+    with pytest.raises(MemoryError, match="out of memory with a single lane"):
+        lanes.compute(chunk)
+
+
+def test_another_error_of_the_device_is_not_taken_for_one_of_memory(monkeypatch):
+    def fail(chunk, report):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
+
+    monkeypatch.setattr(lanes, "_together", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        lanes.compute(make_plan(load(CONFIG)).chunks[0])

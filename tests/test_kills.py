@@ -141,6 +141,30 @@ def test_a_stopped_run_leaves_at_once_and_says_how_to_go_on(number, tmp_path):
     assert json.loads(out) == {"event": "stopped", "exit": 128 + number}
 
 
+SWALLOW = """
+import os, signal, time, weakref
+from ddln import cli
+
+class Held:
+    pass
+
+with cli._interruptible():
+    held = Held()
+    reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del held
+    time.sleep(60)
+"""
+
+
+def test_a_stop_that_a_finaliser_swallows_is_heard_again():
+    command = [sys.executable, "-c", SWALLOW]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
+    assert time.monotonic() - began < 50
+    assert "Exception ignored in" in done.stderr  # else nothing was swallowed
+    assert "stopped; the same command goes on from here" in done.stderr
+
+
 LANES = 100_000
 LARGE = [
     f"sweep.network.scale={{linspace=[0.7, 1.8, {LANES}]}}",

@@ -56,6 +56,15 @@ def test_no_exported_name_is_a_modules():
         assert getattr(ddln, name) is not None
 
 
+def test_the_page_on_reliability_names_tests_that_exist():
+    root = PACKAGE.parent
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").glob("*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 40
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
 def test_the_theory_page_names_tests_and_functions_that_exist():
     root = PACKAGE.parent
     page = (root / "docs" / "theory.md").read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from ddln import _records, grid
 from ddln.config import load
 from ddln.plan import make_plan
-from ddln.store import RunFolder, StoreError, status_counts
+from ddln.store import RunFolder, StoreError
+from ddln.variables import status_counts
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 STUDY = "5" * 64

@@ -25,14 +25,21 @@ def write(folder, name, text):
     (folder / "experiments" / f"{name}.py").write_text(text, encoding="utf-8")
 
 
-def test_ones_own_study_comes_first_then_the_one_beside_the_config_then_the_shipped(
-    own_folder, tmp_path, monkeypatch
-):
-    beside, package = tmp_path / "beside", tmp_path / "package"
+def test_ones_own_study_comes_first_then_the_shipped(own_folder, tmp_path, monkeypatch):
+    package = tmp_path / "package"
     monkeypatch.setattr(studies, "shipped", lambda: package)
-    for about, folder in (("shipped", package), ("beside", beside), ("own", own_folder)):
+    for about, folder in (("shipped", package), ("own", own_folder)):
         write(folder, "mine", STUDY.format(about=about))
-        assert studies.find("mine", beside / "configs").__doc__ == f"{about}."
+        assert studies.find("mine").__doc__ == f"{about}."
+
+
+def test_a_study_that_came_with_a_config_is_told_of_and_not_run(own_folder, tmp_path):
+    beside = tmp_path / "beside"
+    write(beside, "mine", "raise SystemExit('run')")
+    told = rf"mine\.py is code, which is run only from its own folder: cd {beside}$"
+    for function in (studies.locate, studies.find):
+        with pytest.raises(StudyError, match=told):
+            function("mine", beside / "configs")
 
 
 def test_every_shipped_config_has_a_study_with_a_title():

@@ -1,0 +1,223 @@
+"""Numbers at the ends of their range, and networks and data of which hardly anything is left: a
+status, a refusal or the right number, never a wrong one."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
+import ddln
+from ddln.config import load
+
+CONFIG = "configs/figure4.toml"
+TINY = [
+    *("sweep={}", "problem.data.samples=4", "problem.data.features=3", "network.depth=3"),
+    *("dynamics.points=11", "dynamics.max_steps=20000"),
+]
+# scale and horizon, and how the run ends
+ENDS = {
+    (1e-30, 1.0): "ok",  # at rest: the mobility is 1e-120
+    (1e-3, 1.0): "ok",
+    (1.0, 1e-300): "ok",
+    (1.0, 1e12): "ok",
+    (1.0, 1e300): "diverged",
+    (30.0, 1e3): "ok",  # stiff: rates of 1e6 for 1e3 times as long
+    (1e30, 1.0): "diverged",
+    (1e60, 1.0): "diverged",
+}
+ROUNDING = 1e-12  # of a loss of order 1, relative
+SEEN = 1e-6  # the error at rtol 1e-9 over a whole run, with room
+
+
+@pytest.fixture(scope="module")
+def extremes():
+    scales, horizons = zip(*ENDS, strict=True)
+    axes = {
+        "network.scale": list(scales),
+        "dynamics.until": {"values": list(horizons), "zip": "network.scale"},
+    }
+    with np.errstate(all="ignore"):
+        return ddln.sweep(load(CONFIG, TINY), over=axes)
+
+
+def names_of(status):
+    return [status.attrs["flag_meanings"].split()[int(code)] for code in status.values]
+
+
+@pytest.mark.slow
+def test_extreme_scales_and_horizons_end_as_they_say(extremes):
+    assert names_of(extremes["status"]) == list(ENDS.values())
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_has_no_numbers_from_there_on_and_its_certificate_says_so(extremes):
+    for lane, name in enumerate(ENDS.values()):
+        run = extremes.isel({"network.scale": lane})
+        finite = np.isfinite(run["loss"].values)
+        completed = run.sel(certificate="completed")["certificate_holds"].item()
+        assert completed == (name == "ok") == bool(finite.all())
+        # Once it is not a number, it stays none: no hole passes for a curve.
+        assert not (~finite[:-1] & finite[1:]).any()
+        assert not np.isinf(run["theta"].values).any()
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_well_at_the_ends_of_the_range_is_right(extremes):
+    done = extremes.isel({"network.scale": [name == "ok" for name in ENDS.values()]})
+    assert bool((done["certificate_holds"] | ~done["certificate_applies"]).all())
+    loss = done["loss"].values
+    assert (np.diff(loss, axis=1) <= ROUNDING * loss[:, :1]).all()
+    # Of a million rates and more, the end is the least-squares solution; of none, the start.
+    features, targets = data_of()
+    best = np.linalg.lstsq(features, targets, rcond=None)[0]
+    for lane, scale in enumerate(done["network.scale"].values):
+        theta = done["theta"].isel({"network.scale": lane}).values
+        if scale == 30.0 or done["dynamics.until"].values[lane] == 1e12:
+            np.testing.assert_allclose(theta[-1], best, atol=SEEN)
+        if scale == 1e-30 or done["dynamics.until"].values[lane] == 1e-300:
+            np.testing.assert_array_equal(theta[-1], theta[0])
+
+
+def data_of():
+    pass
+
+
+def test_a_saddle_is_told_of_before_anything_runs():
+    for init in ("{kind='constant', value=0.0}", "{kind='constant', value=1e-300}"):
+        experiment = load(CONFIG, [*TINY, f"network.init={init}"])
+        with pytest.raises(ValueError, match="every coordinate is frozen, so that nothing would"):
+            ddln.run(experiment)
+
+
+def test_a_start_that_overflows_is_told_of_before_anything_runs():
+    with pytest.raises(ValueError, match="the mobility M must be finite at the start, got inf"):
+        ddln.run(load(CONFIG, [*TINY, "network.scale=1e100"]))
+
+
+def test_stiffness_of_1e12_is_integrated_to_its_tolerance():
+    """Decoupled coordinates of rates 1 and 1e12: the slow one against SciPy, alone."""
+    problem = ddln.least_squares([[1.0, 0.0], [0.0, 1e6]], [2.0, 3e6])
+    layers = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+    flows = ddln.gradient_flows(problem, layers[None], [0.0, 0.3, 1.0])
+    assert flows.status.tolist() == [0]
+    slow = solve_ivp(
+        lambda _, u: -2 * (u[0] * u[1] - 2) * u[::-1],
+        (0, 1),
+        [0.0, 1.0],
+        method="DOP853",
+        rtol=1e-12,
+        atol=1e-12,
+        t_eval=[0.3, 1.0],
+    ).y.prod(axis=0)
+    np.testing.assert_allclose(flows.theta[0, 1:, 0], slow, rtol=SEEN)
+    np.testing.assert_allclose(flows.theta[0, 1:, 1], 3.0, rtol=SEEN)
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        ([0.0, 2.0, 1.0], "strictly increasing"),
+        ([0.0, 1.0, 1.0], "strictly increasing"),
+        ([-1.0, 0.0, 1.0], "must be ≥ 0"),
+        ([0.0, np.inf], "must be finite"),
+        ([np.nan, 1.0], "must be finite"),
+        ([], "`times`"),
+        ([[0.0, 1.0], [0.0, 1.0]], "`times`"),
+        ([0.0, 1j], "must be real"),
+    ],
+)
+def test_times_that_make_no_sense_are_refused(times, told):
+    problem = ddln.least_squares([[1.0]], [2.0])
+    for flow in (ddln.gradient_flow, lambda p, u, t: ddln.gradient_flows(p, u[None], t)):
+        with pytest.raises(ValueError, match=told):
+            flow(problem, jnp.array([[0.0], [1.0]]), times)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_data_and_layers_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="`features` must be finite"):
+        ddln.least_squares([[1.0, bad]], [2.0])
+    with pytest.raises(ValueError, match="`targets` must be finite"):
+        ddln.least_squares([[1.0, 1.0]], [bad])
+    with pytest.raises(ValueError, match="`layers` must be finite"):
+        ddln.gradient_flow(ddln.least_squares([[1.0]], [2.0]), [[bad], [1.0]], [0.0, 1.0])
+
+
+SIZES = st.sampled_from([0.0, 1e-200, 1e-9, 0.3, 1.0, -1.0, 2.5, 1e4, -1e9])
+WEIGHTS = st.sampled_from([0.0, 1e-150, 1e-6, 0.5, -0.5, 1.0, -1.2, 3.0])
+
+
+def arrays(elements, *shape):
+    count = int(np.prod(shape))
+    numbers = st.lists(elements, min_size=count, max_size=count)
+    return numbers.map(lambda values: np.reshape(values, shape))
+
+
+@st.composite
+def networks(draw, samples, dim, depth):
+    features, targets = draw(arrays(SIZES, samples, dim)), draw(arrays(SIZES, samples))
+    kind = draw(
+        st.sampled_from(["as drawn", "no data", "no targets", "twice the column", "rank 0"])
+    )
+    if kind == "no targets":
+        targets = np.zeros(samples)
+    if kind in ("no data", "rank 0"):
+        features = np.zeros((samples, dim))
+        targets = targets * (kind == "rank 0")
+    if kind == "twice the column":
+        features = np.repeat(features[:, :1], dim, axis=1)
+    return (
+        features,
+        targets,
+        draw(arrays(WEIGHTS, depth, dim)),
+        draw(st.sampled_from([1e-9, 1, 1e6])),
+    )
+
+
+def assert_sound(network):
+    """A run says what became of it, falls, and keeps what the flow keeps."""
+    features, targets, layers, horizon = network
+    problem = ddln.least_squares(features, targets)
+    flows = ddln.gradient_flows(problem, layers[None], [0.0, horizon / 2, horizon], max_steps=3000)
+    status, loss = int(flows.status[0]), np.asarray(flows.loss[0])
+    assert np.isfinite(loss[0]) or status
+    if status:
+        assert np.isnan(loss[-1])
+        return
+    assert np.isfinite(loss).all()
+    size = float(np.sum(targets**2)) + float(np.max(np.abs(loss)))
+    assert (np.diff(loss) <= SEEN * size).all()
+    path = np.asarray(flows.trajectories().layers[0])
+    kept = path[-1] ** 2 - path[-1, :1] ** 2 - (layers**2 - layers[:1] ** 2)
+    assert np.abs(kept).max() <= SEEN * max(np.square(path).max(), 1e-300)
+
+
+QUIETLY = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+def test_any_small_network_on_any_data_has_a_sound_run():
+    settings(max_examples=30, **QUIETLY)(given(networks(2, 3, 3))(assert_sound))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 3, 3), (3, 1, 5), (1, 2, 4)])
+def test_a_thousand_small_networks_have_sound_runs(shape):
+    settings(max_examples=1000, **QUIETLY)(given(networks(*shape))(assert_sound))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bool_])
+def test_numbers_of_another_kind_are_computed_with_as_reals(dtype):
+    features = jnp.array([[1, 0], [1, 1]], dtype)
+    problem = ddln.least_squares(features, jnp.array([1, 0], dtype))
+    layers = jnp.array([[1, 1], [1, 0]], dtype)
+    run = ddln.gradient_flow(problem, layers, [0.0, 0.5])
+    assert jnp.issubdtype(run.theta.dtype, jnp.floating)
+    exact = ddln.gradient_flow(
+        ddln.least_squares(np.asarray(features, float), [1.0, 0.0]),
+        np.asarray(layers, float),
+        [0.0, 0.5],
+    )
+    np.testing.assert_allclose(run.theta, exact.theta, atol=1e-4)  # float32 keeps seven digits
