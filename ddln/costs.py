@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+CORES = 4
+"""That the work of one process is cut for, whatever the machine has: another cut has other last
+digits."""
 CERTIFIED_DUALS = 33
 """Saved times at which a flow's mirror map is checked."""
 
