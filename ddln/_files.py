@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ _TEMPORARY = ".part"
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> str:
     """Writes a file under a temporary name, then renames it; returns its SHA-256."""
-    temporary = target.with_name(target.name + _TEMPORARY)
+    # A name of its own: on a cluster another process may be writing the same file.
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         write(temporary)
         with temporary.open("r+b") as file:

@@ -83,14 +83,22 @@ def run(
         bool,
         typer.Option("--json-lines", help="Print progress and outcome as JSON, an event a line."),
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute on a Dask cluster: local:N (processes), tls://HOST:PORT, tcp://HOST:PORT "
+            "or a scheduler file."
+        ),
+    ] = None,
 ) -> None:
     """Compute, check, draw and report an experiment, or go on with it.
 
     The same command again goes on where it stopped, or prints what is finished. The exit status is
-    1 when a theorem or claim that applies fails, 2 for bad input, 130 or 143 when stopped by Ctrl-C
-    or a signal.
+    1 when a theorem or claim that applies fails, 2 for bad input or chunks that could not be
+    computed, 130 or 143 when stopped by Ctrl-C or a signal.
     """
     from ddln import execution, studies
+    from ddln.cluster import way_to_compute
     from ddln.store import RunFolder
 
     with contextlib.ExitStack() as stack, _interruptible(json_lines):
@@ -101,12 +109,12 @@ def run(
             folder = RunFolder.of(experiment, out)
             if folder.is_complete(plan, fingerprint):
                 _conclude(folder, json_lines)
+            way = stack.enter_context(way_to_compute(cluster))
             start_jax()
             study = studies.find(experiment.study, beside)
             _validate(plan)
-            way = execution.Here()
             stack.enter_context(execution.begun(folder, plan, way))
-        with _refusing((OSError,)):
+        with _refusing((OSError, execution.LostChunks)):
             execution.compute(folder, plan, way, json_lines=json_lines)
         with _refusing():
             execution.publish(folder, plan, study, fingerprint, _say)

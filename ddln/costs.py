@@ -10,6 +10,9 @@ import numpy as np
 
 FINISHED = ("ok", "stopped")
 """How a run ends that came to its end: all of it done, or its target gap reached."""
+CORES = 4
+"""That the work of one process is cut for, whatever the machine has: another cut has other last
+digits."""
 CERTIFIED_DUALS = 33
 """Saved times at which a flow's mirror map is checked."""
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddln._checks import ArrayLike, as_floats
-from ddln.costs import accurate_steps, surcharge
+from ddln.costs import CORES, accurate_steps, surcharge
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility
@@ -34,6 +34,8 @@ from ddln.steppers import Rodas5P, Tsit5
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
+_NARROWEST = 8
+"""Lanes of a batch below which its steps cost no less."""
 _NEAR = 3.0
 """Positions within which the smallest layers themselves, that take less to move, move as well."""
 
@@ -373,8 +375,16 @@ def _width(lanes: int, dim: int, stepper: type) -> int:
         most = min(64, 1536 // dim)  # their matrices stay in the cache
     else:
         most = min(64, 65536 // dim)
-    share = -(-lanes // _workers())
+    # As many batches as keep a machine's cores busy, but the same on every machine: the last digits
+    # of a lane depend on how wide its batch is.
+    share = max(-(-lanes // _batches_at_once()), min(lanes, _NARROWEST))
     return min(1 << max(most, 1).bit_length() - 1, 1 << (share - 1).bit_length())
+
+
+def _batches_at_once() -> int:
+    """Into how many batches lanes are cut at least."""
+    devices = jax.local_devices()
+    return CORES if devices[0].platform == "cpu" else len(devices)
 
 
 def _workers() -> int:

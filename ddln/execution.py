@@ -16,6 +16,28 @@ from ddln.plan import Chunk, Plan
 from ddln.runtime import nearby, provenance
 from ddln.store import RunFolder
 
+LISTED = 5
+"""Lost chunks that are told of one by one."""
+
+
+class LostChunks(Exception):
+    """Chunks that could not be computed, while the others were.
+
+    Args:
+        chunks: how many were to be computed.
+        faults: why, by the number of the chunk.
+    """
+
+    def __init__(self, chunks: int, faults: Mapping[int, BaseException]):
+        shown = [
+            f"chunk {index}: {type(fault).__name__}: {fault}"
+            for index, fault in sorted(faults.items())[:LISTED]
+        ]
+        more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
+        told = f"{len(faults):,} of {chunks:,} chunks could not be computed; the others are kept,"
+        super().__init__("\n".join([f"{told} and the same command tries again", *shown, *more]))
+        self.faults = faults
+
 
 class Way(ABC):
     """How chunks are computed."""
@@ -75,6 +97,7 @@ def compute(folder: RunFolder, plan: Plan, way: Way, *, json_lines: bool = False
 
     Raises:
         OSError: a chunk could not be written.
+        LostChunks: some could not be computed; all others are in the folder.
     """
     missing = folder.missing(plan)
     before = folder.endings(missing)

@@ -169,6 +169,12 @@ class RunFolder:
         run = begun_with(plan)
         return [chunk for chunk in plan.chunks if not self._is_done(chunk, run)]
 
+    def kept(self, chunk: Chunk) -> dict[str, int] | None:
+        """How many lanes of a chunk ended in which way; None where it is still to be computed."""
+        run, receipt = self._manifest(), self._read(_chunk_name(chunk, "json"), Receipt)
+        is_done = run is not None and receipt is not None and self._is_done(chunk, run)
+        return receipt.status if receipt is not None and is_done else None
+
     def _is_done(self, chunk: Chunk, run: Begun) -> bool:
         receipt = self._read(_chunk_name(chunk, "json"), Receipt)
         return (

@@ -12,7 +12,18 @@ import ddln
 PACKAGE = Path(ddln.__file__).parent
 ORDER = [
     "__init__",
-    *("_checks", "costs", "init", "network", "problem", "infima", "losses", "custom", "positions"),
+    *(
+        "_checks",
+        "costs",
+        "init",
+        "network",
+        "problem",
+        "sharding",
+        "infima",
+        "losses",
+        "custom",
+        "positions",
+    ),
     *("entropy", "runs", "pictures", "flow", "steppers", "march", "engine"),
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
@@ -20,7 +31,7 @@ ORDER = [
     *("_files", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles"),
-    *("studies", "report", "runtime", "progress", "execution", "cli"),
+    *("studies", "report", "runtime", "progress", "execution", "cluster", "cli"),
 ]
 
 

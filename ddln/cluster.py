@@ -1,0 +1,330 @@
+"""A sweep's chunks computed by the workers of a Dask cluster.
+
+The client sends numbers of chunks. A worker reads the plan from the run folder, which lies on
+storage that all share, computes a chunk, writes it there with its receipt, and answers how its
+lanes ended. Nothing large travels, and what was finished stays so whoever dies: a worker's chunk is
+given to another one, a scheduler that comes back is asked again for what is missing, and a client
+that is started again begins with what the folder has.
+"""
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from ddln.config import load
+from ddln.costs import CORES
+from ddln.execution import Here, LostChunks, Way
+from ddln.plan import Chunk, Plan, make_plan
+from ddln.runtime import provenance, start_jax
+from ddln.store import RunFolder
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+RETRIES = 2
+"""So often a chunk is tried again when computing it failed."""
+ALLOWED_FAILURES = 10
+"""So many workers may die of a chunk: machines are taken away, and that is nobody's fault."""
+PATIENCE = 600.0
+"""Seconds in which a scheduler may come back."""
+UNSEEN = 120.0
+"""Seconds after which this machine must see a file that another one wrote."""
+_LOOKS = 0.5
+"""Seconds after which it is seen whether the scheduler is still there."""
+
+_ALONE = threading.Lock()
+
+
+def compute_chunk(path: str, index: int, ground: Mapping[str, Any]) -> dict[str, int]:
+    """Computes a chunk into its run folder, unless it is there and whole; what a worker does.
+
+    Args:
+        path: the folder, open.
+        index: the number of the chunk.
+        ground: versions, device and dtype that the run was begun with.
+
+    Returns:
+        How many of its lanes ended in which way.
+
+    Raises:
+        RuntimeError: this worker's are others.
+    """
+    # A program has the whole process: in one with more threads the others wait.
+    with _ALONE:
+        start_jax()
+        if (here := provenance()) != ground:
+            raise RuntimeError(f"the run was begun with {dict(ground)}, this worker has {here}")
+        folder, chunk = RunFolder(path), _plan(path).chunks[index]
+        endings = folder.kept(chunk)
+        if endings is None:
+            from dask import config
+
+            from ddln import lanes
+
+            # Else xarray would ask the scheduler for a lock on the file.
+            with config.set(scheduler="threads"):
+                endings = folder.write_chunk(chunk, lanes.compute(chunk))
+        return endings
+
+
+@lru_cache(maxsize=1)
+def _plan(path: str) -> Plan:
+    return make_plan(load(Path(path) / "config.toml"))
+
+
+def _ground() -> dict[str, Any]:
+    with _ALONE:
+        start_jax()
+        return provenance()
+
+
+class Cluster(Way):
+    """The workers of a cluster.
+
+    Args:
+        connect: makes a client of its scheduler, or raises OSError where none answers.
+        where: its address, in words.
+    """
+
+    def __init__(self, connect: "Callable[[], Client]", where: str):
+        self._connect, self._where = connect, where
+        self._client: Client | None = connect()
+        self._ground: dict[str, Any] = {}
+
+    def provenance(self) -> dict[str, Any]:
+        """That of the worker which answers first; the others must have the same."""
+        client = self._connected()
+        future = client.submit(_ground, pure=False)
+        with contextlib.suppress(TimeoutError):
+            future.result(timeout=5)
+        if not future.done():
+            _say(f"waiting for a worker at {self._where}")
+        self._ground = future.result()
+        return self._ground
+
+    def compute(
+        self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
+    ) -> Iterator[tuple[Chunk, Mapping[str, int]]]:
+        """As the workers finish them.
+
+        Raises:
+            LostChunks: some could not be computed, however often tried; the others are done.
+            ConnectionError: the scheduler went away and did not come back.
+            OSError: what the workers wrote is not to be seen from here.
+        """
+        left, faults = {chunk.index: chunk for chunk in chunks}, {}
+        while left:
+            for index, future in self._answers(folder, list(left)):
+                if future.status == "finished":
+                    yield left.pop(index), future.result()
+                else:
+                    faults[index] = future.exception()
+                    del left[index]
+            if left:
+                self._reconnect()
+        _await(folder, [chunk for chunk in chunks if chunk.index not in faults])
+        if faults:
+            raise LostChunks(len(chunks), faults)
+
+    def close(self) -> None:
+        """Lets go of the cluster."""
+        if self._client is not None:
+            _close(self._client)
+            self._client = None
+
+    def _answers(self, folder: RunFolder, indices: list[int]) -> "Iterator[tuple[int, Future]]":
+        """Chunks that were computed or lost, until all are or the scheduler is gone."""
+        client, done = self._connected(), queue.SimpleQueue()
+        path = str(folder.path.absolute())
+        # So named, a chunk that is still computed for a client which died is not computed twice.
+        run = hashlib.sha256(path.encode()).hexdigest()[:16]
+        futures: list[Future] = client.map(
+            compute_chunk,
+            [path] * len(indices),
+            indices,
+            ground=self._ground,
+            key=[f"chunk-{run}-{index}" for index in indices],
+            retries=RETRIES,
+        )
+        for index, future in zip(indices, futures, strict=True):
+            future.add_done_callback(lambda future, index=index: done.put((index, future)))
+        waiting = dict(zip(indices, futures, strict=True))
+        while waiting:
+            try:
+                index, future = done.get(timeout=_LOOKS)
+            except queue.Empty:
+                if client.status != "running" or any(f.status == "lost" for f in waiting.values()):
+                    return
+                continue
+            if future.status not in ("finished", "error"):
+                return
+            yield index, future
+            # A result that nobody wants cannot be lost with the worker that has it.
+            waiting.pop(index).release()
+
+    def _connected(self) -> "Client":
+        if self._client is None:
+            raise ConnectionError(f"the cluster at {self._where} has been let go of")
+        return self._client
+
+    def _reconnect(self) -> None:
+        self.close()
+        _say(f"the scheduler at {self._where} is gone, or what it knew; asking it again")
+        until = time.monotonic() + PATIENCE
+        while self._client is None:
+            try:
+                self._client = self._connect()
+            except OSError:
+                if time.monotonic() > until:
+                    raise ConnectionError(
+                        f"the scheduler at {self._where} did not come back in {PATIENCE:g} s;"
+                        " what was finished is kept"
+                    ) from None
+                time.sleep(_LOOKS)
+
+
+@contextlib.contextmanager
+def way_to_compute(where: str | None) -> Iterator[Way]:
+    """This process, or a cluster that is held while the context lasts.
+
+    Args:
+        where: None for this process; `local:N` for N processes of this machine (`local`: one for
+            every four cores); a scheduler's address, `tls://…` or `tcp://…`; or a scheduler file.
+
+    Raises:
+        ValueError: no such place, or Dask is not installed.
+        OSError: no scheduler answers there.
+    """
+    if where is None:
+        yield Here()
+        return
+    try:
+        import distributed
+        from dask import config
+    except ImportError:
+        raise ValueError("--cluster needs Dask: pip install 'ddln[cluster]'") from None
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the devices are the workers'
+    with contextlib.ExitStack() as stack:
+        settings = {
+            "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+            "distributed.worker.multiprocessing-method": "spawn",
+        }
+        stack.enter_context(config.set(settings))
+        if count := _local(where):
+            local = distributed.LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                memory_limit=None,
+                silence_logs=logging.CRITICAL,
+                preload=["ddln.cluster"],
+            )
+            stack.callback(_close, local)
+            address = local.scheduler_address
+        else:
+            address = _address(where)
+        cluster = Cluster(
+            lambda: distributed.Client(address, timeout=10, set_as_default=False), address
+        )
+        stack.callback(cluster.close)
+        yield cluster
+
+
+def _await(folder: RunFolder, chunks: Sequence[Chunk]) -> None:
+    """Returns once this machine sees what the workers wrote: storage may remember an absence.
+
+    Raises:
+        OSError: it does not come to see all.
+    """
+    until = time.monotonic() + UNSEEN
+    while chunks := [chunk for chunk in chunks if folder.kept(chunk) is None]:
+        if time.monotonic() > until:
+            raise OSError(
+                f"{len(chunks):,} chunks that workers wrote are not in {folder.path} here: it must"
+                " be on storage that all share"
+            )
+        time.sleep(_LOOKS)
+
+
+def _close(cluster: Any) -> None:
+    # Workers that are deaf are killed, which is no matter: whatever is on disk is whole.
+    with contextlib.suppress(TimeoutError):
+        cluster.close(timeout=2)
+
+
+def _local(where: str) -> int:
+    """How many processes of this machine; 0 where the cluster is another one."""
+    if where == "local":
+        return max(1, (os.cpu_count() or 1) // CORES)
+    if not (given := re.fullmatch(r"local:(\d+)", where)):
+        return 0
+    if (count := int(given[1])) < 1:
+        raise ValueError(f"--cluster: local:N must have N ≥ 1, got {where}")
+    return count
+
+
+def _address(where: str) -> str:
+    """The address of a scheduler, which may be in a file; a warning where strangers can use it."""
+    address = where
+    if "://" not in where:
+        try:
+            address = json.loads(Path(where).read_text(encoding="utf-8"))["address"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"--cluster: must be local, local:N, tls://HOST:PORT, tcp://HOST:PORT or a "
+                f"scheduler file, got {where}"
+            ) from None
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "tls") or not parts.hostname:
+        raise ValueError(f"--cluster: must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
+    if parts.scheme == "tcp" and not _is_loopback(parts.hostname):
+        _say(
+            f"{address}: not encrypted, and whoever reaches it can run programs as you; "
+            "docs/cluster.md tells how to use tls://"
+        )
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def dask_setup(worker: Any) -> None:
+    """What Dask calls in a worker of `local:N` before anything else.
+
+    Ctrl-C is the client's to hear, and of the devices that CUDA_VISIBLE_DEVICES lists each worker
+    has its own.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if devices and str(worker.name).isdigit():
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name) % len(devices)]
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+    sys.stderr.flush()

@@ -1,0 +1,30 @@
+"""Preloaded by the workers of the tests: chunks that take a moment, and one that may be poisoned.
+
+The environment says how: SECONDS of a chunk, and POISON, such as `3:raise` or `3:die`.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+stand_in = importlib.import_module("stand_in")
+stand_in._prepare()
+lanes = sys.modules["ddln.lanes"]
+quick = stand_in._compute
+
+
+def _compute(chunk, report=None):
+    time.sleep(float(os.environ.get("SECONDS", "0.1")))
+    index, _, how = os.environ.get("POISON", "-1:").partition(":")
+    if chunk.index == int(index):
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("poisoned")
+    return quick(chunk)
+
+
+vars(lanes)["compute"] = _compute

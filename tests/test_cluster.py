@@ -1,0 +1,318 @@
+"""Sweeps on a cluster: real processes, which are killed."""
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ddln import cluster, engine, execution
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.steppers import Rodas5P, Tsit5
+from ddln.store import RunFolder
+
+_SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
+stand_in = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(stand_in)
+
+ROOT = Path(__file__).parent.parent
+PRELOAD = str(ROOT / "tests" / "cluster_worker.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+CHUNKS = 12
+SWEEP = stand_in.sweep(CHUNKS)
+PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("local:0", "local:N must have N ≥ 1, got local:0"),
+        ("locl", "must be local, local:N, tls://HOST:PORT, tcp://HOST:PORT or a scheduler file"),
+        ("http://a:1", "must be tls://HOST:PORT or tcp://HOST:PORT, got http://a:1"),
+    ],
+)
+def test_a_place_that_is_no_cluster_is_refused(where, told):
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match=re.escape(told)), cluster.way_to_compute(where):
+        pass
+
+
+def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(tmp_path, capsys):
+    (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
+    for where in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tls://10.0.0.1:8786"):
+        assert cluster._address(where) == where
+    assert capsys.readouterr().err == ""
+    assert cluster._address(str(tmp_path / "scheduler.json")) == "tcp://10.0.0.1:8786"
+    assert (
+        "not encrypted, and whoever reaches it can run programs as you" in capsys.readouterr().err
+    )
+
+
+def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client(monkeypatch):
+    heard = signal.getsignal(signal.SIGINT)
+    try:
+        for name, own in ((0, "4"), (1, "6"), (2, "4"), ("node-7", "4,6")):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+            cluster.dask_setup(SimpleNamespace(name=name))
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
+def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
+    widths = []
+    for cores in (1, 2, 64):
+        monkeypatch.setattr(engine, "_workers", lambda cores=cores: cores)
+        widths.append(
+            [engine._width(n, 8, way) for n in (1, 3, 64, 999) for way in (Tsit5, Rodas5P)]
+        )
+    assert widths[0] == widths[1] == widths[2]
+
+
+def test_lost_chunks_are_told_one_by_one_up_to_a_few():
+    error = execution.LostChunks(9, {k: ValueError(f"no {k}") for k in (7, 1, 2, 3, 4, 5)})
+    assert str(error).splitlines()[1:] == [
+        *(f"chunk {k}: ValueError: no {k}" for k in (1, 2, 3, 4, 5)),
+        "and 1 more",
+    ]
+
+
+class Machines:
+    """A scheduler, its workers and clients, each a process."""
+
+    def __init__(self, folder, plain):
+        self.folder, self.plain, self.processes, self.workers = folder, plain, [], []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self.clients = stand_in.Processes(folder)
+
+    def start(self, name, *arguments, **environment):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments]
+        environment = {**ENVIRONMENT, **environment}
+        with (self.folder / f"{name}{len(self.processes)}.log").open("w") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.folder
+            )
+        self.processes.append(process)
+        return process
+
+    def scheduler(self):
+        port = self.address.rpartition(":")[2]
+        return self.start(
+            *("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"),
+            DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="2",
+        )
+
+    def worker(self, **environment):
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--preload", PRELOAD)
+        worker = self.start("worker", self.address, *options, **environment)
+        self.workers.append(worker)
+        return worker
+
+    def client(self, *overrides, out="runs"):
+        run = ("run", stand_in.CONFIG, *SWEEP, *overrides)
+        return self.clients.start(*run, "--out", out, "--cluster", self.address)
+
+    def close(self):
+        self.clients.close()
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The files of a run without a cluster."""
+    processes = stand_in.Processes(tmp_path_factory.mktemp("plain"))
+    code, said = processes.call("run", stand_in.CONFIG, *SWEEP, "--out", "runs")
+    processes.close()
+    assert code == 0, said
+    (folder,) = (processes.folder / "runs").iterdir()
+    return contents(folder)
+
+
+@pytest.fixture
+def machines(tmp_path, plain):
+    machines = Machines(tmp_path, plain)
+    yield machines
+    machines.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.of(load(stand_in.CONFIG, SWEEP), tmp_path / "runs")
+
+
+PLAN = make_plan(load(stand_in.CONFIG, SWEEP))
+
+
+def finished(folder):
+    """When each chunk that is there was written."""
+    return {
+        chunk.index: (folder.path / f"chunks/{chunk.index:05d}.nc").stat().st_mtime_ns
+        for chunk in PLAN.chunks
+        if folder.kept(chunk) is not None
+    }
+
+
+def wait_for(folder, chunks):
+    until = time.monotonic() + PATIENT
+    while len(now := finished(folder)) < chunks:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return now
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_nothing_was_lost_or_computed_again(machines, folder, before):
+    now = finished(folder)
+    assert len(now) == CHUNKS
+    assert before.items() <= now.items()
+    assert contents(folder.path) == machines.plain
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_no_chunk(machines, folder):
+    machines.scheduler()
+    first = machines.worker()
+    machines.worker()
+    client = machines.client()
+    before = wait_for(folder, 3)
+    first.kill()
+    assert machines.clients.wait(client) == 0, machines.clients.said(client)
+    assert_nothing_was_lost_or_computed_again(machines, folder, before)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_and_comes_back_goes_on(machines, folder):
+    scheduler = machines.scheduler()
+    machines.worker()
+    client = machines.client()
+    wait_for(folder, 3)
+    scheduler.kill()
+    scheduler.wait()
+    for worker in machines.workers:  # one that lost its scheduler leaves
+        worker.wait(PATIENT)
+    before = finished(folder)
+    machines.scheduler()
+    machines.worker()
+    assert machines.clients.wait(client) == 0, machines.clients.said(client)
+    assert "is gone, or what it knew; asking it again" in machines.clients.said(client)
+    assert_nothing_was_lost_or_computed_again(machines, folder, before)
+
+
+@pytest.mark.slow
+def test_a_client_that_is_killed_is_started_again_and_goes_on(machines, folder):
+    machines.scheduler()
+    machines.worker()
+    machines.worker()
+    client = machines.client()
+    wait_for(folder, 3)
+    os.kill(client, signal.SIGKILL)
+    assert machines.clients.wait(client) == -signal.SIGKILL
+    before = finished(folder)
+    again = machines.client()
+    assert machines.clients.wait(again) == 0, machines.clients.said(again)
+    assert_nothing_was_lost_or_computed_again(machines, folder, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["cluster", "plain"])
+def test_a_run_goes_on_the_other_way(machines, folder, first):
+    machines.scheduler()
+    machines.worker()
+    plain = ("run", stand_in.CONFIG, *SWEEP, "--out", "runs")
+    start = {"cluster": machines.client, "plain": lambda: machines.clients.start(*plain)}
+    client = start.pop(first)()
+    wait_for(folder, 3)
+    os.kill(client, signal.SIGINT)
+    assert machines.clients.wait(client) == 128 + signal.SIGINT
+    assert "the same command goes on from here" in machines.clients.said(client)
+    time.sleep(0.5)  # what a worker had begun it finishes
+    before = finished(folder)
+    (other,) = start.values()
+    assert machines.clients.wait(other()) == 0
+    assert_nothing_was_lost_or_computed_again(machines, folder, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "told"), [("raise", "ValueError: poisoned"), ("die", "Killed")])
+def test_a_poisoned_chunk_is_reported_and_the_rest_finishes(machines, folder, how, told):
+    machines.scheduler()
+    for _ in range(4 if how == "die" else 1):  # of which it kills three
+        machines.worker(POISON=f"3:{how}")
+    client = machines.client()
+    assert machines.clients.wait(client) == 2
+    said = machines.clients.said(client)
+    assert f"ddln: 1 of {CHUNKS} chunks could not be computed" in said
+    assert f"chunk 3: {told}" in said
+    before = finished(folder)
+    assert set(range(CHUNKS)) - set(before) == {3}
+    machines.worker()
+    for worker in machines.workers[:-1]:
+        worker.kill()
+    again = machines.client()
+    assert machines.clients.wait(again) == 0, machines.clients.said(again)
+    assert_nothing_was_lost_or_computed_again(machines, folder, before)
+
+
+REAL = ["sweep={}", "sweep.network.scale={linspace=[0.7, 1.8, 40]}", "memory=0.02"]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_data_set_of_a_plain_run_bit_for_bit(tmp_path):
+    small = ["network.depth=3", "dynamics.points=21"]
+    command = [sys.executable, "-m", "ddln.cli", "run", stand_in.CONFIG, *REAL, *small]
+    for out, where in (("plain", []), ("cluster", ["--cluster", "local:2"])):
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / out), *where],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[:1] == ["computing 40 of 40 lanes"]
+    (plain,), (shared,) = ((tmp_path / out).iterdir() for out in ("plain", "cluster"))
+    assert contents(plain) == contents(shared)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_local_cluster_at_once_and_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "ddln.cli", "run", stand_in.CONFIG, *REAL]
+    where = ["--out", str(tmp_path), "--cluster", "local:2"]
+    with subprocess.Popen(
+        [*command, *where],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr.readline() == "computing 40 of 40 lanes\n"
+        time.sleep(3.0)
+        sent = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait() == 130
+        assert time.monotonic() - sent < 10.0
+    assert said == "\nstopped; the same command goes on from here\n"
+    time.sleep(1.0)
+    with pytest.raises(ProcessLookupError, match="No such process"):
+        os.killpg(process.pid, 0)
