@@ -22,10 +22,13 @@ ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from 
 def smaller(path):
     """The experiment with fewer saved times and lanes, and a single program to compile."""
     experiment = ddln.load(path)
-    kept = {
-        f"sweep.{axis.name}": axis.values[:1] if axis.shape_changing else axis.values[-3:]
-        for axis in plan.make_plan(experiment).axes
-    }
+    axes = plan.make_plan(experiment).axes
+    looped = {axis.dimension for axis in axes if axis.shape_changing}
+    kept = {}
+    for axis in axes:
+        values = axis.values[:1] if axis.dimension in looped else axis.values[-3:]
+        zipped = {} if axis.dimension == axis.name else {"zip": axis.dimension}
+        kept[f"sweep.{axis.name}"] = {"values": values, **zipped}
     points = min(POINTS, experiment.dynamics.points)
     return experiment.with_({"dynamics.points": points, **kept})
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 import ddln
 from ddln import theory
@@ -13,6 +14,7 @@ RNG = np.random.default_rng(0)
 PROBLEM = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
 DATUM = ddln.signed(ddln.least_squares([[1.0, 0.4]], [1.0]))
 KKT = 1e-11
+SEARCH = {"maxiter": 20_000, "maxfev": 20_000, "xatol": 1e-8, "fatol": 1e-10}
 
 
 def balanced(depth, scale, dim):
@@ -167,3 +169,35 @@ def test_references_are_of_plain_least_squares():
     for reference in (theory.min_l1, theory.min_l2, lambda problem: theory.lasso(problem, 1.0)):
         with pytest.raises(ValueError, match=r"least squares \(of a signed one, its `.unsigned`\)"):
             reference(DATUM)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_largest_margins_are_those_of_a_general_solver(norm):
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(6, 9))
+    labels = np.sign(features @ rng.normal(size=9))
+    problem = ddln.logistic(features, labels)
+    theta = theory.max_margin(problem, norm=norm)
+    margins = labels * (features @ theta)
+    assert margins.min() > 1 - 1e-9
+    # By duality ‖θ‖ is the largest Σ ν over ν ≥ 0 with ‖Σ ν_i y_i x_i‖ ≤ 1 in the dual norm.
+    signed = labels[:, None] * features
+
+    def unscaled(logs):
+        weights = np.exp(logs)
+        return np.linalg.norm(weights @ signed, ord=np.inf if norm == 1 else 2) / weights.sum()
+
+    found = [
+        minimize(unscaled, rng.normal(size=6), method="Nelder-Mead", options=SEARCH).fun
+        for _ in range(4)
+    ]
+    np.testing.assert_allclose(1 / np.linalg.norm(theta, ord=norm), min(found), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"labels ±1 and a linear model .* got Signed"):
+        theory.max_margin(ddln.signed(problem), norm=norm)
+    with pytest.raises(ValueError, match="labels that some θ separates"):
+        theory.max_margin(ddln.logistic([[1.0], [1.0]], [1.0, -1.0]), norm=norm)
+
+
+def test_a_margin_of_another_norm_is_refused():
+    with pytest.raises(ValueError, match="`norm` must be 1 or 2, got 3"):
+        theory.max_margin(ddln.logistic([[1.0]], [1.0]), norm=3)
