@@ -1,7 +1,5 @@
 """What limits are compared with: minimisers of least ℓ1 and ℓ2 norm, the lasso, largest margins."""
 
-from typing import Literal
-
 import numpy as np
 
 from ddln._checks import Number
@@ -86,7 +84,7 @@ def lasso(problem: Problem, penalty: Number) -> np.ndarray:
     return model.fit(np.asarray(problem.features), np.asarray(problem.targets)).coef_
 
 
-def max_margin(problem: Problem, *, norm: Literal[1, 2]) -> np.ndarray:
+def max_margin(problem: Problem, *, norm: int) -> np.ndarray:
     """argmin { ‖θ‖ : y_i x_iᵀθ ≥ 1 }, the direction of largest margin, shape (dim,).
 
     In the ℓ1 norm a linear program (SciPy's HiGHS), in the ℓ2 norm a least distance problem by
