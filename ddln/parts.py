@@ -111,8 +111,8 @@ def times_of(flow: Flow) -> Array:
     if flow.spacing == "linear":
         return jnp.linspace(0.0, flow.until, flow.points)
     # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
-    first = 1e-8 * flow.until
-    return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), flow.points))
+    span = jnp.power(10.0, flow.decades)
+    return flow.until / span * jnp.expm1(jnp.linspace(0.0, jnp.log1p(span), flow.points))
 
 
 def rule_of(descent: Descent) -> Optimiser:

@@ -284,7 +284,7 @@ class Signed(Problem):
     @property
     def minimiser(self):
         positive = jnp.maximum(self.unsigned.minimiser, 0.0)
-        return jnp.concatenate([positive, positive - self.unsigned.minimiser])
+        return jnp.concatenate([positive, positive - self.unsigned.minimiser], axis=-1)
 
     @property
     def attained(self):

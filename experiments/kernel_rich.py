@@ -63,11 +63,11 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             away.append([float(abs(w - limit).max() / abs(limit).max()) for w in (end, twin)])
             alpha = next((a for a in RECOMPUTED if np.isclose(scale**2, a)), None)
             if alpha is not None and layers[0, 0] == layers[1, 0]:
-                numbered[f"limit, α = {alpha:g}"] = limit, RECOMPUTED[alpha], 5e-10
-                numbered[f"run, α = {alpha:g}"] = end, RECOMPUTED[alpha], 1e-6
+                numbered[f"limit, α={alpha:.0e}"] = limit, RECOMPUTED[alpha], 5e-10
+                numbered[f"run, α={alpha:.0e}"] = end, RECOMPUTED[alpha], 1e-6
     if published:
-        numbered["least ℓ1 norm"] = theory.min_l1(plain), ENDS["ℓ1"], 1e-9
-        numbered["least ℓ2 norm"] = theory.min_l2(plain), ENDS["ℓ2"], 1e-9
+        numbered["of least ℓ1 norm"] = theory.min_l1(plain), ENDS["ℓ1"], 1e-9
+        numbered["of least ℓ2 norm"] = theory.min_l2(plain), ENDS["ℓ2"], 1e-9
     made = [
         ddln.Claim(
             name=name,
@@ -91,8 +91,8 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
         pairs = zip(("‖w−w*‖²", "‖w‖₁"), numbers(alone, w), wanted, strict=True)
         made += [
             ddln.Claim(
-                name=f"{norm}, {name}",
-                source="setting of Azulay et al. 2021",
+                name=f"{norm} {name}",
+                source="Azulay et al. 2021",
                 statement="of the run's end" if "run" in name else "no run: of the solution itself",
                 measured=float(value),
                 predicted=number,
