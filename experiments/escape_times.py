@@ -32,7 +32,7 @@ def predicted(depth: int, layers: np.ndarray) -> float:
 
 def half_time(lane: xr.Dataset) -> float:
     """When θ passes ½, on the chord between the saved times around it."""
-    theta, times = lane["theta"].isel(coordinate=0).values, lane["flow_time"].values
+    theta, times = lane["theta"].isel(coordinate=0).values, lane["time"].values
     i = int(np.argmax(theta > 0.5))
     return float(np.interp(0.5, theta[i - 1 : i + 1], times[i - 1 : i + 1]))
 
@@ -40,11 +40,11 @@ def half_time(lane: xr.Dataset) -> float:
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The range of ∇Q, the closed form, and the flow's own time."""
     made = []
-    for depth in dataset[DEPTH].values.tolist():
-        lane = dataset.sel({DEPTH: depth})
+    for lane in figures.lanes(dataset, DEPTH):
+        depth = lane[DEPTH].item()
         problem, layers = parts.rebuild(lane)
         end = float(ddln.escape_times(problem, layers)[0])
-        spacing = float(lane["flow_time"].diff("time").max())
+        spacing = float(np.diff(lane["time"]).max())
         made += [
             ddln.Claim(
                 name=f"range of ∇Q, depth {depth}",
@@ -81,14 +81,14 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> Figure:
     """θ against time: a plateau and a jump for each depth, and where it is predicted."""
     figure, axes = figures.canvas()
-    for depth, look in zip(dataset[DEPTH], figures.looks(dataset.sizes[DEPTH]), strict=True):
-        lane = dataset.sel({DEPTH: depth})
+    curves = figures.lanes(dataset, DEPTH)
+    for lane, look in zip(curves, figures.looks(len(curves)), strict=True):
         problem, layers = parts.rebuild(lane)
-        curve = {"label": figures.value_label(depth), "markevery": (0.03, 0.2), **look}
-        axes.plot(lane["flow_time"][1:], lane["theta"].isel(coordinate=0)[1:], **curve)
+        curve = {"label": figures.value_label(lane[DEPTH]), "markevery": (0.03, 0.2), **look}
+        axes.plot(lane["time"][1:], lane["theta"].isel(coordinate=0)[1:], **curve)
         escape = float(ddln.escape_times(problem, layers)[0])
         axes.axvline(escape, color=look["color"], linestyle=figures.DOTS, zorder=0)
-    axes.set(xscale="log", xlim=(10, float(dataset["flow_time"].max())))
+    axes.set(xscale="log", xlim=(10, max(float(lane["time"][-1]) for lane in curves)))
     axes.set(xlabel="flow time $t$", ylabel=r"effective parameter $\theta$")
     figures.legend(figure, {"end of the range of $\\nabla Q$": figures.DOTS})
     return figure

@@ -75,7 +75,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 
 @figures.style()
 def draw(dataset: xr.Dataset) -> Figure:
-    """The share of draws recovered over n and k: the flow's as tints, half of basis pursuit's a line."""
+    """The share of draws recovered over n and k; half of those of basis pursuit is a line."""
     figure, axes = figures.canvas()
     found, pursuit = ((error < RECOVERED).mean(SEED) for error in errors(dataset))
     samples, nonzeros = dataset[SAMPLES], dataset[NONZEROS]
