@@ -78,6 +78,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             tolerance=tolerance,
             relation="<=",
             reason="what a finite time leaves" if name == "limit" else "both to rounding",
+            applies=published or name != "limit",
         )
         for name, statement, differences, tolerance in zip(
             ("limit", "one scale"),
@@ -110,8 +111,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     """‖w − w*‖² against α, a curve for each shape; and against the one scale both come to."""
     figure, panels = figures.canvas(7.0, 3.2, ncols=2, sharey=True)
     error = numbers(dataset, dataset["predictor"].isel(time=-1))[0]
-    shapes = dataset[SHAPE] ** 2
-    shapes = (1 - shapes) / (1 + shapes)
+    shapes = (1 - dataset[SHAPE] ** 2) / (1 + dataset[SHAPE] ** 2)
     scales = {r"$\alpha = |uv|$": dataset[SCALE] ** 2, r"$(u^2 + v^2)/2$": one_scale(dataset)}
     alone = dataset.isel({SCALE: 0, SHAPE: 0})
     plain = parts.rebuild(alone)[0].unsigned
@@ -125,6 +125,6 @@ def draw(dataset: xr.Dataset) -> Figure:
             axes.axhline(level, color="0.5", linestyle=dots, zorder=0)
         axes.set(xscale="log", yscale="log", xlabel=name)
     panels[0].set_ylabel(r"$\|w - w^*\|^2$")
-    lines = {r"least $\ell_1$ norm": figures.DOTS, r"least $\ell_2$ norm": figures.DASHES[0]}
-    figures.legend(figure, lines)
+    levels = r"least $\ell_1$ norm", r"least $\ell_2$ norm"
+    figures.legend(figure, dict(zip(levels, (figures.DOTS, figures.DASHES[0]), strict=True)))
     return figure
