@@ -250,7 +250,9 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
     curvature = jnp.diagonal(hessian, axis1=1, axis2=2)
     jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
     metric = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
-    mobile, frozen = _mobile(entropy, theta), entropy.reduction.is_frozen[None]
+    frozen = entropy.reduction.is_frozen[None]
+    # Autodiff squares 1/M on its way to ∇²Q.
+    mobile = _mobile(entropy, theta) & (metric > jnp.sqrt(jnp.finfo(theta.dtype).tiny))
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
     noise = _gradient_noise(problem, theta) * metric
     return (

@@ -168,6 +168,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+def from_toml(text: str) -> Experiment:
+    """The experiment that `Experiment.to_toml` told, as a data set's attribute `config` has it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    return _validated(tomllib.loads(text))
+
+
 def substitute(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     """The experiment with other leaves, not validated: the leaves may be traced.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ddln.schema import Data
 
 DIABETES_SHAPE = (442, 10)
+_File = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray | None]
+"""Names, features, targets and, where it is known, θ*."""
 _SHOWN = 5
 """Faults of a file that are listed; the others are counted."""
 LARGEST_CSV, LARGEST_NPZ = 2**28, 2**32
@@ -62,8 +64,9 @@ def draw(data: "Data") -> tuple[Any, Any]:
         data: the table; its `seed`, `noise`, `nonzeros` and `strength` may be traced.
 
     Returns:
-        jax arrays for the random kinds, float64 numpy arrays for the others. *gaussian*: X and y
-        are independent standard normal. *sparse*: y = Xθ* + noise · N(0, 1), with θ* = ±1 on
+        jax arrays for the random kinds, float64 numpy arrays for the others. X has independent
+        entries, N(0, 1) or, of the design "rademacher", ±1. *gaussian*: y is standard normal.
+        *sparse*: y = Xθ* + noise · N(0, 1), with θ* = ±1 on
         `nonzeros` entries chosen at random and 0 elsewhere. *classification*: its signs, ±1.
         *counts*: y of the Poisson law of mean exp(strength · Xθ*).
 
@@ -93,19 +96,57 @@ def draw(data: "Data") -> tuple[Any, Any]:
     return features, targets
 
 
+def has_truth(data: "Data") -> bool:
+    """Whether the θ* that the targets were made with is known, and in the units of the features.
+
+    >>> from ddln.schema import Gaussian
+    >>> has_truth(Gaussian(kind="gaussian", samples=10, features=8))
+    False
+    """
+    if data.kind == "file":
+        return not data.standardise and _read_file(data)[3] is not None
+    return hasattr(data, "nonzeros")
+
+
+def truth(data: "Data") -> Any:
+    """θ*, shape (features,), of data that have one: see `has_truth`.
+
+    >>> from ddln.schema import Sparse
+    >>> table = Sparse(kind="sparse", samples=10, features=30, nonzeros=3)
+    >>> int(abs(truth(table)).sum())
+    3
+    """
+    return _read_file(data)[3] if data.kind == "file" else _plant(data)
+
+
+def _plant(data: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    support_key, sign_key = jax.random.split(_keys(data)[2])
+    chosen = jax.random.permutation(support_key, data.features) < data.nonzeros
+    signs = jax.random.rademacher(sign_key, (data.features,), jnp.result_type(float))
+    return jnp.where(chosen, signs, 0)
+
+
+def _keys(data: Any) -> Any:
+    """Of the features, the targets and the truth."""
+    import jax
+
+    return jax.random.split(jax.random.key(data.seed), 3)
+
+
 def _draw_random(data: Any) -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp
 
-    features_key, targets_key, truth_key = jax.random.split(jax.random.key(data.seed), 3)
-    features = jax.random.normal(features_key, (data.samples, data.features))
+    features_key, targets_key, _ = _keys(data)
+    law = jax.random.normal if data.design == "normal" else jax.random.rademacher
+    features = law(features_key, (data.samples, data.features), jnp.result_type(float))
     targets = jax.random.normal(targets_key, (data.samples,))
     if data.kind == "gaussian":
         return features, targets
-    support_key, sign_key = jax.random.split(truth_key)
-    chosen = jax.random.permutation(support_key, data.features) < data.nonzeros
-    truth = jnp.where(chosen, jax.random.rademacher(sign_key, (data.features,), features.dtype), 0)
-    fitted = features @ truth
+    fitted = features @ truth(data)
     if data.kind == "counts":
         counts = jax.random.poisson(targets_key, jnp.exp(data.strength * fitted))
         return features, counts.astype(features.dtype)
@@ -141,7 +182,14 @@ def read_table(
         DataError: what is wrong, by row and column. Rows count as in a spreadsheet: the header is
             row 1.
     """
-    path = Path(path)
+    return _read_path(Path(path), target, features)[:3]
+
+
+def _read_file(data: Any) -> _File:
+    return _read_path(Path(data.path), data.target, data.features)
+
+
+def _read_path(path: Path, target: str, features: Sequence[str] | None) -> _File:
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -197,12 +245,13 @@ def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
 @lru_cache(maxsize=4)
 def _read(
     path: Path, target: str, features: tuple[str, ...] | None, stamp: tuple[int, int]
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+) -> _File:
     read = _read_npz if path.suffix == ".npz" else _read_csv
-    names, inputs, targets = read(path, target, features)
-    inputs.setflags(write=False)
-    targets.setflags(write=False)
-    return names, inputs, targets
+    found = read(path, target, features)
+    for array in found[1:]:
+        if array is not None:
+            array.setflags(write=False)
+    return found
 
 
 def _choose(
@@ -221,9 +270,7 @@ def _choose(
     return wanted
 
 
-def _read_csv(
-    path: Path, target: str, features: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def _read_csv(path: Path, target: str, features: tuple[str, ...] | None) -> _File:
     _limit(path, path.stat().st_size, LARGEST_CSV)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -259,12 +306,10 @@ def _read_csv(
             if fault:
                 faults.append(f'row {i + 2}, column "{name}": {fault}')
     _refuse(path, faults)
-    return names, table[:, :-1].copy(), table[:, -1].copy()
+    return names, table[:, :-1].copy(), table[:, -1].copy(), None
 
 
-def _read_npz(
-    path: Path, target: str, features: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def _read_npz(path: Path, target: str, features: tuple[str, ...] | None) -> _File:
     return _columns(path, _load(path), features)
 
 
@@ -299,7 +344,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 def _columns(
     path: Path, arrays: Mapping[str, np.ndarray], features: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+) -> _File:
     for name, ndim, shape in (("features", 2, "(n, d)"), ("targets", 1, "(n,)")):
         if name not in arrays:
             has = _first_of(list(arrays)) or "none"
@@ -316,7 +361,19 @@ def _columns(
         )
     names = tuple(f"x{k + 1}" for k in range(inputs.shape[1]))
     wanted = _choose(path, names, None, features)
-    inputs = inputs[:, [names.index(name) for name in wanted]]
+    chosen = [names.index(name) for name in wanted]
+    best = arrays.get("truth")
+    if best is not None:
+        if (
+            best.dtype.kind not in "fiub"
+            or best.shape != (len(names),)
+            or not np.isfinite(best).all()
+        ):
+            raise DataError(
+                f'{path.name}: "truth" must be {len(names)} finite numbers, one for each feature'
+            )
+        best = best.astype(np.float64)[chosen]
+    inputs = inputs[:, chosen]
     table = np.column_stack([inputs, targets])
     _refuse(
         path,
@@ -325,7 +382,7 @@ def _columns(
             for i, j in np.argwhere(~np.isfinite(table))
         ],
     )
-    return wanted, inputs, targets
+    return wanted, inputs, targets, best
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -46,6 +46,13 @@ class Flow(_Curve):
         description="flow time at the end; k steps of size η reach kη",
         json_schema_extra={"units": "flow time"},
     )
+    decades: float = Field(
+        default=8.0,
+        gt=0,
+        le=100,
+        description="powers of ten of time that a logarithmic spacing spreads the points over; "
+        "before them it is linear",
+    )
     coordinates: Literal["reduced", "layers"] = Field(
         default="reduced", description="one number per coordinate, or all layers"
     )

@@ -30,7 +30,7 @@ from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.plan import Chunk, make_plan, seconds
 from ddln.problem import Problem
-from ddln.variables import VARIABLES, kept
+from ddln.variables import VARIABLES, along, kept
 
 _SOLVERS = {
     "auto": diffrax.Tsit5,
@@ -190,14 +190,17 @@ def _together(chunk: Chunk, report: Report | None) -> xr.Dataset:
         for name, values in chunk.values.items()
     }
     build, integrate, examine = _programs(chunk)
-    problems, *given = build(padded, _numbers(chunk.experiment, padded))
+    best, problems, *given = build(padded, _numbers(chunk.experiment, padded))
     tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
     runs, rounds = integrate(problems, *given, tell)
     numbers, checked = examine(problems, runs)
-    numbers["rounds"] = rounds
+    numbers |= {"rounds": rounds, "truth": best}
     dataset = xr.Dataset(
         {
-            name: (("lane", *VARIABLES[name][0]), np.asarray(numbers[name])[: chunk.lanes.size])
+            name: (
+                ("lane", *along(name, chunk.experiment)),
+                np.asarray(numbers[name])[: chunk.lanes.size],
+            )
             for name in kept(chunk.experiment)
         },
         coords={
@@ -244,14 +247,15 @@ def _programs(chunk: Chunk):
             return _build(substitute(experiment, {**shared, **swept}))
 
         axes = problems, 0, 0, keys
-        build = jax.vmap(lane, (0, None), axes, axis_size=chunk.width)
+        build = jax.vmap(lane, (0, None), (0, *axes), axis_size=chunk.width)
         examine = jax.jit(jax.vmap(_examine, (problems, 0)))
         _PROGRAMS[key] = jax.jit(build), _integrator(experiment.dynamics, axes), examine
     return _PROGRAMS[key]
 
 
 def _build(experiment: Experiment):
-    """Problem, layers, what else the integrator is given, and the key of what it draws."""
+    """θ* where it is known, problem, layers, what else the integrator is given, and the key of what
+    it draws."""
     dynamics, key = experiment.dynamics, None
     if isinstance(dynamics, Training):
         controls = parts.rule_of(dynamics), parts.oracle_of(dynamics), dynamics.target_gap
@@ -259,7 +263,8 @@ def _build(experiment: Experiment):
     else:
         tolerances = (jnp.asarray(x, float) for x in (dynamics.rtol, dynamics.atol))
         controls = parts.times_of(dynamics), *tolerances, dynamics.target_gap
-    return parts.problem_of(experiment), parts.layers_of(experiment), controls, key
+    best = parts.truth_of(experiment)
+    return best, parts.problem_of(experiment), parts.layers_of(experiment), controls, key
 
 
 def _integrator(dynamics: Flow | Training, axes: tuple):

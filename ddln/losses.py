@@ -91,10 +91,17 @@ class ConvexRisk(LinearRisk):
         return self.factor * (parts @ self.features)
 
     def hessian(self, theta):
+        weighted = self._curvature(theta)[:, None] * self.features
+        return self.factor * (self.features.T @ weighted)
+
+    def hessian_root(self, theta):
+        return jnp.sqrt(self.factor * self._curvature(theta))[:, None] * self.features
+
+    def _curvature(self, theta):
+        """φ'' at each prediction."""
         z = self.features @ theta
         slope = partial(self.slope, target=self.targets)
-        _, curvature = jax.jvp(slope, (z,), (jnp.ones_like(z),))
-        return self.factor * (self.features.T @ (curvature[:, None] * self.features))
+        return jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]
 
     def minimisers(self):
         return self._where(self.attained)

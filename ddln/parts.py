@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import xarray as xr
 from jaxtyping import Array
 
 from ddln import data, init, losses, problem
-from ddln.config import Experiment
+from ddln.config import Experiment, from_toml
 from ddln.dynamics import Descent, Flow
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
@@ -26,12 +27,45 @@ _LOSSES = {
 }
 
 
+def rebuild(lane: xr.Dataset) -> tuple[problem.Problem, Array]:
+    """The problem and the initial layers of one lane of a data set.
+
+    Args:
+        lane: from `ddln.run`, with one value of every axis of its sweep:
+            `dataset.sel({"network.scale": 1.4})`.
+
+    Returns:
+        The problem, of a signed network the signed one, and layers, shape (depth, width).
+
+    Raises:
+        ValueError: more than one value of an axis.
+
+    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 5})
+    >>> problem, layers = rebuild(ddln.run(experiment).sel({"network.scale": 1.4}))
+    >>> problem.dim, layers.shape
+    (8, (6, 8))
+    """
+    experiment = from_toml(lane.attrs["config"])
+    left = [name for name in experiment.sweep if lane[name].size != 1]
+    if left:
+        raise ValueError(f"`lane` must have one value of each swept axis, got more of {left}.")
+    values = {name: lane[name].values.item() for name in experiment.sweep}
+    experiment = experiment.with_({**values, "sweep": {}})
+    return problem_of(experiment), layers_of(experiment)
+
+
 def problem_of(experiment: Experiment) -> problem.Problem:
     """The loss on the data; of a signed network the signed one."""
     features, targets = data.draw(experiment.problem.data)
     table = experiment.problem.loss
     loss = _LOSSES[table.kind](features, targets, **_options(table))
     return problem.signed(loss) if experiment.network.signed else loss
+
+
+def truth_of(experiment: Experiment) -> Array | None:
+    """θ* that the data were made with, shape (features,); None where it is not known."""
+    table = experiment.problem.data
+    return jnp.asarray(data.truth(table)) if data.has_truth(table) else None
 
 
 def _options(table: Table) -> dict[str, Any]:
@@ -77,8 +111,8 @@ def times_of(flow: Flow) -> Array:
     if flow.spacing == "linear":
         return jnp.linspace(0.0, flow.until, flow.points)
     # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
-    first = 1e-8 * flow.until
-    return first * jnp.expm1(jnp.linspace(0.0, jnp.log1p(1e8), flow.points))
+    span = jnp.power(10.0, flow.decades)
+    return flow.until / span * jnp.expm1(jnp.linspace(0.0, jnp.log1p(span), flow.points))
 
 
 def rule_of(descent: Descent) -> Optimiser:

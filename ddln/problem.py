@@ -55,6 +55,10 @@ class Problem(eqx.Module):
         """∇²ℒ(θ)."""
         return jax.hessian(self.loss)(theta)
 
+    def hessian_root(self, theta: Float[Array, " dim"]) -> Float[Array, "rows dim"] | None:
+        """B with ∇²ℒ(θ) = BᵀB where that is known to have few rows; else None."""
+        return None
+
     def predictor(self, theta: Float[Array, "*times dim"]) -> Float[Array, "*times features"]:
         """The linear predictor that θ stands for: θ itself, or θ₊ − θ₋ in a signed problem."""
         return theta
@@ -168,6 +172,9 @@ class LeastSquares(LinearRisk):
     def hessian(self, theta):
         return 2 * self.factor * (self.core.T @ self.core)
 
+    def hessian_root(self, theta):
+        return jnp.sqrt(2 * self.factor) * self.core
+
     def minimisers(self):
         return self.features, self.fitted
 
@@ -277,7 +284,7 @@ class Signed(Problem):
     @property
     def minimiser(self):
         positive = jnp.maximum(self.unsigned.minimiser, 0.0)
-        return jnp.concatenate([positive, positive - self.unsigned.minimiser])
+        return jnp.concatenate([positive, positive - self.unsigned.minimiser], axis=-1)
 
     @property
     def attained(self):
@@ -319,6 +326,10 @@ class Signed(Problem):
     def hessian(self, theta):
         hessian = self.unsigned.hessian(self.predictor(theta))
         return jnp.block([[hessian, -hessian], [-hessian, hessian]])
+
+    def hessian_root(self, theta):
+        root = self.unsigned.hessian_root(self.predictor(theta))
+        return None if root is None else jnp.concatenate([root, -root], axis=1)
 
     def minimisers(self):
         affine = self.unsigned.minimisers()

@@ -115,11 +115,14 @@ class Explicit(Table):
 class _Drawn(Table):
     samples: int = Field(ge=1, description="rows of X", json_schema_extra=SHAPE)
     features: int = Field(ge=1, description="columns of X: the width", json_schema_extra=SHAPE)
+    design: Literal["normal", "rademacher"] = Field(
+        default="normal", description="law of the entries of X: N(0, 1), or ±1 alike"
+    )
     seed: Seed = 0
 
 
 class Gaussian(_Drawn):
-    """Features and targets independent standard normal."""
+    """Independent features, of the law `design`; targets independent standard normal."""
 
     kind: Literal["gaussian"]
 
@@ -137,28 +140,29 @@ class _Planted(_Drawn):
 
 
 class Sparse(_Planted):
-    """Standard normal features; targets Xθ* + noise · N(0, 1), θ* = ±1 on few entries."""
+    """Independent features; targets Xθ* + noise · N(0, 1), θ* = ±1 on few entries."""
 
     kind: Literal["sparse"]
     noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
 
 
 class Classification(_Planted):
-    """Standard normal features; labels ±1, the sign of Xθ* + noise · N(0, 1)."""
+    """Independent features; labels ±1, the sign of Xθ* + noise · N(0, 1)."""
 
     kind: Literal["classification"]
     noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
 
 
 class Counts(_Planted):
-    """Standard normal features; targets Poisson of mean exp(strength · Xθ*)."""
+    """Independent features; targets Poisson of mean exp(strength · Xθ*)."""
 
     kind: Literal["counts"]
     strength: float = Field(default=0.5, description="multiplies Xθ*")
 
 
 class File(Table):
-    """A CSV file with a header, or an NPZ file with arrays `features` and `targets`."""
+    """A CSV file with a header, or an NPZ file with arrays `features` and `targets`, and perhaps
+    the `truth` θ* behind them."""
 
     kind: Literal["file"]
     path: str = Field(description="relative to the configuration file")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddln.config import Experiment
 from ddln.costs import CERTIFIED_DUALS
-from ddln.data import shape_of
+from ddln.data import has_truth, shape_of
 from ddln.dynamics import Descent
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "gap": (_TIME, "loss", "loss gap ℒ(θ) − ℒ*"),
     "theta": (_THETA, "1", "effective parameter θ"),
     "predictor": (_PREDICTOR, "1", "linear predictor θ₊ − θ₋"),
+    "truth": (("feature",), "1", "θ* that the data were made with"),
     "velocity": (_THETA, "1 / flow time", "dθ/dt"),
     "layers": (_LAYERS, "1", "layers u"),
     "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
@@ -80,11 +81,26 @@ def kept(experiment: Experiment) -> tuple[str, ...]:
         of_others = _OF_FLOWS
     if not experiment.network.signed:
         of_others = of_others | {"predictor"}
+    if not has_truth(experiment.problem.data):
+        of_others = of_others | {"truth"}
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()
         if not left_out & set(dimensions) and name not in of_others
     )
+
+
+def along(name: str, experiment: Experiment) -> tuple[str, ...]:
+    """The dimensions of a variable of one lane; a feature is a coordinate unless θ has two of it.
+
+    >>> from ddln.config import load
+    >>> along("truth", load("configs/figure4.toml"))
+    ('coordinate',)
+    """
+    dimensions = VARIABLES[name][0]
+    if name == "truth" and not experiment.network.signed:
+        return ("coordinate",)
+    return dimensions
 
 
 def sizes(experiment: Experiment) -> dict[str, int]:
@@ -137,7 +153,8 @@ def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
     claims = _CERTIFICATES_OF_A_DESCENT if stepwise else _CERTIFICATES
     known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
     return sum(
-        (1 if name in _FLAGS else 8) * math.prod(known[along] for along in VARIABLES[name][0])
+        (1 if name in _FLAGS else 8)
+        * math.prod(known[dimension] for dimension in VARIABLES[name][0])
         for name in names
     )
 

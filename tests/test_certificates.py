@@ -199,3 +199,13 @@ def test_another_run_is_refused(certified):
     problem, *_ = certified
     with pytest.raises(ValueError, match=r"`run` must be a flow's or a descent's, got ndarray"):
         ddln.certify(problem, np.zeros(3))
+
+
+def test_a_run_from_a_scale_whose_inverse_mobility_has_no_square_is_certified():
+    layers = np.array([[0.0, 0.0], [1e-120, 2e-120]])
+    problem = ddln.least_squares([[1.0, 0.2]], [1.0])
+    run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 300.0, 61))
+    certificates = ddln.certify(problem, run)
+    assert run.gap[-1] < 1e-12 * run.gap[0]
+    assert bool(certificates["mirror identity"].applies)
+    assert bool(certificates.ok), certificates

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddln.data import DataError, draw, read_table, shape_of
+from ddln.data import DataError, draw, has_truth, read_table, shape_of, truth
 from ddln.schema import Diabetes, File, Gaussian, Sparse
 
 
@@ -142,3 +142,30 @@ def test_noise_has_the_deviation_asked_for():
     noisy = quiet.model_copy(update={"noise": 0.5})
     noise = np.asarray(draw(noisy)[1] - draw(quiet)[1])
     assert abs(noise.std() - 0.5) < 0.03
+
+
+def test_a_rademacher_design_has_entries_of_plus_and_minus_one_alike():
+    table = Gaussian(kind="gaussian", samples=400, features=50, design="rademacher")
+    features, _ = draw(table)
+    assert set(np.unique(features)) == {-1.0, 1.0}
+    assert abs(np.mean(features)) < 0.02  # 3 deviations of 20,000 signs
+
+
+def test_the_truth_of_planted_data_made_their_targets():
+    table = Sparse(kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4)
+    features, targets = draw(table)
+    np.testing.assert_allclose(features @ truth(table), targets, atol=1e-6)
+    assert not has_truth(Gaussian(kind="gaussian", samples=5, features=8))
+
+
+def test_the_truth_of_a_file_goes_with_its_columns(tmp_path):
+    path = tmp_path / "data.npz"
+    arrays = {"features": np.ones((4, 3)), "targets": np.ones(4)}
+    np.savez(path, **arrays, truth=np.array([1.0, 2.0, 3.0]))
+    table = File(kind="file", path=str(path), features=("x3", "x1"))
+    assert has_truth(table)
+    assert truth(table).tolist() == [3.0, 1.0]
+    assert not has_truth(table.model_copy(update={"standardise": True}))
+    np.savez(path, **arrays, truth=np.ones(2))
+    with pytest.raises(DataError, match=r'data\.npz: "truth" must be 3 finite numbers'):
+        read_table(path)

@@ -142,6 +142,20 @@ def test_one_problem_for_each_lane(layers):
         np.testing.assert_allclose(flows.loss[lane], one.loss, atol=AGREES)
 
 
+def test_signed_problems_may_differ_from_lane_to_lane(layers):
+    rng = np.random.default_rng(2)
+    features, targets = rng.standard_normal((11, 5, 2)), rng.standard_normal((11, 5))
+
+    def make(features, targets):
+        return ddln.signed(ddln.least_squares(features, targets))
+
+    problems = jax.vmap(make)(features, targets)
+    assert problems.minimiser.shape == (11, 4)
+    flows = ddln.gradient_flows(problems, layers, TIMES)
+    one = ddln.gradient_flow(make(features[7], targets[7]), layers[7], TIMES)
+    np.testing.assert_allclose(flows.loss[7], one.loss, atol=AGREES)
+
+
 def test_signed_networks_and_other_losses_run(layers):
     rng = np.random.default_rng(3)
     features = rng.standard_normal((6, 4))

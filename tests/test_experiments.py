@@ -15,19 +15,27 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS = 61
+POINTS, WIDE = 61, 120
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
 def smaller(path):
-    """The experiment with fewer saved times and lanes, and a single program to compile."""
+    """The experiment with fewer saved times, lanes and features, and a single program."""
     experiment = ddln.load(path)
-    kept = {
-        f"sweep.{axis.name}": axis.values[:1] if axis.shape_changing else axis.values[-3:]
-        for axis in plan.make_plan(experiment).axes
-    }
-    points = min(POINTS, experiment.dynamics.points)
-    return experiment.with_({"dynamics.points": points, **kept})
+    axes = plan.make_plan(experiment).axes
+    looped = {axis.dimension for axis in axes if axis.shape_changing}
+    kept = {}
+    for axis in axes:
+        values = axis.values[:1] if axis.dimension in looped else axis.values[-3:]
+        zipped = {} if axis.dimension == axis.name else {"zip": axis.dimension}
+        kept[f"sweep.{axis.name}"] = {"values": values, **zipped}
+    kept["dynamics.points"] = min(POINTS, experiment.dynamics.points)
+    if experiment.features > WIDE:
+        narrow = (
+            [f"x{k + 1}" for k in range(WIDE)] if experiment.problem.data.kind == "file" else WIDE
+        )
+        kept["problem.data.features"] = narrow
+    return experiment.with_(kept)
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from scipy.optimize import linprog, minimize
 
 import ddln
 from ddln import theory
@@ -167,3 +168,32 @@ def test_references_are_of_plain_least_squares():
     for reference in (theory.min_l1, theory.min_l2, lambda problem: theory.lasso(problem, 1.0)):
         with pytest.raises(ValueError, match=r"least squares \(of a signed one, its `.unsigned`\)"):
             reference(DATUM)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_largest_margins_are_those_of_a_general_solver(norm):
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(6, 9))
+    labels = np.sign(features @ rng.normal(size=9))
+    problem = ddln.logistic(features, labels)
+    theta = theory.max_margin(problem, norm=norm)
+    margins = labels * (features @ theta)
+    assert margins.min() > 1 - 1e-9
+    signed = labels[:, None] * features
+    if norm == 1:  # by duality, max Σ ν over ν ≥ 0 with |Σ ν_i y_i x_i| ≤ 1
+        rows = np.vstack([signed.T, -signed.T])
+        least = -linprog(-np.ones(6), A_ub=rows, b_ub=np.ones(18)).fun
+    else:
+        margin = {"type": "ineq", "fun": lambda theta: signed @ theta - 1}
+        start = 10 * theta + rng.normal(size=9)
+        least = minimize(lambda theta: theta @ theta, start, constraints=margin).fun ** 0.5
+    np.testing.assert_allclose(np.linalg.norm(theta, ord=norm), least, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"labels ±1 and a linear model .* got Signed"):
+        theory.max_margin(ddln.signed(problem), norm=norm)
+    with pytest.raises(ValueError, match="labels that some θ separates"):
+        theory.max_margin(ddln.logistic([[1.0], [1.0]], [1.0, -1.0]), norm=norm)
+
+
+def test_a_margin_of_another_norm_is_refused():
+    with pytest.raises(ValueError, match="`norm` must be 1 or 2, got 3"):
+        theory.max_margin(ddln.logistic([[1.0]], [1.0]), norm=3)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import ddln
@@ -54,3 +55,28 @@ def test_there_is_a_key_where_something_is_drawn():
     assert parts.key_of(descent(sampling={})) is None
     drawn = parts.key_of(descent(sampling={"batch": 1, "seed": 4}))
     assert drawn == jax.random.key(4)
+
+
+def test_logarithmic_times_are_spread_over_the_decades_asked_for():
+    flow = ddln.load(FIGURE4).with_(
+        {"dynamics.spacing": "log", "dynamics.decades": 3, "dynamics.until": 50.0}
+    )
+    times = np.asarray(parts.times_of(flow.dynamics))
+    assert times[0] == 0.0
+    np.testing.assert_allclose(times[-1], 50.0)
+    ratios = times[1:] / times[:-1].clip(1e-300)
+    late = times[:-1] > 10 * 50.0 / 1e3
+    # Evenly in the logarithm to the share of the linear start that is left there.
+    np.testing.assert_allclose(np.log(ratios[late]), np.log(1001) / 300, rtol=0.1)
+    assert times[1] < 2 * 50.0 / 1e3 * np.log(1001) / 300
+
+
+def test_a_lane_of_a_data_set_has_its_problem_and_layers_again():
+    experiment = ddln.load(FIGURE4).with_({"dynamics.points": 5, "sweep.network.scale": [1.0, 2.0]})
+    dataset = ddln.run(experiment)
+    problem, layers = parts.rebuild(dataset.sel({"network.scale": 2.0}))
+    np.testing.assert_allclose(layers, dataset["layers"].sel({"network.scale": 2.0})[0])
+    loss = jax.vmap(problem.loss)(dataset["theta"].values[1])
+    np.testing.assert_allclose(loss, dataset["loss"].values[1])
+    with pytest.raises(ValueError, match=r"one value of each swept axis, .* \['network.scale'\]"):
+        parts.rebuild(dataset)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,7 +48,22 @@ def test_asymptotic_rate_ignores_directions_that_do_not_move():
     wide = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
     rates, _ = theory.mode_rates(wide, np.ones(6), LAYERS)
     assert (rates > 0).sum() == 3
-    assert ddln.asymptotic_rate(wide, np.ones(6), LAYERS) == rates[3]
+    assert ddln.asymptotic_rate(wide, np.ones(6), LAYERS) == rates[rates > 0][0]
+
+
+@pytest.mark.parametrize("kind", ["least squares", "signed", "logistic"])
+def test_modes_of_few_samples_are_those_of_the_whole_hessian(kind):
+    features, targets = RNG.normal(size=(3, 6)), np.array([1.0, -1.0, 1.0])
+    make = ddln.logistic if kind == "logistic" else ddln.least_squares
+    problem, layers = make(features, targets), np.abs(LAYERS) + 0.1
+    if kind == "signed":
+        problem, layers = ddln.signed(problem), ddln.init.signed(layers)
+    theta = np.prod(layers, axis=0)
+    rates, modes = theory.mode_rates(problem, theta, layers)
+    root = np.sqrt(ddln.mobility(layers))
+    whole = root[:, None] * jax.hessian(problem.loss)(theta) * root[None]
+    np.testing.assert_allclose(np.linalg.eigvalsh(whole)[-3:], rates, rtol=1e-9)
+    np.testing.assert_allclose(whole @ modes, modes * rates, atol=1e-9 * float(rates[-1]))
 
 
 def test_mobility_integral_converges_with_the_saved_times():

@@ -20,6 +20,7 @@ from ddln.theory.design import scale_for_rate as scale_for_rate
 from ddln.theory.limit import kkt_residual as kkt_residual
 from ddln.theory.limit import limit_point as limit_point
 from ddln.theory.references import lasso as lasso
+from ddln.theory.references import max_margin as max_margin
 from ddln.theory.references import min_l1 as min_l1
 from ddln.theory.references import min_l2 as min_l2
 from ddln.theory.saddles import escape_times as escape_times

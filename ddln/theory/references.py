@@ -1,9 +1,12 @@
-"""The minimisers that limits are compared with: of least ℓ1 norm, of least ℓ2 norm, the lasso."""
+"""What limits are compared with: minimisers of least ℓ1 and ℓ2 norm, the lasso, largest margins."""
 
 import numpy as np
 
 from ddln._checks import Number
-from ddln.problem import LeastSquares, Problem
+from ddln.problem import LeastSquares, LinearRisk, Problem
+
+_SEPARATES = 1e-12
+"""The share of 1 that is left of the last equation of the least distance problem, at least."""
 
 
 def _unsigned(problem: Problem) -> LeastSquares:
@@ -79,3 +82,46 @@ def lasso(problem: Problem, penalty: Number) -> np.ndarray:
     strength = weight / (2 * problem.factor * problem.samples)
     model = Lasso(alpha=strength, fit_intercept=False, tol=1e-12, max_iter=1_000_000)
     return model.fit(np.asarray(problem.features), np.asarray(problem.targets)).coef_
+
+
+def max_margin(problem: Problem, *, norm: int) -> np.ndarray:
+    """argmin { ‖θ‖ : y_i x_iᵀθ ≥ 1 }, the direction of largest margin, shape (dim,).
+
+    In the ℓ1 norm a linear program (SciPy's HiGHS), in the ℓ2 norm a least distance problem by
+    nonnegative least squares (Lawson & Hanson 1974, chapter 23). Its margin is 1 / ‖θ‖.
+
+    Args:
+        problem: a loss of labels ±1 on a linear model, not signed.
+        norm: 1 or 2.
+
+    Raises:
+        ValueError: another problem or norm, or labels that no θ separates.
+
+    >>> problem = ddln.logistic([[2.0, 1.0]], [1.0])
+    >>> ddln.theory.max_margin(problem, norm=1).tolist()
+    [0.5, 0.0]
+    >>> ddln.theory.max_margin(problem, norm=2).round(12).tolist()
+    [0.4, 0.2]
+    """
+    from scipy.optimize import linprog, nnls
+
+    if not isinstance(problem, LinearRisk) or not np.all(np.abs(np.asarray(problem.targets)) == 1):
+        raise ValueError(
+            "`problem` must have labels ±1 and a linear model (of a signed one, its `.unsigned`), "
+            f"got {type(problem).__name__}."
+        )
+    if norm not in (1, 2):
+        raise ValueError(f"`norm` must be 1 or 2, got {norm}.")
+    signed = np.asarray(problem.targets)[:, None] * np.asarray(problem.features)
+    samples, dim = signed.shape
+    if norm == 1:
+        doubled = np.hstack([signed, -signed])
+        found = linprog(np.ones(2 * dim), A_ub=-doubled, b_ub=-np.ones(samples))
+        theta = None if found.x is None else found.x[:dim] - found.x[dim:]
+    else:
+        matrix, wanted = np.vstack([signed.T, np.ones(samples)]), np.append(np.zeros(dim), 1.0)
+        residual = wanted - matrix @ nnls(matrix, wanted)[0]
+        theta = -residual[:dim] / residual[dim] if residual[dim] > _SEPARATES else None
+    if theta is None:
+        raise ValueError("`problem` must have labels that some θ separates: no margin is positive.")
+    return theta
