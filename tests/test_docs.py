@@ -1,4 +1,4 @@
-"""The pages: what they tell to type runs, what they link to is there, what they list is complete."""
+"""The pages: what they tell to type runs, links lead somewhere, references are complete."""
 
 import re
 import shlex
