@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run verify experiments test test-slow bench lint format lock wheel clean coverage mutants audit
+.PHONY: help run verify experiments test test-slow bench docs lint format lock wheel clean coverage mutants audit
 
 help: ## show this list
 	@echo "make TARGET [VARIABLE=value]; the first target sets up $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -45,6 +45,10 @@ audit: $(VENV)/.made ## look the locked versions up among known vulnerabilities 
 bench: $(VENV)/.bench ## measure: writes benchmarks/RESULTS.md (some minutes)
 	@$(PY) -m benchmarks
 
+docs: $(VENV)/.docs ## build the pages into site/; a warning or a broken link fails
+	@$(PY) -m docs
+	@$(VENV)/bin/zensical build --strict --clean
+
 lint: $(VENV)/.dev ## check style, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -62,6 +66,7 @@ lock: ## resolve requirements/*.txt afresh (needs uv): [ARGS=--upgrade]
 	@$(COMPILE) $(ARGS) -o requirements/run.txt pyproject.toml --group build
 	@$(COMPILE) $(ARGS) -o requirements/dev.txt --group dev -c requirements/run.txt
 	@$(COMPILE) $(ARGS) -o requirements/bench.txt --group bench -c requirements/run.txt
+	@$(COMPILE) $(ARGS) -o requirements/docs.txt --group docs -c requirements/run.txt
 	@! grep -nE '(https?|file)://' requirements/*.txt
 
 wheel: $(VENV)/.run ## build the wheel, install it into an empty environment and use it there
@@ -101,6 +106,11 @@ $(VENV)/.run: $(VENV)/.made requirements/run.txt pyproject.toml
 $(VENV)/.bench: $(VENV)/.run requirements/bench.txt
 	@echo "→ installing requirements/bench.txt"
 	@$(call install,$(PY),requirements/bench.txt)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run requirements/docs.txt
+	@echo "→ installing requirements/docs.txt"
+	@$(call install,$(PY),requirements/docs.txt)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements/dev.txt

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln import lanes
+from ddln import parts
 
 ACCURACY, REPEATS = 1e-7, 7
 TOLERANCES = (1e-7, 5e-8, 2e-8, 1e-8, 5e-9, 2e-9, 1e-9, 5e-10, 1e-10, 1e-11)
@@ -31,8 +31,8 @@ class Sweep:
 
     def __init__(self, count: int, until: float):
         experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
-        problem, layers, *_ = lanes._build(experiment)
-        self.problem, self.layers = problem, np.asarray(layers)
+        self.problem = parts.problem_of(experiment)
+        self.layers = np.asarray(parts.layers_of(experiment))
         self.scales, self.times = np.linspace(0.7, 1.8, count), np.linspace(0.0, until, 101)
         self.networks = self.scales[:, None, None] * self.layers
 

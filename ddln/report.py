@@ -1,7 +1,7 @@
 """One run as one page: its figures, what was checked and how it came out, and how to do it again.
 
 The page is a single file. Nothing in it asks another machine for anything: a content policy forbids
-it, figures are inside as PNG, and every word from the run is escaped.
+it, figures are inside as SVG, and every word from the run is escaped.
 """
 
 import base64
@@ -108,7 +108,7 @@ def _page(folder: RunFolder) -> str:
         ("Again", _again(folder.path.name)),
     ]
     body = "".join(
-        f"<section>{_element('h2', title)}{''.join(parts)}</section>"
+        _element("section", _join(_element("h2", title), *parts), {"id": _slug(title)})
         for title, parts in sections
         if any(parts)
     )
@@ -122,6 +122,10 @@ def _page(folder: RunFolder) -> str:
     )
 
 
+def _slug(title: str) -> str:
+    return title.partition(",")[0].lower().replace(" ", "-")
+
+
 def _verdict(checks: Sequence[Mapping[str, Any]]) -> Markup:
     tested = [row for row in checks if row["applies"]]
     failed = [str(row["name"]) for row in tested if not row["holds"]]
@@ -133,16 +137,24 @@ def _verdict(checks: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _figure(path: Path) -> Markup:
+    """A figure, of any size where it is touched: `:target` does without a script."""
     content = read_limited(path, LARGEST)
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         text = str(image.info.get("Description") or path.stem)
         width, height = image.size
-    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    drawn, kind = path.with_suffix(".svg"), "png"
+    if drawn.is_file():  # not in a run of an earlier version
+        content, kind = read_limited(drawn, LARGEST), "svg+xml"
+    source = f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
     attributes = {"src": source, "alt": text, "width": width, "height": height}
     if width > 2 * height:
         attributes["class"] = "wide"
-    frame = _element("div", _element("img", None, attributes))
-    return _element("figure", _join(frame, _element("figcaption", f"{path.stem}: {text}")))
+    name = f"figure-{path.stem}"
+    zoom = {"href": f"#{name}", "aria-label": f"enlarge {path.stem}"}
+    frame = _element("div", _element("a", _element("img", None, attributes), zoom))
+    back = _element("a", "× back", {"href": "#figures", "class": "back"})
+    caption = _element("figcaption", f"{path.stem}: {text}")
+    return _element("figure", _join(back, frame, caption), {"id": name})
 
 
 def _checks(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -244,7 +256,7 @@ def _quiet(text: str) -> Markup:
 
 def _number(value: float) -> str:
     """Four digits: enough to compare, few enough to read."""
-    return "–" if math.isnan(value) else f"{value:.4g}"
+    return "–" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
 def _count(number: int, noun: str) -> str:
@@ -267,6 +279,15 @@ _PAGE = Template("""<!doctype html>
   :root { --ink: #e6e9ec; --quiet: #9aa5b0; --paper: #14181c; --panel: #1e242a; --line: #38414a;
           --holds: #6fd39b; --fails: #ff8f87; }
 }
+@media (prefers-color-scheme: dark) { img { filter: brightness(.88); } }
+@media print {
+  :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --line: #bbb;
+          --holds: #0b6b3a; --fails: #a8201a; }
+  img { filter: none; max-height: 16cm; }
+  figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  pre { white-space: pre-wrap; border: 1px solid var(--line); }
+}
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 58rem; color: var(--ink);
        background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
@@ -280,6 +301,12 @@ h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem; }
 figure { margin: 0 0 1.5rem; }
 img { display: block; width: auto; max-width: 100%; height: auto; max-height: 34rem; margin: auto;
       padding: .5rem; background: #fff; border-radius: .3rem; }
+figure .back { display: none; }
+figure:target { position: fixed; inset: 0; z-index: 1; margin: 0; padding: 1rem; overflow: auto;
+                background: var(--paper); }
+figure:target .back { display: inline-block; margin-bottom: .5rem; padding: .3rem .8rem;
+                      color: inherit; background: var(--panel); border-radius: .3rem; }
+figure:target img { width: 100%; max-height: none; }
 figcaption { margin-top: .4rem; font-size: .875rem; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .5rem .75rem .5rem 0; text-align: left; vertical-align: top;

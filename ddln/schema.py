@@ -263,25 +263,29 @@ class _Form(Table):
 class Values(_Form):
     """The values themselves; without a `zip`, a plain list says the same."""
 
-    values: tuple[int | float, ...] = Field(max_length=MAX_VALUES)
+    values: tuple[int | float, ...] = Field(max_length=MAX_VALUES, description="in this order")
 
 
 class Linspace(_Form):
-    """Evenly spaced values: [first, last, how many]."""
+    """Evenly spaced values."""
 
-    linspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
+    linspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]] = Field(
+        description="[first, last, how many]"
+    )
 
 
 class Logspace(_Form):
-    """Evenly spaced powers of ten: [log10 first, log10 last, how many]."""
+    """Evenly spaced powers of ten."""
 
-    logspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]]
+    logspace: tuple[float, float, Annotated[int, Field(ge=1, le=MAX_VALUES)]] = Field(
+        description="[log10 first, log10 last, how many]"
+    )
 
 
 class Range(_Form):
-    """Whole numbers: [first, one past the last]."""
+    """Whole numbers."""
 
-    range: tuple[int, int]
+    range: tuple[int, int] = Field(description="[first, one past the last]")
 
     @model_validator(mode="after")
     def _some(self):

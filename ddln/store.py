@@ -1,7 +1,7 @@
 """Run folders: what was computed, kept so that a killed run can go on and a damaged one is found.
 
     runs/<study>-<digest>/  config.toml  manifest.json  chunks/00000.nc  chunks/00000.json
-                            dataset.nc  claims.json  figures/*.png  figures/*.pdf  report.html
+                            dataset.nc  claims.json  figures/*.{png,svg,pdf}  report.html
 
 Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
 counts as done when its file has the sum in the receipt beside it (`ddln._records`), which says
@@ -293,26 +293,30 @@ class RunFolder:
             return rows_of(_files.read_limited(self._at("claims.json"), _LARGEST).decode())
 
     def write_figures(self, figures: Mapping[str, Any]) -> list[Path]:
-        """Writes each figure as PNG (200 dpi) and PDF, and returns the paths.
+        """Writes each figure as PNG (200 dpi), SVG and PDF, and returns the paths.
 
         Figures written earlier under other names are removed.
 
         Raises:
             StoreError: a name that cannot be a file's.
         """
+        from matplotlib import rc_context
+
         paths = []
         for name, figure in figures.items():
             if not re.fullmatch(FIGURE, name):
                 raise StoreError(f"a figure cannot be called {name!r}")
-            png = self._write(f"figures/{name}.png", partial(figure.savefig, format="png", dpi=200))
-            # Without a date, the same figure is the same file.
-            undated = {"CreationDate": None}
-            pdf = self._write(
-                f"figures/{name}.pdf", partial(figure.savefig, format="pdf", metadata=undated)
-            )
-            for kind, digest in (("png", png), ("pdf", pdf)):
-                self._record(f"figures/{name}.{kind}", digest)
-                paths.append(self.path / f"figures/{name}.{kind}")
+            # Without a date, and with a salt that follows from its name, it is the same file again.
+            for kind, options in (
+                ("png", {"dpi": 200}),
+                ("svg", {"metadata": {"Date": None}}),
+                ("pdf", {"metadata": {"CreationDate": None}}),
+            ):
+                path = f"figures/{name}.{kind}"
+                with rc_context({"svg.hashsalt": name}):
+                    draw = partial(figure.savefig, format=kind, **options)
+                    self._record(path, self._write(path, draw))
+                paths.append(self.path / path)
         for old in set((self.path / "figures").glob("*")) - set(paths):
             old.unlink()
             self._forget(old.relative_to(self.path).as_posix())

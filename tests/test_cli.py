@@ -121,8 +121,7 @@ def test_a_run_leaves_everything_and_prints_the_tables_and_the_folder(fakes, tmp
         "chunks/00000.json",
         "dataset.nc",
         "claims.json",
-        "figures/figure4.png",
-        "figures/figure4.pdf",
+        *(f"figures/figure4.{kind}" for kind in ("png", "svg", "pdf")),
         "report.html",
     }
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -310,9 +309,9 @@ def test_a_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
     run = call("run", FIGURE4)
     folder = run_folder(tmp_path)
     assert call("show", "figure4").out == run.out
-    assert call("draw", folder.name).out == (
-        f"runs/{folder.name}/figures/figure4.png\nruns/{folder.name}/figures/figure4.pdf\n"
-    )
+    assert call("draw", folder.name).out.splitlines() == [
+        f"runs/{folder.name}/figures/figure4.{kind}" for kind in ("png", "svg", "pdf")
+    ]
     assert call("report", str(folder)).out == f"{folder}/report.html\n"
     assert call("run", FIGURE4).code == 0
     assert fakes.computed == [0]
@@ -436,7 +435,8 @@ def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path
     assert first.returncode == 0, first.stderr
     assert "lanes: 3 ok" in first.stdout
     folder = tmp_path / first.stdout.splitlines()[-1]
-    assert {path.name for path in (folder / "figures").iterdir()} == {"mine.png", "mine.pdf"}
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {"mine.png", "mine.svg", "mine.pdf"}
     assert (folder / "report.html").stat().st_size > 10_000
     again = process("run", "mine", *small, cwd=tmp_path)
     assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)

@@ -1,14 +1,13 @@
 """The page says what the run says, to any reader, and asks nobody for anything."""
 
 import base64
-import io
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ddln import config, figures, plan, report
 from ddln.store import RunFolder, StoreError
@@ -114,20 +113,36 @@ def test_every_string_is_escaped(page):
 
 def test_nothing_is_fetched(page):
     addresses = [a[k] for _, a in page.elements for k in ("src", "href", "action") if k in a]
-    assert addresses
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    inside = ("data:image/svg+xml;base64,", "#")
+    assert any(address.startswith(inside[0]) for address in addresses)
+    assert all(address.startswith(inside) for address in addresses)
     assert {tag for tag, _ in page.elements}.isdisjoint({"link", "script", "iframe", "object"})
     assert "url(" not in page.text
     assert "@import" not in page.text
 
 
-def test_figures_are_inside_with_their_descriptions(page):
+def test_figures_are_inside_as_drawings_with_their_descriptions(folder, page):
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     assert [image["alt"] for image in images] == [f"{HOSTILE} against time.", "plain"]
-    for image in images:
+    for image, name in zip(images, ("drawn", "plain"), strict=True):
         content = base64.b64decode(image["src"].partition(",")[2])
-        with Image.open(io.BytesIO(content)) as picture:
-            assert picture.size == (int(image["width"]), int(image["height"]))
+        assert content == (folder.path / "figures" / f"{name}.svg").read_bytes()
+        width, height = map(float, re.findall(rb' (?:width|height)="([\d.]+)pt"', content)[:2])
+        shape = int(image["width"]) / int(image["height"])
+        assert shape == pytest.approx(width / height, rel=0.01)  # whole pixels
+
+
+def test_links_within_the_page_lead_somewhere(page):
+    places = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert len(links) == 4  # two figures, there and back
+    assert {link.removeprefix("#") for link in links} <= places
+
+
+def test_a_run_without_drawings_shows_its_pictures(folder):
+    for path in (folder.path / "figures").glob("*.svg"):
+        path.unlink()
+    assert report.page(folder).count("data:image/png;base64,") == 2
 
 
 def test_the_verdict_names_what_failed(page):

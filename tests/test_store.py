@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder):
         folder.write_figures({"curve": figure})
     assert (folder.path / "figures" / "curve.png").read_bytes() == png
     names = {path.name for path in set(folder.path.rglob("*")) - set(before)}
-    assert names == {"figures", "curve.png", "curve.pdf"}
+    assert names == {"figures", "curve.png", "curve.svg", "curve.pdf"}
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
@@ -321,12 +321,14 @@ def test_figures_are_reproducible_files_with_safe_names(folder):
     figure.add_subplot().plot([0, 1])
     paths = folder.write_figures({"a": figure})
     first = [path.read_bytes() for path in paths]
-    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    assert [path.suffix for path in paths] == [".png", ".svg", ".pdf"]
     folder.write_figures({"a": figure})
     assert [path.read_bytes() for path in paths] == first
     folder.write_figures({"b": figure})
     assert not any(path.exists() for path in paths)
-    assert set(folder.manifest()["files"]) == {"figures/b.png", "figures/b.pdf"}
+    assert set(folder.manifest()["files"]) == {
+        f"figures/b.{kind}" for kind in ("png", "svg", "pdf")
+    }
     with pytest.raises(StoreError, match="a figure cannot be called"):
         folder.write_figures({"../a": figure})
 

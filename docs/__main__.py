@@ -1,0 +1,175 @@
+"""Write what `make docs` includes in the pages: build/docs/config.md and build/docs/api.md.
+
+Nothing in them is kept by hand. A key of `ddln.schema`, or a name of `ddln.__all__`, that is new is
+in the reference of the next build.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import ddln
+from ddln.config import Experiment, changes_shape, units_of
+
+ROOT = Path(__file__).parent.parent
+WHOLE = ("init", "theory", "diagnostics", "figures")
+"""Modules whose public functions are called by their module's name: all of them are told."""
+SIGNS = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
+TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+Tables = dict[type[BaseModel], list[str]]
+
+
+def main() -> None:
+    """Write both."""
+    folder = ROOT / "build" / "docs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("config.md", config()), ("api.md", api())):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def config() -> str:
+    """Every table of a config as a section, every key of it as a row."""
+    lines = []
+    for table, places in tables().items():
+        lines += [f"### {_title(table, places)} {{ #{_anchor(table)} }}", ""]
+        lines += [_about(table), ""]
+        lines += ["| key | type | range | default | meaning |", "|---|---|---|---|---|"]
+        fields = sorted(table.model_fields.items(), key=lambda item: item[0] != "kind")
+        lines += [*(_row(name, field) for name, field in fields), ""]
+    return "\n".join(lines)
+
+
+def tables() -> Tables:
+    """Every table, and the dotted names of the places where it can stand."""
+    found: Tables = {Experiment: []}
+    _walk(Experiment, "", found)
+    return found
+
+
+def _walk(table: type[BaseModel], prefix: str, found: Tables) -> None:
+    for name, field in table.model_fields.items():
+        place = f"{prefix}{name}" + ".NAME" * (get_origin(field.annotation) is dict)
+        for member in _members(field.annotation):
+            found.setdefault(member, []).append(place)
+            _walk(member, f"{place}.", found)
+
+
+def _members(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _members(part)
+
+
+def _title(table: type[BaseModel], places: list[str]) -> str:
+    where = " and ".join(f"`{place}`" for place in dict.fromkeys(places))
+    kind = table.model_fields.get("kind")
+    kinds = " or ".join(f'`"{one}"`' for one in get_args(kind.annotation)) if kind else ""
+    if not kinds and table.__name__.lower() in table.model_fields:  # a form of an axis
+        kinds = f"`{table.__name__.lower()}`"
+    return f"{where or 'The top of the file'}{kinds and ': '}{kinds}"
+
+
+def _about(table: type[BaseModel]) -> str:
+    """The first paragraph of its docstring."""
+    return (inspect.getdoc(table) or "").partition("\n\n")[0]
+
+
+def _anchor(table: type[BaseModel]) -> str:
+    return table.__name__.lower()
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    members = list(_members(field.annotation))
+    about = _about(members[0]) if len(members) == 1 else "one of these tables" if members else ""
+    meaning = [escape(field.description or about.rstrip(".").lower(), quote=False)]
+    if units_of(field) != "1" and units_of(field) not in meaning[0]:
+        meaning.append(f"in {units_of(field)}")
+    if changes_shape(field):
+        meaning.append("in a sweep, each value is a program of its own")
+    if name == "kind":
+        meaning = ["which of these tables it is"]
+    limits = ", ".join(
+        f"{sign} {getattr(mark, key)}"
+        for mark in field.metadata
+        for key, sign in SIGNS.items()
+        if hasattr(mark, key)
+    )
+    default = "required" if field.is_required() else _default(field.default)
+    cells = f"`{name}`", _type(field.annotation), limits, default, "; ".join(filter(None, meaning))
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, BaseModel):
+        return f"`{value.kind}`" if hasattr(value, "kind") else "that table's"
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _type(annotation: Any) -> str:
+    if annotation in TYPES:
+        return TYPES[annotation]
+    if get_origin(annotation) is Literal:
+        return ", ".join(f'`"{one}"`' for one in get_args(annotation))
+    members = list(dict.fromkeys(_members(annotation)))
+    parts = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
+    if get_origin(annotation) is dict:
+        return "table of axes: a list, or " + _links(members)
+    if members:
+        return "table: " + _links(members)
+    if get_origin(annotation) is tuple:
+        return "list"
+    return " or ".join(dict.fromkeys(_type(part) for part in parts))
+
+
+def _links(members: list[type[BaseModel]]) -> str:
+    named = {
+        member: get_args(member.model_fields["kind"].annotation)
+        if "kind" in member.model_fields
+        else [member.__name__.lower()]
+        for member in members
+    }
+    return ", ".join(f"[{' or '.join(names)}](#{_anchor(table)})" for table, names in named.items())
+
+
+def api() -> str:
+    """Every exported name under its module, whose own words come first."""
+    lines = []
+    for module in dict.fromkeys([*ddln._HOMES, *WHOLE]):
+        prefix = f"ddln.{module}" if module in WHOLE else "ddln"
+        names = _functions(module) if module in WHOLE else list(ddln._HOMES[module])
+        lines += [f"## {module}", ""]
+        lines += [f"::: ddln.{module}", "    options:", "      members: false"]
+        lines += ["      show_root_heading: false", "      show_root_toc_entry: false", ""]
+        lines += [f"::: {prefix}.{name}\n" for name in names]
+    return "\n".join(lines)
+
+
+def _functions(module: str) -> list[str]:
+    """What a module, or a package of one, defines for others."""
+    home = f"ddln.{module}"
+    return [
+        name
+        for name, value in vars(importlib.import_module(home)).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__.startswith(home)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The pages: what they tell to type runs, links lead somewhere, references are complete."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import ddln
+from ddln import cli
+from ddln.config import Experiment
+from docs.__main__ import api, config
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TINY = ["network.depth=2", "dynamics.points=101", "dynamics.until=1.0", "dynamics.rtol=1e-6"]
+QUICK = {"check", "list", "new", "schema", "--help", "--version", "--show-completion"}
+SETS_UP = {"--install-completion"}
+"""Left alone: they change the machine."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, the file that it is, its text."""
+
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page):
+    found = re.findall(
+        r"^```(\w+)(?: title=\"(.*?)\")?\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    return [Block(*block) for block in found]
+
+
+def commands(block):
+    lines = block.text.splitlines() if block.language == "console" else []
+    return [shlex.split(line)[1:] for line in lines if line.startswith("ddln ")]
+
+
+def plain(path):
+    """A page without its blocks."""
+    return re.sub(
+        r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """The command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
+
+    def call(arguments):
+        done = CliRunner().invoke(cli.app, arguments, prog_name="ddln")
+        assert done.exit_code == 0, f"{arguments}: {done.output} {done.exception!r}"
+        return done.stdout
+
+    return call
+
+
+def follow(page, call, tiny=None):
+    """Type what a page tells to, in its order; without `tiny`, plan what it runs."""
+    told = []
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.title:
+            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        for arguments in commands(block):
+            verb = arguments[0]
+            if verb in QUICK:
+                told.append(call(arguments))
+            elif verb in ("run", "verify") and tiny is None:
+                call(["check", *(word for word in arguments[1:] if not word.startswith("--"))])
+            elif verb in ("run", "verify"):
+                told.append(call([*arguments, *tiny]))
+            elif verb not in SETS_UP and tiny is not None:
+                told.append(call(arguments))
+    return told
+
+
+TYPED = [page for page in PAGES if any(map(commands, blocks(page.read_text(encoding="utf-8"))))]
+
+
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
+def test_what_a_page_tells_to_type_is_understood(page, call):
+    follow(page, call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
+def test_what_a_page_tells_to_type_runs(page, call):
+    if page.stem == "howto":  # its runs are those of the first run
+        call(["run", "figure4", *TINY])
+    follow(page, call, TINY)
+
+
+def test_the_quick_start_ends_with_a_sweep_over_ones_own_file(call, tmp_path):
+    page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    *_, plan, folder = [block.text for block in blocks(page) if block.language == "text"]
+    told = follow(DOCS / "quickstart.md", call)
+    pattern = r".*".join(re.escape(part) for part in plan.split("…"))
+    assert re.fullmatch(pattern, told[-1])
+    shown = call(["run", "prices", *TINY, "dynamics.solver=tsit5"])
+    assert "lanes: 5 ok" in shown
+    assert shown.splitlines()[-1].startswith(folder.partition("…")[0])
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "price" in (run / "config.toml").read_text(encoding="utf-8")
+    assert (run / "report.html").is_file()
+    assert {path.suffix for path in (run / "figures").iterdir()} >= {".png", ".pdf"}
+
+
+def slug(heading):
+    """A heading's anchor, as Python-Markdown makes it."""
+    text = re.sub(r"[`*]|[^\w\s-]", "", heading, flags=re.ASCII)
+    return re.sub(r"[-\s]+", "-", text.strip().lower())
+
+
+def anchors(path):
+    text = plain(path) + (config() if path.name == "config.md" else "")
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", plain(page)):
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = {path.relative_to(DOCS).as_posix() for path in PAGES}
+    assert {page for page in pages if not page.startswith("experiments/")} <= set(navigation)
+
+
+def test_verbs_that_the_pages_name_exist():
+    verbs = set(get_command(cli.app).commands)
+    for page in [*PAGES, ROOT / "README.md"]:
+        named = set(re.findall(r"`ddln ([a-z]+)\b", page.read_text(encoding="utf-8")))
+        assert named <= verbs, page.name
+
+
+def test_every_verb_is_on_the_page_of_the_command_line():
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    hidden = {name for name, verb in get_command(cli.app).commands.items() if verb.hidden}
+    verbs = set(get_command(cli.app).commands) - hidden
+    assert [verb for verb in verbs if not re.search(rf"`{verb}\b", page)] == []
+
+
+def test_the_reference_of_configs_has_every_key_with_its_range_default_and_meaning():
+    schema = Experiment.model_json_schema()
+    text = config()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    tables = [schema, *schema["$defs"].values()]
+    keys = [key for table in tables for key in table.get("properties", ())]
+    assert sorted(row[0].strip("| `") for row in rows) == sorted(keys)
+    bare = [row[0] for row in rows if len(row) != 5 or not row[3] or row[4] == " |"]
+    assert bare == []
+    assert "| `rtol` | number | > 0, < 1 | `1e-09` | relative tolerance |" in text.replace(
+        "&gt;", ">"
+    ).replace("&lt;", "<")
+
+
+def test_links_of_the_reference_lead_to_its_tables():
+    text = config()
+    targets, ids = re.findall(r"\(#(\w+)\)", text), re.findall(r"\{ #(\w+) \}", text)
+    assert set(targets) <= set(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_reference_of_python_has_every_name():
+    told = set(re.findall(r"^::: ddln\.([\w.]+)$", api(), re.MULTILINE))
+    inside = {name.rpartition(".")[2] for name in told}
+    assert set(ddln.__all__) - {"__version__"} <= told | inside
+    assert {"init.balanced", "theory.min_l1"} <= told
