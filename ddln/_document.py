@@ -34,7 +34,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no TOML.
     """
     try:
-        return _parse(read_limited(path, LARGEST).decode())
+        return parse_toml(read_limited(path, LARGEST).decode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     except ValueError as error:
@@ -42,7 +42,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     raise ConfigError([f"{path}: {reason}"])
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """TOML text as tables; whatever is wrong with it is a ValueError."""
     try:
         # The parser takes the square of the time for a name of many parts.
@@ -79,7 +79,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not all(name.split(".")):
         raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
     try:
-        parsed = _parse(f"value = {text}")
+        parsed = parse_toml(f"value = {text}")
     except ValueError:
         if not re.fullmatch(r"[\w./~+-]+", text):
             raise ConfigError([f"{name}: not a TOML value: {text}"]) from None

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
-from ddln._document import as_toml, flatten, parse_override, place, read_toml, resolve
+from ddln._document import as_toml, flatten, parse_override, parse_toml, place, read_toml, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.dynamics import Descent, Dynamics
 from ddln.schema import (
@@ -174,7 +174,12 @@ def from_toml(text: str) -> Experiment:
     Raises:
         ConfigError: it is none.
     """
-    return _validated(tomllib.loads(text))
+    try:
+        return _validated(parse_toml(text))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([f"config: {error}"]) from None
 
 
 def substitute(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
