@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Array
 
 from ddln import data, init, losses, problem
-from ddln.config import Experiment, from_toml
+from ddln.config import Experiment, parse
 from ddln.dynamics import Descent, Flow
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
@@ -45,7 +45,7 @@ def rebuild(lane: xr.Dataset) -> tuple[problem.Problem, Array]:
     >>> problem.dim, layers.shape
     (8, (6, 8))
     """
-    experiment = from_toml(lane.attrs["config"])
+    experiment = parse(lane.attrs["config"])
     left = [name for name in experiment.sweep if lane[name].size != 1]
     if left:
         raise ValueError(f"`lane` must have one value of each swept axis, got more of {left}.")

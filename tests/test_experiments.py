@@ -15,27 +15,35 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS, WIDE = 61, 120
+POINTS, STEPS, LANES, WIDE = 61, 2000, 3, 120
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
 def smaller(path):
-    """The experiment with fewer saved times, lanes and features, and a single program."""
+    """The experiment with fewer saved times, steps, lanes and features, and a single program."""
     experiment = ddln.load(path)
     axes = plan.make_plan(experiment).axes
-    looped = {axis.dimension for axis in axes if axis.shape_changing}
-    kept = {}
+    kept = {axis.dimension: np.arange(axis.values.size) for axis in axes}
     for axis in axes:
-        values = axis.values[:1] if axis.dimension in looped else axis.values[-3:]
-        zipped = {} if axis.dimension == axis.name else {"zip": axis.dimension}
-        kept[f"sweep.{axis.name}"] = {"values": values, **zipped}
-    kept["dynamics.points"] = min(POINTS, experiment.dynamics.points)
+        if axis.shape_changing:
+            places = kept[axis.dimension]
+            kept[axis.dimension] = places[axis.values[places] == axis.values[places[0]]]
+    changes = {
+        f"sweep.{axis.name}": {
+            "values": axis.values[kept[axis.dimension][-LANES:]],
+            "zip": axis.dimension if axis.dimension != axis.name else None,
+        }
+        for axis in axes
+    }
+    limits = {"points": POINTS, "steps": STEPS}
+    for name, most in limits.items():
+        if getattr(experiment.dynamics, name, 0) > most:
+            changes[f"dynamics.{name}"] = most
     if experiment.features > WIDE:
-        narrow = (
-            [f"x{k + 1}" for k in range(WIDE)] if experiment.problem.data.kind == "file" else WIDE
-        )
-        kept["problem.data.features"] = narrow
-    return experiment.with_(kept)
+        is_file = experiment.problem.data.kind == "file"
+        columns = [f"x{k + 1}" for k in range(WIDE)]
+        changes["problem.data.features"] = columns if is_file else WIDE
+    return experiment.with_(changes)
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
