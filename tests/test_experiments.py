@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS, STEPS, LANES, WIDE = 61, 2000, 3, 120
+POINTS, STEPS, LANES, NARROW, WIDE = 61, 2000, 3, 50, 120
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
@@ -46,7 +46,13 @@ def smaller(path):
     return experiment.with_(changes)
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
+def run_in(path):
+    """The config as a parameter; wide networks, whose certificates are costly, are slow."""
+    is_wide = ddln.load(path).width > NARROW
+    return pytest.param(path, marks=[pytest.mark.slow] * is_wide, id=path.stem)
+
+
+@pytest.fixture(scope="module", params=[run_in(path) for path in CONFIGS])
 def done(request):
     """A config's study, and the dataset of its smaller copy."""
     experiment = smaller(request.param)
