@@ -29,11 +29,16 @@ def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
     if array.ndim != ndim:
         raise ValueError(f"`{name}` must have {ndim} dimension(s), got shape {array.shape}.")
     if is_concrete(array):
-        # In NumPy: even on constants, what jax.numpy computes inside `jit` is traced.
-        seen = np.asarray(array)
-        if not np.isfinite(seen).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(seen))[0])
-            raise ValueError(f"`{name}` must be finite, got {seen[where]} at index {where}.")
+        # In NumPy: even on constants, what jax.numpy computes inside `jit` is traced. By parts: one
+        # that is cut over devices may be too large for any, or partly another process's.
+        for part in array.addressable_shards:
+            seen = np.asarray(part.data)
+            if not np.isfinite(seen).all():
+                inside = np.argwhere(~np.isfinite(seen))[0]
+                first = (axis.start or 0 for axis in part.index)
+                where = tuple(int(i) + k for i, k in zip(inside, first, strict=True))
+                value = seen[tuple(inside)]
+                raise ValueError(f"`{name}` must be finite, got {value} at index {where}.")
     return array
 
 

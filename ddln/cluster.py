@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from ddln._files import remove_unfinished
 from ddln.config import load
 from ddln.costs import CORES
 from ddln.execution import Here, LostChunks, Way
@@ -130,15 +132,16 @@ class Cluster(Way):
         """
         left, faults = {chunk.index: chunk for chunk in chunks}, {}
         while left:
-            for index, future in self._answers(folder, list(left)):
-                if future.status == "finished":
-                    yield left.pop(index), future.result()
+            for index, answer in self._answers(folder, list(left)):
+                chunk = left.pop(index)
+                if isinstance(answer, BaseException):
+                    faults[index] = answer
                 else:
-                    faults[index] = future.exception()
-                    del left[index]
+                    yield chunk, answer
             if left:
                 self._reconnect()
         _await(folder, [chunk for chunk in chunks if chunk.index not in faults])
+        remove_unfinished(folder.path)  # of workers that were killed
         if faults:
             raise LostChunks(len(chunks), faults)
 
@@ -148,8 +151,8 @@ class Cluster(Way):
             _close(self._client)
             self._client = None
 
-    def _answers(self, folder: RunFolder, indices: list[int]) -> "Iterator[tuple[int, Future]]":
-        """Chunks that were computed or lost, until all are or the scheduler is gone."""
+    def _answers(self, folder: RunFolder, indices: list[int]) -> Iterator[tuple[int, Any]]:
+        """Endings or a fault, by chunk, until there are all or the scheduler is gone."""
         client, done = self._connected(), queue.SimpleQueue()
         path = str(folder.path.absolute())
         # So named, a chunk that is still computed for a client which died is not computed twice.
@@ -172,11 +175,13 @@ class Cluster(Way):
                 if client.status != "running" or any(f.status == "lost" for f in waiting.values()):
                     return
                 continue
-            if future.status not in ("finished", "error"):
-                return
-            yield index, future
-            # A result that nobody wants cannot be lost with the worker that has it.
+            try:
+                answer = future.exception() or future.result()
+            except (OSError, CancelledError):
+                return  # it went away while it was asked
+            # A result that nobody wants any more cannot be lost with the worker that has it.
             waiting.pop(index).release()
+            yield index, answer
 
     def _connected(self) -> "Client":
         if self._client is None:

@@ -1,7 +1,8 @@
 """Losses as functions of the effective parameter θ, with what the theorems need to know of them."""
 
 from abc import abstractmethod
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -139,10 +140,11 @@ class LeastSquares(LinearRisk):
         features: Float[Array, "samples dim"],
         targets: Float[Array, " samples"],
         factor: float,
+        solve: Callable[..., dict[str, Array]] | None = None,
     ):
         self.features, self.targets, self.factor, self.convex = features, targets, factor, True
         self.attained = jnp.asarray(True)
-        for name, value in _solve(features, targets, factor).items():
+        for name, value in (solve or _solve)(features, targets, factor).items():
             setattr(self, name, value)
 
     @property
@@ -189,21 +191,44 @@ def _solve(features, targets, factor) -> dict[str, Array]:
         turn, core = jax.lax.optimization_barrier(tuple(jnp.linalg.qr(features)))
     left, singular, right = jnp.linalg.svd(core, full_matrices=False)
     in_core = targets if turn is None else turn.T @ targets
-    precision = jnp.finfo(features.dtype).eps * max(samples, dim)
-    in_range = singular > precision * singular[0]
-    weights = jnp.where(in_range, left.T @ in_core, 0.0)
+    found, weights = spectrum((samples, dim), singular, left.T @ in_core, factor)
     core_fitted = left @ weights
     fitted = core_fitted if turn is None else turn @ core_fitted
-    smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
-    return {
+    minimiser = right.T @ (weights / found.pop("scale"))
+    return found | {
         "fitted": fitted,
         "core": core,
         "core_fitted": core_fitted,
         "minimum": factor * jnp.sum((targets - fitted) ** 2),
-        "minimiser": right.T @ (weights / jnp.where(in_range, singular, 1.0)),
+        "minimiser": minimiser,
+    }
+
+
+def spectrum(
+    shape: tuple[int, int],
+    singular: Float[Array, " rank"],
+    along: Float[Array, " rank"],
+    factor: Any,
+) -> tuple[dict[str, Array], Float[Array, " rank"]]:
+    """What follows from X = V S Wᵀ: μ and β; and Vᵀy as given, 0 where S is, up to rounding.
+
+    Args:
+        shape: of X.
+        singular: S, descending.
+        along: Vᵀy.
+        factor: c.
+
+    Returns:
+        `pl_constant`, `smoothness` and `scale`, which is S, 1 where that is 0; and Vᵀŷ.
+    """
+    in_range = singular > jnp.finfo(singular.dtype).eps * max(shape) * singular[0]
+    smallest = jnp.min(jnp.where(in_range, singular, jnp.inf))
+    constants = {
         "pl_constant": 2 * factor * jnp.where(in_range[0], smallest, 0.0) ** 2,
         "smoothness": 2 * factor * singular[0] ** 2,
+        "scale": jnp.where(in_range, singular, 1.0),
     }
+    return constants, jnp.where(in_range, along, 0.0)
 
 
 def as_data(

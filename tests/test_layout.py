@@ -19,6 +19,7 @@ ORDER = [
         "network",
         "problem",
         "sharding",
+        "blocks",
         "infima",
         "losses",
         "custom",

@@ -1,0 +1,142 @@
+"""Problems cut over devices: four of one process, and those of two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import ddln
+from ddln import sharding
+
+ROOT = Path(__file__).parent.parent
+# Sums over coordinates in another order, and what a run makes of it; all numbers are of order 1.
+AGREES = 1e-12
+
+SOLVE = """
+import os, sys
+import jax
+jax.config.update("jax_enable_x64", True)
+process, processes, port, out = *map(int, sys.argv[1:4]), sys.argv[4]
+if processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+import numpy as np
+from jax.experimental import multihost_utils
+import ddln
+from ddln import sharding
+
+rng = np.random.default_rng(0)
+X, y = rng.standard_normal((6, 32)), rng.standard_normal(6)
+layers = np.concatenate([np.zeros((1, 32)), rng.uniform(0.5, 1.0, (2, 32))])
+times = np.linspace(0.0, 1.0, 11)
+rule = ddln.optimiser("sgd", learning_rate=1e-3)
+whole = ddln.least_squares(X, y)
+mesh = sharding.mesh_of()
+assert mesh.size == 4, mesh
+columns = sharding.column_sharding(mesh)
+features = jax.make_array_from_callback(X.shape, columns, lambda part: X[part])
+assert features.addressable_shards[0].data.shape == (6, 8)
+cut = sharding.sharded_least_squares(features, y)
+_, cut_layers = sharding.shard(whole, layers, mesh) if processes == 1 else (
+    None, jax.make_array_from_callback(layers.shape, columns, lambda part: layers[part]))
+
+def numbers(problem, layers):
+    flow = ddln.gradient_flow(problem, layers, times)
+    descent = ddln.descend(problem, layers, rule, steps=200)
+    assert flow.layers.shape == (11, 3, 32)
+    found = {"minimum": problem.minimum, "minimiser": problem.minimiser, "mu": problem.pl_constant,
+             "beta": problem.smoothness, "flow": flow.layers, "flow gap": flow.gap,
+             "steps": flow.stats["num_steps"], "descent": descent.layers, "loss": descent.loss}
+    return flow, {name: multihost_utils.process_allgather(array, tiled=True)
+                  for name, array in found.items()}
+
+flow, sharded = numbers(cut, cut_layers)
+held = max(part.data.size for part in flow.layers.addressable_shards)
+assert held == flow.layers.size // 4, held  # no device has all
+placed = {}
+if processes == 1:
+    _, placed = numbers(*sharding.shard(whole, layers, mesh))
+if process == 0:
+    np.savez(out, **sharded, **{f"placed {name}": x for name, x in placed.items()})
+"""
+
+
+def solve(processes, devices, out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    environment["JAX_PLATFORMS"] = "cpu"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SOLVE, str(k), str(processes), port, str(out)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(processes)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    rng = np.random.default_rng(0)
+    features, targets = rng.standard_normal((6, 32)), rng.standard_normal(6)
+    layers = np.concatenate([np.zeros((1, 32)), rng.uniform(0.5, 1.0, (2, 32))])
+    problem = ddln.least_squares(features, targets)
+    flow = ddln.gradient_flow(problem, layers, np.linspace(0.0, 1.0, 11))
+    rule = ddln.optimiser("sgd", learning_rate=1e-3)
+    descent = ddln.descend(problem, layers, rule, steps=200)
+    return {
+        "minimum": problem.minimum,
+        "minimiser": problem.minimiser,
+        "mu": problem.pl_constant,
+        "beta": problem.smoothness,
+        "flow": flow.layers,
+        "flow gap": flow.gap,
+        "steps": flow.stats["num_steps"],
+        "descent": descent.layers,
+        "loss": descent.loss,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2)])
+def test_four_devices_give_the_flow_and_descent_of_one(alone, tmp_path, processes, devices):
+    found = solve(processes, devices, tmp_path / "numbers.npz")
+    for name, array in found.items():
+        expected = np.asarray(alone[name.removeprefix("placed ")])
+        np.testing.assert_allclose(array, expected, rtol=AGREES, atol=AGREES, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_what_a_cut_problem_knows_of_its_features_is_what_numpy_finds(shape):
+    rng = np.random.default_rng(1)
+    features, targets = rng.standard_normal(shape), rng.standard_normal(shape[0])
+    features[-1] = features[0]  # of lower rank
+    columns = sharding.column_sharding(sharding.mesh_of(jax.devices()[:1]))
+    problem = sharding.sharded_least_squares(jax.device_put(features, columns), targets)
+    inverse = np.linalg.pinv(features)
+    np.testing.assert_allclose(problem.minimiser, inverse @ targets, atol=AGREES)
+    residual = targets - features @ inverse @ targets
+    np.testing.assert_allclose(problem.minimum, residual @ residual, atol=AGREES)
+    singular = np.linalg.svd(features, compute_uv=False)
+    least = singular[singular > 1e-12 * singular[0]].min()
+    np.testing.assert_allclose(problem.pl_constant, 2 * least**2, rtol=AGREES)
+    np.testing.assert_allclose(problem.smoothness, 2 * singular[0] ** 2, rtol=AGREES)
+
+
+def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="must lie on a mesh, cut along coordinates, got Single"):
+        sharding.sharded_least_squares(jax.numpy.eye(2), [1.0, 2.0])
+    with pytest.raises(ValueError, match="number of devices that divides 3, the number of columns"):
+        sharding._check(3, 2)
