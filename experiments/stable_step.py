@@ -100,16 +100,13 @@ def draw(dataset: xr.Dataset) -> Figure:
     for axes, words in zip(panels, ("flow time $t$", r"steps of $2/S$"), strict=False):
         axes.set(xscale="log", yscale="log", xlabel=words, ylim=(1e-9, None))
     panels[0].set_ylabel(r"loss gap $\mathcal{L} - \mathcal{L}^*$")
-    axes, kinds = (
-        panels[2],
-        {"flow time": times, r"stable step $2/S$": stable, "steps": times / stable},
-    )
+    figures.legend(figure, {})
+    kinds, axes = {"flow time": times, "stable step": stable, "steps": times / stable}, panels[2]
     for (name, values), look in zip(kinds.items(), figures.looks(3), strict=True):
         axes.plot(scales, values / values.isel({SCALE: -1}), label=name, **look)
-    axes.set_xticks(scales.values, [f"{scale:.2g}" for scale in scales.values])
     axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(scales))
+    axes.set_xticks(scales.values, [f"{scale:.2g}" for scale in scales.values])
     axes.set_xticks([], minor=True)
     axes.set_ylabel(f"to a relative gap of {TARGET:g}, over the last")
-    figures.legend(figure, {})
     axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.3))
     return figure
