@@ -21,7 +21,7 @@ from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
 from ddln._document import as_toml, flatten, parse_override, place, resolve
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
-from ddln.dynamics import Descent, Dynamics
+from ddln.dynamics import OF_DEPTH_2, Descent, Dynamics
 from ddln.schema import (
     NAME,
     Axis,
@@ -75,14 +75,26 @@ class Experiment(Table):
     @model_validator(mode="after")
     def _batch_fits(self):
         dynamics = self.dynamics
-        if not isinstance(dynamics, Descent) or dynamics.sampling is None:
+        if not isinstance(dynamics, Descent):
             return self
         samples = datasets.shape_of(self.problem.data)[0]
         for name in ("batch", "noisy"):
-            size = getattr(dynamics.sampling, name)
-            if size is not None and size > samples:
+            size = getattr(dynamics.sampling, name, None) or 0
+            if size > samples:
                 where = f"dynamics.sampling.{name}"
                 raise ValueError(f"{where}: must be ≤ {samples}, the number of samples, got {size}")
+        batch = getattr(dynamics.sampling, "batch", None) or samples
+        group = getattr(dynamics.sharpness_aware, "group", None) or batch
+        if batch % group:
+            where = "dynamics.sharpness_aware.group"
+            raise ValueError(f"{where}: must divide the batch of {batch}, got {group}")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_fit(self):
+        depth, of_two = self.network.depth, OF_DEPTH_2 & set(self.dynamics.measure)
+        if of_two and depth != 2:
+            raise ValueError(f"dynamics.measure: {min(of_two)} is of depth 2, got depth {depth}")
         return self
 
     @property
@@ -169,6 +181,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if problems:
         raise ConfigError(problems, str(path))
     return experiment
+
+
+def parse(text: str) -> Experiment:
+    """The experiment in TOML text that is complete, as in a dataset's attribute `config`.
+
+    Raises:
+        ConfigError: all that is wrong with it.
+
+    >>> parse(load("configs/figure4.toml").to_toml()) == load("configs/figure4.toml")
+    True
+    """
+    document = tomllib.loads(text)
+    document["sweep"] = flatten(document.get("sweep", {}))
+    return _validated(document)
 
 
 def substitute(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:

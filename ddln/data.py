@@ -10,6 +10,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from ddln.schema import Data
 
-DIABETES_SHAPE = (442, 10)
+DIABETES_SHAPE, QUADRATIC = (442, 10), 64
+DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
+"""How many there are of each digit."""
 _SHOWN = 5
 """Faults of a file that are listed; the others are counted."""
 
@@ -45,7 +48,9 @@ def shape_of(data: "Data") -> tuple[int, int]:
     (10, 8)
     """
     if data.kind == "diabetes":
-        return DIABETES_SHAPE
+        return (DIABETES_SHAPE[0], QUADRATIC) if data.quadratic else DIABETES_SHAPE
+    if data.kind == "digits":
+        return DIGITS[data.positive] + DIGITS[data.negative], 64
     if data.kind == "file":
         _, features, _ = read_table(data.path, data.target, data.features)
         return features.shape[0], features.shape[1]
@@ -76,11 +81,14 @@ def draw(data: "Data") -> tuple[Any, Any]:
         names, features, targets = read_table(data.path, data.target, data.features)
         source = Path(data.path).name
     elif data.kind == "diabetes":
-        from sklearn.datasets import load_diabetes
-
-        table: Any = load_diabetes(scaled=False)
-        names, features, targets = tuple(table["feature_names"]), table["data"], table["target"]
+        names, features, targets = _diabetes(data.quadratic)
         source = "diabetes"
+    elif data.kind == "digits":
+        from sklearn.datasets import load_digits
+
+        pixels, digits = load_digits(return_X_y=True)
+        chosen = np.isin(digits, (data.positive, data.negative))
+        return pixels[chosen] / 16, np.where(digits[chosen] == data.positive, 1.0, -1.0)
     else:
         return _draw_random(data)
     if data.standardise:
@@ -88,6 +96,21 @@ def draw(data: "Data") -> tuple[Any, Any]:
         joined = _standardise(joined, (*names, "target"), source)
         return joined[:, :-1], joined[:, -1]
     return features, targets
+
+
+def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names, features and targets; products and squares are of the standardised features."""
+    from sklearn.datasets import load_diabetes
+
+    table: Any = load_diabetes(scaled=False)
+    names, features, targets = tuple(table["feature_names"]), table["data"], table["target"]
+    if quadratic:
+        plain = _standardise(features, names, "diabetes")
+        every = combinations_with_replacement(range(len(names)), 2)
+        pairs = sorted(set(every) - {(names.index("sex"),) * 2})
+        features = np.column_stack([plain, *(plain[:, j] * plain[:, k] for j, k in pairs)])
+        names += tuple(f"{names[j]}·{names[k]}" for j, k in pairs)
+    return names, features, targets
 
 
 def _draw_random(data: Any) -> tuple[Any, Any]:

@@ -6,9 +6,16 @@ Both keep a number of points of their curve; what else there is to say depends o
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from ddln.schema import SHAPE, Seed, Table, default_kind
+
+OF_DEPTH_2 = {"gain", "effective_initialisation"}
+"""What can be measured of two layers only."""
+
+_LISTED = Strict(False)  # a default `kind` is put into what was read of JSON: a list, not a tuple
+Measure = Literal["sharpness", "gain", "effective_initialisation"]
+Drop = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]], _LISTED]
 
 
 class _Curve(Table):
@@ -23,6 +30,9 @@ class _Curve(Table):
     save: Literal["loss", "theta", "all"] = Field(
         default="all",
         description="what is kept: loss, gap and bounds; θ and its velocity too; the layers too",
+    )
+    measure: Annotated[tuple[Measure, ...], _LISTED] = Field(
+        default=(), description="what else is measured of the curve, by `ddln.diagnostics`"
     )
 
     target_gap: float | None = Field(
@@ -90,6 +100,9 @@ class Flow(_Curve):
 class _Rule(Table):
     weight_decay: float | None = Field(
         default=None, ge=0, description="ω: adds ω u to the gradient in the layers u"
+    )
+    drops: Annotated[tuple[Drop, ...], _LISTED] = Field(
+        default=(), description="[step, factor]: from the step on, γ is multiplied by the factor"
     )
 
 
@@ -161,8 +174,11 @@ class SharpnessAware(Table):
     """The gradient uphill, at u + ρ ∂ℓ/∂u."""
 
     rho: float = Field(ge=0, description="ρ: how far")
-    per_sample: bool = Field(
-        default=False, description="whether each sample climbs its own loss (1-SAM), or all one"
+    group: int | None = Field(
+        default=None,
+        ge=1,
+        description="m: how many samples climb together (m-SAM); all of a batch by default",
+        json_schema_extra=SHAPE,
     )
     normalised: bool = Field(default=False, description="whether the climb has length ρ")
 

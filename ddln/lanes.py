@@ -18,7 +18,7 @@ import optimistix
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import certificates, claims, descent, engine, flow, network, parts
+from ddln import certificates, claims, descent, diagnostics, engine, flow, network, parts
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
@@ -137,12 +137,14 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
         name: np.pad(values, (0, chunk.width - values.size), mode="edge")
         for name, values in chunk.values.items()
     }
-    build, integrate, examine = _programs(chunk)
+    build, integrate, examine, measure = _programs(chunk)
     problems, *given = build(padded, _numbers(chunk.experiment, padded))
     tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
     runs, rounds = integrate(problems, *given, tell)
     numbers, checked = examine(problems, runs)
-    numbers["rounds"] = rounds
+    # Waited for: two batches of eigenvalues side by side can lock each other (docs/decisions.md).
+    numbers = {name: np.asarray(value) for name, value in numbers.items()}
+    numbers |= measure(problems, runs) | {"rounds": rounds}
     dataset = xr.Dataset(
         {
             name: (("lane", *VARIABLES[name][0]), np.asarray(numbers[name])[: chunk.lanes.size])
@@ -193,8 +195,9 @@ def _programs(chunk: Chunk):
 
         axes = problems, 0, 0, keys
         build = jax.vmap(lane, (0, None), axes, axis_size=chunk.width)
-        examine = jax.jit(jax.vmap(_examine, (problems, 0)))
-        _PROGRAMS[key] = jax.jit(build), _integrator(experiment.dynamics, axes), examine
+        measure = partial(_measure, experiment.dynamics.measure)
+        examine, measure = (jax.jit(jax.vmap(f, (problems, 0))) for f in (_examine, measure))
+        _PROGRAMS[key] = jax.jit(build), _integrator(experiment.dynamics, axes), examine, measure
     return _PROGRAMS[key]
 
 
@@ -264,6 +267,17 @@ def _with_rounds(runs):
     """Lanes side by side are computed until the last of them ends."""
     taken = runs.stats["num_steps"].astype(int)
     return runs, jnp.broadcast_to(jnp.max(taken), taken.shape)
+
+
+def _measure(
+    names: tuple[str, ...], loss: Problem, run: flow.Trajectory | Descent
+) -> dict[str, Array]:
+    known = {
+        "sharpness": lambda: diagnostics.sharpness(loss, run),
+        "gain": lambda: diagnostics.gain(run),
+        "effective_initialisation": lambda: diagnostics.effective_initialisation(run),
+    }
+    return {name: known[name]() for name in names}
 
 
 def _examine(

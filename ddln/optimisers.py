@@ -9,7 +9,7 @@ sign         u ← u − γ sign g
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +52,17 @@ _RANGES = {
     "b2": _FRACTION,
     "weight_decay": ("≥ 0", lambda value: value < 0),
 }
+
+
+class Drops(eqx.Module):
+    """γ at a step, as a rate that is multiplied by a factor from each of some steps on."""
+
+    rate: Array
+    steps: Int[Array, " drops"]
+    factors: Float[Array, " drops"]
+
+    def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        return self.rate * jnp.prod(jnp.where(step >= self.steps, self.factors, 1.0))
 
 
 class Optimiser(eqx.Module):
@@ -124,6 +135,7 @@ def optimiser(
     *,
     intrinsic_step: Number | None = None,
     weight_decay: Number | None = None,
+    drops: Sequence[tuple[int, Number]] = (),
     **numbers: Any,
 ) -> Optimiser:
     """A rule of training for `descend`; its numbers can be traced: another value compiles nothing.
@@ -135,6 +147,7 @@ def optimiser(
             γ = λ (1 − β)².
         weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖². (For
             AdamW's: `optax.adamw`.)
+        drops: pairs of a step and a factor > 0: from the step on, counted from 0, γ is multiplied.
         numbers: what the rule takes: `learning_rate` (γ > 0, or an optax schedule), and `momentum`
             (0 ≤ β < 1) for heavy_ball and nesterov, or `b1`, `b2`, `eps` for adam.
 
@@ -168,7 +181,22 @@ def optimiser(
     except TypeError as fault:
         raise ValueError(f"`numbers` must be what {name} takes: {fault}.") from None
     decay = None if weight_decay is None else _checked("weight_decay", weight_decay)
-    return Optimiser(rule, {key: _checked(key, value) for key, value in numbers.items()}, decay)
+    numbers = {key: _checked(key, value) for key, value in numbers.items()}
+    if len(drops):
+        numbers["learning_rate"] = _dropping(numbers.get("learning_rate"), drops)
+    return Optimiser(rule, numbers, decay)
+
+
+def _dropping(rate: Any, drops: Sequence[tuple[int, Number]]) -> Drops:
+    """The rate with its drops."""
+    if rate is None or callable(rate):
+        given = "none" if rate is None else "a schedule"
+        raise ValueError(f"`drops` must come with a `learning_rate` that is a number, got {given}.")
+    steps, factors = zip(*drops, strict=True)
+    factors = as_floats("drops", jnp.stack([jnp.asarray(factor) for factor in factors]), 1)
+    wrong = ~(factors > 0).all()
+    factors = refuse(wrong, f"`drops` must have factors > 0, got {factors}.", factors)
+    return Drops(rate, jnp.asarray(steps, jnp.int32), factors)
 
 
 def _rate_of(intrinsic_step: Number, numbers: dict[str, Any]) -> Array:

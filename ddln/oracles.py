@@ -175,15 +175,16 @@ class SharpnessAware(eqx.Module):
 
     Args:
         rho: ρ ≥ 0, how far uphill.
-        per_sample: each sample of the batch climbs its own loss ℓ_i (n times its part of ℒ), and
-            the gradients there are averaged ("1-SAM"); else all climb theirs together ("n-SAM").
+        group: m, how many samples of the batch climb the loss of theirs together, the gradients
+            there being averaged ("m-SAM"): 1 is each its own ℓ_i, n times its part of ℒ ("1-SAM").
+            None for all ("n-SAM").
         normalised: whether the climb has length ρ.
         sampling: the batch of each step, and its noise.
 
     Raises:
-        ValueError: ρ < 0 (traced: NaN).
+        ValueError: ρ < 0 (traced: NaN), m < 1, or a batch that m does not divide.
 
-    Source: Foret et al. 2021 (normalised); Andriushchenko & Flammarion 2022 (n-SAM, 1-SAM, not
+    Source: Foret et al. 2021 (normalised); Andriushchenko & Flammarion 2022 (m-SAM, not
     normalised: the factor of the loss is one of ρ too).
 
     >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
@@ -194,36 +195,44 @@ class SharpnessAware(eqx.Module):
     """
 
     rho: Number
-    per_sample: bool = eqx.field(static=True, default=False)
+    group: int | None = eqx.field(static=True, default=None)
     normalised: bool = eqx.field(static=True, default=False)
     sampling: Sampling = Sampling()
 
     def __init__(
         self,
         rho: Number,
-        per_sample: bool = False,
+        group: int | None = None,
         normalised: bool = False,
         sampling: Sampling | None = None,
     ):
+        if group is not None and group < 1:
+            raise ValueError(f"`group` must be ≥ 1, got {group}.")
         self.rho = _at_least_zero("rho", rho)
-        self.per_sample, self.normalised = per_sample, normalised
+        self.group, self.normalised = group, normalised
         self.sampling = Sampling() if sampling is None else sampling
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that cannot be sampled so."""
         self.sampling.check(problem)
-        if self.per_sample and problem.samples == 0:
-            raise ValueError("`problem` must be a sum over samples for `per_sample`.")
+        if self.group is None:
+            return
+        if problem.samples == 0:
+            raise ValueError("`problem` must be a sum over samples for a `group` of them.")
+        size = self.sampling.batch or problem.samples
+        if size % self.group:
+            raise ValueError(f"`group` must divide the batch of {size}, got {self.group}.")
 
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
     ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"] | None]:
         """As that of `Sampling`: the pullback of no ∇ℓ(θ) at these layers."""
-        if not self.per_sample:
+        if self.group is None:
             return self._uphill(problem, layers, batch), None
         rows = jnp.arange(problem.samples) if batch.rows is None else batch.rows
-        noise = None if batch.noise is None else batch.noise[:, None]
-        each = jax.vmap(lambda one: self._uphill(problem, layers, one))(Batch(rows[:, None], noise))
+        parts = Batch(rows, batch.noise)
+        parts = jax.tree.map(lambda x: x.reshape(-1, self.group), parts)
+        each = jax.vmap(lambda part: self._uphill(problem, layers, part))(parts)
         return jnp.mean(each, axis=0), None
 
     def _uphill(self, problem, layers, batch):

@@ -212,7 +212,7 @@ def _descent_seconds(experiment: Experiment, descent: Descent, lanes: int) -> fl
     rows = samples if sampling is None or sampling.batch is None else sampling.batch
     product, entry, alone, certify = 7e-11 * 2 * rows * features, 1e-9 * weights, 1e-6, 0.0
     if climb is not None:
-        product, entry = 2 * product, 2 * entry * (rows if climb.per_sample else 1)
+        product, entry = 2 * product, 2 * entry * (rows / climb.group if climb.group else 1)
     if sampling is not None:
         entry, alone = entry + 2e-7, alone + 4e-6
     elif climb is None and descent.optimiser.kind == "sgd":

@@ -175,12 +175,33 @@ class Diabetes(Table):
     """The diabetes data of scikit-learn: 442 patients, 10 measurements."""
 
     kind: Literal["diabetes"]
+    quadratic: bool = Field(
+        default=False,
+        description="with products and squares, 64 columns: that of the sex would be the sex again",
+    )
     standardise: bool = Field(
         default=True, description="columns and target to mean 0 and deviation 1"
     )
 
 
-Data = Gaussian | Sparse | Classification | Counts | File | Diabetes
+Digit = Annotated[int, Field(ge=0, le=9)]
+
+
+class Digits(Table):
+    """Two of scikit-learn's handwritten digits: 64 pixels from 0 to 1, labels ±1."""
+
+    kind: Literal["digits"]
+    positive: Digit = Field(description="the digit whose label is 1", json_schema_extra=SHAPE)
+    negative: Digit = Field(description="the digit whose label is −1", json_schema_extra=SHAPE)
+
+    @model_validator(mode="after")
+    def _two(self):
+        if self.positive == self.negative:
+            raise ValueError(f"positive and negative must differ, got {self.positive} twice")
+        return self
+
+
+Data = Gaussian | Sparse | Classification | Counts | File | Diabetes | Digits
 Init = Constant | Balanced | Uniform | Normal | ZeroFirstLayer | Imbalanced | Explicit
 
 

@@ -27,6 +27,9 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
     "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
     "divergence_bound": (_TIME, "loss", "bound D_Q(θ*, θ(0)) / t of Theorem 2 on the gap"),
+    "sharpness": (_TIME, "1 / flow time", "sharpness λ_max(∂²ℒ/∂u²)"),
+    "gain": (_THETA, "1", "gain ln |(u² − v²)₀ / (u² − v²)|"),
+    "effective_initialisation": (_THETA, "1", "effective initialisation (|u² − v²| / 2)^½"),
     "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
     "asymptotic_rate": ((), "1 / flow time", "asymptotic rate r, the gap decays like exp(−2rt)"),
     "status": ((), "1", "how the run ended"),
@@ -46,6 +49,7 @@ _OF_FLOWS = {
     *("rate_bound", "asymptotic_rate"),
 }
 _OF_DESCENTS = {"step"}
+_MEASURED = {"sharpness", "gain", "effective_initialisation"}
 
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
 _LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
@@ -74,6 +78,7 @@ def kept(experiment: Experiment) -> tuple[str, ...]:
         of_others = _OF_FLOWS
     if not experiment.network.signed:
         of_others = of_others | {"predictor"}
+    of_others = of_others | (_MEASURED - set(dynamics.measure))
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()

@@ -37,7 +37,10 @@ def draw(dataset: xr.Dataset) -> dict[str, Figure]:
     """A drawing for each depth."""
     depths = dataset["layers"].isel(time=0, coordinate=0).notnull().sum("layer").values.ravel()
     width = dataset.sizes["coordinate"]
-    return {f"depth_{depth}": draw_network(int(depth), width) for depth in sorted(set(depths))}
+    return {
+        f"architecture_depth_{depth}": draw_network(int(depth), width)
+        for depth in sorted(set(depths))
+    }
 
 
 def draw_network(depth: int, width: int) -> Figure:

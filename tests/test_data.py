@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddln.data import DataError, draw, read_table, shape_of
-from ddln.schema import Diabetes, File, Gaussian, Sparse
+from ddln.data import DIGITS, DataError, draw, read_table, shape_of
+from ddln.schema import Diabetes, Digits, File, Gaussian, Sparse
 
 
 def write(tmp_path, text, name="data.csv"):
@@ -107,6 +107,33 @@ def test_standardised_columns_have_mean_zero_and_deviation_one(tmp_path):
     path = write(tmp_path, "a,b,target\n1,5,3\n4,5,6\n", "constant.csv")
     with pytest.raises(DataError, match=r'constant\.csv: column "b" is constant'):
         draw(File(kind="file", path=str(path), standardise=True))
+
+
+def test_quadratic_diabetes_has_the_64_columns_of_efron_et_al_2004():
+    features, targets = draw(Diabetes(kind="diabetes", quadratic=True))
+    assert features.shape == shape_of(Diabetes(kind="diabetes", quadratic=True)) == (442, 64)
+    assert np.linalg.matrix_rank(features) == 64
+    plain, _ = draw(Diabetes(kind="diabetes"))
+    np.testing.assert_allclose(features[:, :10], plain, atol=1e-12)
+    bmi_by_pressure = plain[:, 2] * plain[:, 3]
+    largest = max(abs(np.corrcoef(bmi_by_pressure, features.T)[0, 11:]))
+    np.testing.assert_allclose(largest, 1.0, rtol=1e-12)
+    np.testing.assert_allclose([features.std(axis=0), 0 * features[0] + targets.std()], 1.0)
+
+
+@pytest.mark.parametrize(("positive", "negative"), [(3, 8), (0, 1)])
+def test_digits_are_two_classes_of_pixels(positive, negative):
+    table = Digits(kind="digits", positive=positive, negative=negative)
+    features, labels = draw(table)
+    assert features.shape == shape_of(table)
+    assert (features.min(), features.max()) == (0.0, 1.0)
+    assert set(labels) == {-1.0, 1.0}
+    assert [(labels == 1).sum(), (labels == -1).sum()] == [DIGITS[positive], DIGITS[negative]]
+
+
+def test_one_digit_is_no_two_classes():
+    with pytest.raises(ValueError, match="positive and negative must differ, got 3 twice"):
+        Digits(kind="digits", positive=3, negative=3)
 
 
 def test_the_diabetes_data_are_the_raw_measurements_or_standardised():

@@ -143,7 +143,7 @@ RULES = {
 ORACLES = {
     "all": ddln.Sampling(),
     "shuffled": ddln.Sampling(batch=3, replacement=False, label_noise=0.1),
-    "uphill": ddln.SharpnessAware(0.1, per_sample=True, sampling=ddln.Sampling(batch=2)),
+    "uphill": ddln.SharpnessAware(0.1, group=1, sampling=ddln.Sampling(batch=2)),
 }
 
 

@@ -15,19 +15,31 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS = 61
+POINTS, STEPS, LANES = 61, 2000, 3
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
 def smaller(path):
-    """The experiment with fewer saved times and lanes, and a single program to compile."""
+    """The experiment with fewer saved times, steps and lanes, and a single program to compile."""
     experiment = ddln.load(path)
-    kept = {
-        f"sweep.{axis.name}": axis.values[:1] if axis.shape_changing else axis.values[-3:]
-        for axis in plan.make_plan(experiment).axes
+    axes = plan.make_plan(experiment).axes
+    kept = {axis.dimension: np.arange(axis.values.size) for axis in axes}
+    for axis in axes:
+        if axis.shape_changing:
+            places = kept[axis.dimension]
+            kept[axis.dimension] = places[axis.values[places] == axis.values[places[0]]]
+    changes = {
+        f"sweep.{axis.name}": {
+            "values": axis.values[kept[axis.dimension][-LANES:]],
+            "zip": axis.dimension if axis.dimension != axis.name else None,
+        }
+        for axis in axes
     }
-    points = min(POINTS, experiment.dynamics.points)
-    return experiment.with_({"dynamics.points": points, **kept})
+    limits = {"points": POINTS, "steps": STEPS}
+    for name, most in limits.items():
+        if getattr(experiment.dynamics, name, 0) > most:
+            changes[f"dynamics.{name}"] = most
+    return experiment.with_(changes)
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)

@@ -57,12 +57,20 @@ def decayed():
     return u
 
 
+def dropped():
+    u = START
+    for k in range(STEPS):
+        u = u - RATE * (0.5 if k >= 10 else 1.0) * (0.1 if k >= 30 else 1.0) * slope(u)
+    return u
+
+
 CASES = {
     "heavy_ball": (heavy_ball, ("heavy_ball",), {"momentum": BETA}),
     "nesterov": (nesterov, ("nesterov",), {"momentum": BETA}),
     "adam": (adam, ("adam",), {}),
     "sign": (sign, ("sign",), {}),
     "weight decay": (decayed, ("sgd",), {"weight_decay": 0.3}),
+    "drops": (dropped, ("sgd",), {"drops": [(10, 0.5), (30, 0.1)]}),
     "of optax": (adam, (optax.adam,), {"b1": 0.9}),
 }
 
@@ -128,6 +136,12 @@ def test_only_plain_steps_are_gradient_descent():
         ),
         ("nesterov", {"intrinsic_step": 0.0, "momentum": 0.5}, "`intrinsic_step` must be > 0, got"),
         ("nesterov", {"intrinsic_step": 1.0, "momentum": 1.5}, "`momentum` must be ≥ 0 and < 1"),
+        ("sgd", {"learning_rate": 0.1, "drops": [(5, 0.0)]}, "`drops` must have factors > 0, got"),
+        (
+            "sgd",
+            {"learning_rate": lambda step: 0.1, "drops": [(5, 0.1)]},
+            "`drops` must come with a `learning_rate` that is a number, got a schedule",
+        ),
     ],
 )
 def test_bad_numbers_are_named(rule, numbers, message):
@@ -138,6 +152,14 @@ def test_bad_numbers_are_named(rule, numbers, message):
 def test_an_intrinsic_step_stands_for_a_learning_rate():
     rule = ddln.optimiser("heavy_ball", intrinsic_step=0.4, momentum=0.5)
     assert rule.numbers == {"momentum": 0.5, "learning_rate": 0.1}
+
+
+def test_time_goes_slower_once_the_step_size_has_dropped():
+    rule = ddln.optimiser("sgd", learning_rate=0.1, drops=[(4, 0.5)])
+    run = ddln.descend(
+        ddln.least_squares([[1.0]], [2.0]), jnp.ones((2, 1)), rule, steps=6, record_every=2
+    )
+    np.testing.assert_allclose(run.times, [0.0, 0.2, 0.4, 0.5], rtol=SAME)
 
 
 def test_bad_traced_numbers_are_nan():

@@ -113,10 +113,10 @@ def test_noise_on_one_target_is_as_large_as_the_batch():
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_sharpness_aware_gradients_are_those_uphill(per_sample, normalised):
-    rows, noise = np.array([0, 3, 5]), np.array([0.1, -0.2, 0.0])
-    oracle = ddln.SharpnessAware(0.2, per_sample=per_sample, normalised=normalised)
+@pytest.mark.parametrize("group", [None, 1, 2])
+def test_sharpness_aware_gradients_are_those_uphill(group, normalised):
+    rows, noise = np.array([0, 3, 5, 1]), np.array([0.1, -0.2, 0.0, 0.3])
+    oracle = ddln.SharpnessAware(0.2, group=group, normalised=normalised)
     seen = seen_by(oracle, Batch(jnp.asarray(rows), jnp.asarray(noise)))
 
     def uphill(rows, noise):
@@ -124,14 +124,14 @@ def test_sharpness_aware_gradients_are_those_uphill(per_sample, normalised):
         climb = climb / np.linalg.norm(climb) if normalised else climb
         return gradient(LAYERS + 0.2 * climb, rows, noise)
 
-    each = [uphill(rows[i : i + 1], noise[i : i + 1]) for i in range(3)]
-    expected = np.mean(each, axis=0) if per_sample else uphill(rows, noise)
+    parts = [slice(i, i + (group or 4)) for i in range(0, 4, group or 4)]
+    expected = np.mean([uphill(rows[part], noise[part]) for part in parts], axis=0)
     np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=SAME)
 
 
 def test_uphill_by_nothing_is_the_gradient_itself():
     for normalised in (False, True):
-        oracle = ddln.SharpnessAware(0.0, per_sample=True, normalised=normalised)
+        oracle = ddln.SharpnessAware(0.0, group=1, normalised=normalised)
         np.testing.assert_allclose(seen_by(oracle), gradient(LAYERS), rtol=1e-10, atol=SAME)
 
 
@@ -165,10 +165,15 @@ def test_an_oracle_that_draws_nothing_ignores_the_key():
             "`problem` must be a sum over samples for an oracle to draw from",
         ),
         (
-            lambda: ddln.SharpnessAware(0.1, per_sample=True).check(
+            lambda: ddln.SharpnessAware(0.1, group=1).check(
                 ddln.from_function(jnp.sum, 1, minimum=0.0)
             ),
-            "`problem` must be a sum over samples for `per_sample`",
+            "`problem` must be a sum over samples for a `group`",
+        ),
+        (lambda: ddln.SharpnessAware(0.1, group=0), "`group` must be ≥ 1, got 0"),
+        (
+            lambda: ddln.SharpnessAware(0.1, group=4).check(PROBLEM),
+            "`group` must divide the batch of 6, got 4",
         ),
     ],
 )

@@ -40,10 +40,10 @@ def test_an_oracle_has_what_its_tables_say():
     whole = parts.oracle_of(descent())
     assert not whole.sampling.is_random
     drawn = {"batch": 2, "replacement": False, "label_noise": 0.5, "noisy": 1, "seed": 4}
-    uphill = {"rho": 0.3, "per_sample": True, "normalised": True}
+    uphill = {"rho": 0.3, "group": 1, "normalised": True}
     made = parts.oracle_of(descent(sampling=drawn, sharpness_aware=uphill))
     assert isinstance(made, ddln.SharpnessAware)
-    assert (made.rho, made.per_sample, made.normalised) == (0.3, True, True)
+    assert (made.rho, made.group, made.normalised) == (0.3, 1, True)
     assert {name: getattr(made.sampling, name) for name in drawn if name != "seed"} == {
         name: value for name, value in drawn.items() if name != "seed"
     }

@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import data, lanes, progress
+from ddln import data, diagnostics, lanes, parts, progress
+from ddln.config import substitute
 from ddln.plan import make_plan
 from ddln.store import status_counts
 from ddln.variables import lane_bytes
@@ -25,6 +26,7 @@ SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(
         "dynamics.max_steps": 2000,
     }
 )
+PLAIN = {"kind": "sgd", "learning_rate": 0.01}
 AXES = {
     "network.init.seed": [3, 4],
     "network.scale": {"values": [0.5, 1.5], "zip": "network.init.seed"},
@@ -44,6 +46,26 @@ def grid():
 def assert_same_lane(lane, alone):
     for name in ("gap", "layers"):
         np.testing.assert_allclose(lane[name], alone[name], rtol=LANES, atol=LANES)
+
+
+def test_what_is_measured_along_a_curve_is_what_diagnostics_measure_of_the_run():
+    names = ("sharpness", "gain", "effective_initialisation")
+    problem = {"problem.data": {"kind": "gaussian", "samples": 3, "features": 2}}
+    measured = {"dynamics.measure": list(names), "sweep.network.scale": [0.5, 1.0]}
+    training = {"kind": "descent", "steps": 8, "points": 5, "optimiser": dict(PLAIN)}
+    experiment = SMALL.with_(problem | {"dynamics": training} | measured)
+    dataset = ddln.run(experiment)
+    for i, scale in enumerate([0.5, 1.0]):
+        alone = substitute(experiment, {"network.scale": scale})
+        loss, layers = parts.problem_of(alone), parts.layers_of(alone)
+        rule = parts.rule_of(alone.dynamics)
+        run = ddln.descend(loss, layers, rule, steps=8, record_every=2)
+        expected = {name: getattr(diagnostics, name) for name in names}
+        lane = dataset.isel({"network.scale": i})
+        np.testing.assert_allclose(lane["sharpness"], expected["sharpness"](loss, run), rtol=LANES)
+        for name in names[1:]:
+            np.testing.assert_allclose(lane[name], expected[name](run), rtol=LANES, atol=LANES)
+    assert not set(names) & set(ddln.run(SMALL.with_({"dynamics": training})))
 
 
 @pytest.mark.parametrize(
