@@ -35,12 +35,30 @@ REMEDIES = {
 ROWS = 40
 """Rows of a table that are printed."""
 
-Config = Annotated[str, typer.Argument(help="A TOML file, or the name of one (see `list`).")]
+
+def _configs(incomplete: str) -> list[str]:
+    """Of those there are; where none fits, the shell goes on with files."""
+    from ddln import studies
+
+    return [path.stem for path, _ in studies.configs() if path.stem.startswith(incomplete)]
+
+
+def _runs(incomplete: str) -> list[str]:
+    return [path.parent.name for path in sorted(Path("runs").glob(f"{incomplete}*/manifest.json"))]
+
+
+Config = Annotated[
+    str,
+    typer.Argument(help="A TOML file, or the name of one (see `list`).", autocompletion=_configs),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Other values: network.depth=8 'sweep.network.scale=[1, 2]'."),
 ]
-Run = Annotated[str, typer.Argument(help="A run folder, or the beginning of its name.")]
+Run = Annotated[
+    str,
+    typer.Argument(help="A run folder, or the beginning of its name.", autocompletion=_runs),
+]
 Out = Annotated[Path, typer.Option(help="The folder of run folders.")]
 
 

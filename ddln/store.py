@@ -78,7 +78,11 @@ class RunFolder:
             return cls(found[0])
         if found:
             raise StoreError(f"{name}: which of {', '.join(run.name for run in found)}?")
-        raise StoreError(f"{name}: not a run folder, nor the beginning of one in {root}/")
+        known = ", ".join(run.name for run in runs) or "no run"
+        raise StoreError(
+            f"{name}: not a run folder, nor the beginning of one in {root}/, which has {known};"
+            " `--out` names another folder"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -94,7 +98,9 @@ class RunFolder:
             _files.refuse_links(self.path)
         with (self.path / ".lock").open("a+b") as file:
             if not _files.try_lock(file):
-                raise StoreError(f"{self.path}: another process is working on this run")
+                raise StoreError(
+                    f"{self.path}: another process is working on this run; wait, or stop it"
+                )
             _files.remove_unfinished(self.path)
             yield
 

@@ -166,8 +166,8 @@ def find_config(name: str) -> Path:
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f', did you mean "{near[0]}"?' if near else ""
-    raise StudyError(f"{name}: no such file{hint}")
+    hint = f'did you mean "{near[0]}"?' if near else "`ddln list` names those there are"
+    raise StudyError(f"{name}: no such file, {hint}")
 
 
 def configs() -> Iterator[tuple[Path, str]]:

@@ -29,11 +29,12 @@ def verdict(row: Mapping[str, Any]) -> str:
 def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     """A rich table of claims, one row each; it fits 80 columns."""
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    result.add_column("claim", no_wrap=True)
-    result.add_column("source", max_width=18)
-    result.add_column("measured", justify="right", no_wrap=True)
-    result.add_column("expected", no_wrap=True)
-    result.add_column("", no_wrap=True)
+    # What is too wide is folded: nothing that was measured is cut off.
+    result.add_column("claim", overflow="fold")
+    result.add_column("source", max_width=18, overflow="fold")
+    result.add_column("measured", justify="right", overflow="fold")
+    result.add_column("expected", overflow="fold")
+    result.add_column("", overflow="fold")
     for row in rows:
         measured, expected, word = _cells(row)
         style = _STYLES[verdict(row)]

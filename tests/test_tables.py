@@ -1,0 +1,101 @@
+"""What a terminal shows: 80 columns, colour where it is wanted, words where Tab is pressed."""
+
+import io
+import re
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from ddln import cli, tables
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
+ROW = {
+    "name": "a-posteriori bound",
+    "source": "Theorem 2, Corollary 1, and the definition",
+    "measured": -1.234567e-300,
+    "predicted": -1.234567e-300,
+    "tolerance": 1e-306,
+    "relation": "=",
+    "applies": True,
+    "holds": False,
+    "lanes_applicable": 100_000,
+    "lanes_holding": 99_999,
+}
+
+
+class Terminal(io.StringIO):
+    """Standard output that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a terminal of 80 columns is sent for a table."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def shown(*rows):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", Terminal())
+            cli._print_table(list(rows), "Certificates")
+            return sys.stdout.getvalue()
+
+    return shown
+
+
+def test_the_widest_row_fits_eighty_columns_with_nothing_cut_off():
+    lines = tables.render([ROW], "Certificates").splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "…" not in text
+    letters = re.sub(r"\s", "", text)
+    assert all(word in letters for word in ("a-posteriori", "Corollary", "FAILS"))
+
+
+def test_a_row_of_usual_width_takes_a_line():
+    usual = {"source": "Theorem 2", "measured": 1.0, "predicted": 1.0, "tolerance": 1e-6}
+    (line,) = tables.render([ROW | usual], "").splitlines()[3:]
+    told = " ".join(line.split())
+    assert told == "a-posteriori bound Theorem 2 1 = 1 ± 1.0e-06 FAILS 99999/100000"
+
+
+def test_a_terminal_has_colour(shown):
+    assert COLOUR.search(shown(ROW))
+
+
+def test_no_color_is_obeyed(shown, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    sent = shown(ROW)
+    assert "FAILS" in sent
+    assert not COLOUR.search(sent)
+
+
+def test_what_is_no_terminal_has_no_escapes(capsys):
+    cli._print_table([ROW], "Certificates")
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ddln ver", ["verify"]),
+        ("ddln check figure", ["figure3", "figure4"]),
+        ("ddln show f", ["f-1"]),
+    ],
+)
+def test_the_shell_completes_verbs_configs_and_runs(words, completed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "f-1").mkdir(parents=True)
+    (tmp_path / "runs" / "f-1" / "manifest.json").touch()
+    environment = {
+        "_DDLN_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = CliRunner().invoke(cli.app, prog_name="ddln", env=environment)
+    assert done.stdout.split() == completed
