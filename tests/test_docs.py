@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln import cli
 from ddln.config import Experiment
-from docs.__main__ import api, config
+from docs.__main__ import api, config, results
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -122,7 +122,8 @@ def slug(heading):
 
 
 def anchors(path):
-    text = plain(path) + (config() if path.name == "config.md" else "")
+    made = {"config.md": config, "results.md": results}.get(path.name, str)
+    text = plain(path) + made()
     return {slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
