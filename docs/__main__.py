@@ -1,4 +1,4 @@
-"""Write what `make docs` includes in the pages: build/docs/config.md and build/docs/api.md.
+"""Write what `make docs` includes in the pages, build/docs/: config.md, api.md and results.md.
 
 Nothing in them is kept by hand. A key of `ddln.schema`, or a name of `ddln.__all__`, that is new is
 in the reference of the next build.
@@ -28,11 +28,20 @@ Tables = dict[type[BaseModel], list[str]]
 
 
 def main() -> None:
-    """Write both."""
+    """Write them."""
     folder = ROOT / "build" / "docs"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("config.md", config()), ("api.md", api())):
+    for name, text in (("config.md", config()), ("api.md", api()), ("results.md", results())):
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def results() -> str:
+    """What `make experiments` wrote, without its title; and a line for each config not run yet."""
+    page = ROOT / "experiments" / "RESULTS.md"
+    text = page.read_text(encoding="utf-8").partition("\n")[2] if page.is_file() else ""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.toml"))
+    missing = [name for name in names if f"\n## {name}\n" not in text]
+    return "".join([text, *(f"\n## {name}\n\nNot run yet.\n" for name in missing)])
 
 
 def config() -> str:

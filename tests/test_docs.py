@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln import cli
 from ddln.config import Experiment
-from docs.__main__ import api, config
+from docs.__main__ import api, config, results
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -40,7 +41,8 @@ def blocks(page):
 
 def commands(block):
     lines = block.text.splitlines() if block.language == "console" else []
-    return [shlex.split(line)[1:] for line in lines if line.startswith("ddln ")]
+    typed = [line for line in lines if line.startswith("ddln ") and "$" not in line]
+    return [shlex.split(line, comments=True)[1:] for line in typed]
 
 
 def plain(path):
@@ -54,6 +56,8 @@ def plain(path):
 def call(tmp_path, monkeypatch):
     """The command line in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "figure4.toml", tmp_path / "configs")
     monkeypatch.setattr(cli, "start_jax", lambda: None)
 
     def call(arguments):
@@ -76,12 +80,19 @@ def follow(page, call, tiny=None):
             if verb in QUICK:
                 told.append(call(arguments))
             elif verb in ("run", "verify") and tiny is None:
-                call(["check", *(word for word in arguments[1:] if not word.startswith("--"))])
+                call(["check", *without_options(arguments[1:])])
             elif verb in ("run", "verify"):
                 told.append(call([*arguments, *tiny]))
             elif verb not in SETS_UP and tiny is not None:
                 told.append(call(arguments))
     return told
+
+
+def without_options(words):
+    """A run's words without its options, which `check` does not have."""
+    taking = [i for i, word in enumerate(words) if word in ("--out", "--cluster")]
+    values = {i + 1 for i in taking}
+    return [w for i, w in enumerate(words) if i not in values and not w.startswith("--")]
 
 
 TYPED = [page for page in PAGES if any(map(commands, blocks(page.read_text(encoding="utf-8"))))]
@@ -92,8 +103,16 @@ def test_what_a_page_tells_to_type_is_understood(page, call):
     follow(page, call)
 
 
+ELSEWHERE = {"cluster": "test_cluster", "experiments": "test_experiments"}
+"""Pages, and folders of them, whose runs have tests of their own."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in TYPED if not {page.stem, page.parent.name} & ELSEWHERE.keys()],
+    ids=lambda page: page.stem,
+)
 def test_what_a_page_tells_to_type_runs(page, call):
     if page.stem == "howto":  # its runs are those of the first run
         call(["run", "figure4", *TINY])
@@ -122,7 +141,8 @@ def slug(heading):
 
 
 def anchors(path):
-    text = plain(path) + (config() if path.name == "config.md" else "")
+    made = {"config.md": config, "results.md": results}.get(path.name, str)
+    text = plain(path) + made()
     return {slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
