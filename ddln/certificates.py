@@ -21,7 +21,7 @@ from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.descent import Descent
 from ddln.entropy import Entropy
 from ddln.flow import STATUS, Trajectory
-from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
+from ddln.network import OPEN, Reduction, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
 from ddln.stepwise import step_claims
 
@@ -116,8 +116,22 @@ def _places(run):
 
 
 def _accuracy(run: Trajectory) -> Float[Array, ""]:
-    """Relative error of θ to be expected of the integrator: its tolerance, over many steps."""
-    return 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
+    """Relative error of θ to be expected of the integrator: its tolerance, over many steps.
+
+    A relative tolerance on a position far from 0, that of a tiny start, is as much more on θ.
+    """
+    tolerance = 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
+    return tolerance * jnp.maximum(_farthest(run) / 3, 1.0)
+
+
+def _farthest(run: Trajectory) -> Float[Array, ""]:
+    """The largest position that was integrated."""
+    if run.coordinates != "reduced":
+        return jnp.asarray(0.0, run.theta.dtype)
+    reduction = Reduction(run.layers[0])
+    smallest = jnp.nanmax(jnp.min(jnp.abs(run.layers), axis=1), axis=0)
+    reach = jnp.arcsinh(smallest / jnp.where(reduction.is_open, reduction.radius, jnp.inf))
+    return jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
 
 
 def _few(run: Trajectory, count: int = _SAMPLES) -> np.ndarray:

@@ -5,6 +5,7 @@ a dotted name, `network.scale`; the same name sets it on the command line, in `E
 as an axis of `[sweep]`.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -120,7 +121,8 @@ class Experiment(Table):
         """
         document = self._document()
         for name, value in changes.items():
-            place(document, name, value)
+            # A copy: the next change may be within this table, which is the caller's.
+            place(document, name, copy.deepcopy(value))
         return _validated(document)
 
     def to_toml(self) -> str:

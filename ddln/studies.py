@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ddln.data import write_arrays
+from ddln.datafiles import write_arrays
 from ddln.schema import NAME
 
 

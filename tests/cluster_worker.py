@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-stand_in = importlib.import_module("stand_in")
-stand_in._prepare()
-lanes = sys.modules["ddln.lanes"]
-quick = stand_in._compute
+
+def dask_setup(worker):
+    """Stands in for what computes."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    stand_in = importlib.import_module("stand_in")
+    stand_in._prepare()
+    vars(sys.modules["ddln.lanes"])["compute"] = partial(_compute, stand_in._compute)
 
 
-def _compute(chunk, report=None):
+def _compute(quick, chunk, report=None):
     time.sleep(float(os.environ.get("SECONDS", "0.1")))
     index, _, how = os.environ.get("POISON", "-1:").partition(":")
     if chunk.index == int(index):
@@ -25,6 +28,3 @@ def _compute(chunk, report=None):
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("poisoned")
     return quick(chunk)
-
-
-vars(lanes)["compute"] = _compute

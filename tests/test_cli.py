@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli, runtime, studies
+from ddln import cli, runtime, studies, tables
 
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
@@ -71,7 +71,6 @@ def fakes(tmp_path, monkeypatch):
     modules = {
         "lanes": ("validate", "compute"),
         "claims": ("summary",),
-        "tables": ("render",),
         "hypotheses": ("summary", "render"),
         "report": ("write",),
     }
@@ -84,6 +83,7 @@ def fakes(tmp_path, monkeypatch):
     fakes.claims = [SimpleNamespace(row=lambda: ROW)]
     study = ModuleType("experiments.figure4")
     study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
+    monkeypatch.setattr(tables, "render", fakes.render)
     monkeypatch.setattr(studies, "find", lambda *_: study)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
@@ -428,6 +428,7 @@ def test_quick_verbs_import_nothing_heavy(arguments, tmp_path):
     assert done.stdout
 
 
+@pytest.mark.slow  # quick as part of the quick start: tests/test_docs.py
 def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path):
     assert process("new", "mine", cwd=tmp_path).returncode == 0
     small = ["network.depth=2", "dynamics.points=101", "problem.data.features=3"]

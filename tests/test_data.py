@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddln.data import DIGITS, DataError, draw, has_truth, read_table, shape_of, truth
+from ddln.data import DIGITS, draw, has_truth, shape_of, truth
+from ddln.datafiles import DataError, read_table
 from ddln.schema import Diabetes, Digits, File, Gaussian, Sparse
 
 

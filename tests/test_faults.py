@@ -218,8 +218,8 @@ def test_of_two_that_write_one_is_refused_and_the_other_ends_as_if_alone(runs):
     refused = [pid for pid, code in zip((first, second), codes, strict=True) if code]
     if refused:  # else one was done before the other began
         assert sorted(codes) == [0, 2]
-        told = f"ddln: {runs.folder(name).path}: another process is working on this run\n"
-        assert runs.processes.said(refused[0]) == told
+        told = "another process is working on this run; wait, or stop it\n"
+        assert runs.processes.said(refused[0]) == f"ddln: {runs.folder(name).path}: {told}"
     runs.assert_goes_on(name, runs.finished(name))
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ddln import cli
 from ddln._document import _toml_key
 from ddln.config import ConfigError, load
-from ddln.data import DataError, read_table
+from ddln.datafiles import DataError, read_table
 from ddln.plan import estimate, make_plan
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,7 @@ ORDER = [
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),
-    *("_files", "data", "schema", "dynamics", "_document", "_faults", "config"),
+    *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles"),
     *("studies", "report", "runtime", "progress", "execution", "cluster", "cli"),

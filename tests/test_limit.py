@@ -20,7 +20,7 @@ def balanced(depth, scale, dim):
     return ddln.init.signed(ddln.init.constant(depth, dim, scale))
 
 
-@pytest.mark.parametrize("depth", [2, 3, 5])
+@pytest.mark.parametrize("depth", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("signed", [False, True], ids=["open", "signed balanced"])
 def test_limit_point_is_where_the_flow_ends(depth, signed):
     problem = ddln.signed(PROBLEM) if signed else PROBLEM

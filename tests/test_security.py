@@ -17,9 +17,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from ddln import _netcdf, data, report, tables
+from ddln import _netcdf, datafiles, report, tables
 from ddln.config import ConfigError, load
-from ddln.data import DataError, read_table
+from ddln.datafiles import DataError, read_table
 from ddln.store import RunFolder, StoreError
 
 PACKAGE = Path(report.__file__).parent
@@ -29,14 +29,15 @@ HOSTILE = "\"><script>alert('x')</script>&\x1b[2J"
 
 
 def test_nothing_in_the_package_unpickles_or_evaluates():
-    """`exec_module` is of a study, which is the user's own."""
+    """`exec_module` is of a study, the user's own; NumPy reads with `allow_pickle=False`."""
     found = {
         (path.name, words)
         for path in PACKAGE.rglob("*.py")
         for words in RUNS_CODE
         if words in path.read_text(encoding="utf-8").replace("np.random", "")
     }
-    assert found == {("studies.py", "pickle"), ("data.py", "pickle")}  # comment; allow_pickle=False
+    names = ("studies.py", "datafiles.py", "blocks.py")  # the first of them in a comment
+    assert found == {(name, "pickle") for name in names}
 
 
 def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
@@ -119,7 +120,7 @@ def zipped(path, **members):
 
 
 def test_a_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LARGEST_NPZ", 10**6)
+    monkeypatch.setattr(datafiles, "LARGEST_NPZ", 10**6)
     bomb = header((10**6, 1)) + bytes(8 * 10**6)
     path = zipped(tmp_path / "bomb.npz", features=bomb, targets=bomb)
     assert path.stat().st_size < 40_000

@@ -6,7 +6,7 @@ import pytest
 
 from ddln import studies
 from ddln.config import load
-from ddln.data import read_table
+from ddln.datafiles import read_table
 from ddln.studies import StudyError
 
 STUDY = '"""{about}."""\ndef claims(dataset):\n    return []\ndef draw(dataset):\n    return 7\n'
