@@ -1,8 +1,8 @@
 """Run every config in full; write experiments/RESULTS.md and the figures in docs/images/.
 
 Each is a `ddln run` in a process of its own, one after the other, and goes on where it stopped;
-what is finished is not run again. The exit status is 1 where a theorem or a claim fails, or a run
-was refused; all the others are run first.
+what is finished is not run again. The page has those that were run so far. The exit status is 1
+where a theorem or a claim fails, or a run was refused; all the others are run first.
 """
 
 import datetime
@@ -49,8 +49,9 @@ def main() -> int:
             results[config.stem] = Result(folder.read_claims(), clock(folder, events, seconds))
             for figure in sorted((folder.path / "figures").glob("*.png")):
                 shrink(figure, ROOT / "docs" / "images" / figure.name)
-    text = page(results)
-    write_whole(Path(__file__).with_name("RESULTS.md"), lambda path: path.write_text(text, "utf-8"))
+        text = page(results)
+        target = Path(__file__).with_name("RESULTS.md")
+        write_whole(target, lambda path, text=text: path.write_text(text, "utf-8"))
     return status
 
 
