@@ -15,8 +15,8 @@ _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 def plain(text: str) -> str:
     """The text with nothing in it that a terminal would obey.
 
-    >>> plain("a" + chr(27) + "[2J")
-    'a\\x1b[2J'
+    >>> print(plain("a" + chr(27) + "[2J"))
+    a\\x1b[2J
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
