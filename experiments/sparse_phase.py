@@ -46,7 +46,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             predicted=0.0,
             tolerance=0.05,
             relation="<=",
-            reason="draws at the threshold, which 1e-4 is not small enough a start for",
+            reason="draws at the threshold, and those with several solutions of least ℓ1 norm",
         ),
         ddln.Claim(
             name="many samples",
