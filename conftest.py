@@ -4,7 +4,9 @@ import os
 
 # Compiling is most of a test's time, so the compiler need not try hard; `XLA_FLAGS= make test` has
 # the code as users run it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
 import jaxtyping

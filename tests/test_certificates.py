@@ -29,9 +29,10 @@ def certified():
     return problem, run, ddln.certify(problem, run)
 
 
-def test_every_theorem_holds_on_a_thousand_networks():
+@pytest.mark.parametrize("networks", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_theorem_holds_on_many_networks(networks):
     certify = jax.jit(jax.vmap(lambda key: ddln.certify(*random_run(key))))
-    certificates = certify(jax.random.split(jax.random.key(0), 1000))
+    certificates = certify(jax.random.split(jax.random.key(0), networks))
     failures = {
         claim.name: int((~claim.holds).sum())
         for claim in certificates.claims
@@ -39,9 +40,9 @@ def test_every_theorem_holds_on_a_thousand_networks():
     }
     assert failures == {}
     applies = {claim.name: int(jnp.sum(claim.applies)) for claim in certificates.claims}
-    assert applies["exponential bound"] == applies["mirror identity"] == 1000
-    assert applies["dual path"] > 500
-    assert applies["asymptotic rate"] > 50
+    assert applies["exponential bound"] == applies["mirror identity"] == networks
+    assert applies["dual path"] > networks / 2
+    assert applies["asymptotic rate"] > networks / 20
 
 
 @pytest.mark.parametrize(

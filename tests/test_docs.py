@@ -52,6 +52,30 @@ def plain(path):
     )
 
 
+def test_ratios_on_the_pages_are_those_measured():
+    measured = {}
+    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            way, _, ratio, *_ = [cell.strip() for cell in line.split("|")[1:]]
+            measured[way] = ratio
+    quoted = {
+        ("README.md", r"([\d.]+) times as fast as `vmap` of diffrax"): "diffrax, vmap over layers",
+        ("README.md", r"([\d.]+) times as fast as a hand-written"): "Numba loop, 2 threads",
+        ("docs/comparison.md", r"in Numba, .*?\| ([\d.]+) times"): "Numba loop, 2 threads",
+        ("docs/comparison.md", r"diffrax, `vmap` .*?\| (\d+) times"): "diffrax, vmap over layers",
+        ("docs/comparison.md", r"SciPy, one .*?\| (\d+) times"): "SciPy LSODA, one by one",
+        ("docs/comparison.md", r"torchdiffeq, .*?\| (\d+) times"): "torchdiffeq, batched",
+        ("docs/comparison.md", r"BDF, .*? takes (\d+) times"): "SciPy BDF, one by one",
+        ("docs/comparison.md", r"descent is (\d+) times as slow"): "ddln, one lane",
+        ("docs/comparison.md", r"and (\d+) times against 256"): "ddln, 256 lanes",
+    }
+    for (page, pattern), way in quoted.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        found = re.search(pattern, text)
+        assert found, (page, pattern)
+        assert found[1] == measured[way], (page, way)
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """The command line in a folder of its own."""

@@ -42,7 +42,7 @@ def test_a_pl_constant_that_is_too_large_is_found_on_the_run():
     assert "PL condition" not in holding(Wrong(PROBLEM, 1e3), layers)
 
 
-@pytest.mark.parametrize("least", [0.0, 3.0, -1e6])
+@pytest.mark.parametrize("least", [0.0, -1e6, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_a_converged_run_on_a_function_with_any_minimum_keeps_its_pl_condition(least):
     # The gap of a function is a difference: near its end it is the rounding of the minimum.
     curvature = jnp.array([1.0, 2.0, 4.0])
@@ -58,7 +58,7 @@ def test_a_converged_run_on_a_function_with_any_minimum_keeps_its_pl_condition(l
         assert bool(ddln.check_hypotheses(problem, run)["PL condition"]) == kept
 
 
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("signed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed):
     experiment = ddln.load("configs/figure4.toml").with_(
         {

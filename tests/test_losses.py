@@ -388,10 +388,13 @@ def certified(problem):
     return {claim.name: claim for claim in ddln.certify(problem, run).claims}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("huber", "poisson", "function")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("exponential", "huber", "poisson", "function")
+]
 
 
-@pytest.mark.parametrize("name", ["logistic", "exponential", "separable", *SLOW])
+@pytest.mark.parametrize("name", ["logistic", "separable", *SLOW])
 def test_every_theorem_that_applies_holds_on_a_run(problems, name):
     if name == "separable":
         problem = ddln.logistic(X, np.sign(X @ [1.0, 2.0, -0.5]))
@@ -447,6 +450,7 @@ def experiment(tmp_path, *overrides):
     return ddln.load(path, overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
     dataset = ddln.run(experiment(tmp_path))

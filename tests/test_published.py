@@ -68,6 +68,7 @@ def test_large_steps_are_certified(large_steps):
     assert certificates.ok.all()
 
 
+@pytest.mark.slow
 def test_large_steps_gain_what_their_loop_in_numpy_does(large_steps):
     _, steps, runs = large_steps
     features, best, _ = even_2023()

@@ -89,7 +89,11 @@ def test_zipped_axes_share_a_dimension_and_are_coordinates_along_it(grid):
 
 
 @pytest.mark.parametrize(
-    ("name", "dimension"), [("network.depth", "layer"), ("problem.data.features", "coordinate")]
+    ("name", "dimension"),
+    [
+        ("network.depth", "layer"),
+        pytest.param("problem.data.features", "coordinate", marks=pytest.mark.slow),
+    ],
 )
 def test_an_axis_that_changes_shapes_is_padded_with_nan(name, dimension):
     swept = ddln.sweep(SMALL, over={name: [2, 3]})
