@@ -65,9 +65,12 @@ def axes(dataset: xr.Dataset) -> list[str]:
 
 def values(dataset: xr.Dataset, axis: str) -> list[str]:
     """The values of an axis, in words, with those of the axes that go in step with it."""
-    along = [name for name in dataset.coords if dataset[name].dims == (axis,)]
+    along = [str(name) for name in dataset.coords if dataset[name].dims == (axis,)]
+    lasts = [str(name).rpartition(".")[2] for name in dataset.coords]
+    short = {name: name.rpartition(".")[2] for name in along}
+    called = {name: last if lasts.count(last) == 1 else name for name, last in short.items()}
     return [
-        ", ".join(f"{name} = {dataset[name][i].item():.4g}" for name in sorted(along, key=str))
+        ", ".join(f"{called[name]} = {dataset[name][i].item():.4g}" for name in along)
         for i in range(dataset.sizes[axis])
     ]
 

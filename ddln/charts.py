@@ -18,7 +18,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 DASHED, DOTTED, DASH_DOTTED = "7 4", "2 3", "8 3 2 3"
 SHAPES = ("circle", "square", "triangle", "diamond")
 
-_LEFT, _RIGHT, _BOTTOM, _LINE = 58, 10, 42, 17
+_LEFT, _RIGHT, _BOTTOM, _LINE = 58, 16, 42, 17
 _LETTER = 6.3  # pixels, on average
 _FAR = 1e5  # beyond it a browser's numbers give out
 
@@ -85,13 +85,17 @@ def chart(
     across = _to_pixels(low_x, high_x, x.log, 0, inner[0])
     up = _to_pixels(low_y, high_y, y.log, inner[1], 0)
     frame = {"width": inner[0], "height": inner[1], "x": _LEFT, "y": top}
+    (ticks_x, unit_x), (ticks_y, unit_y) = (
+        _ticks(low_x, high_x, x.log),
+        _ticks(low_y, high_y, y.log),
+    )
     parts = [
-        *_grid(_ticks(low_x, high_x, x.log), across, frame, is_x=True),
-        *_grid(_ticks(low_y, high_y, y.log), up, frame, is_x=False),
+        *_grid(ticks_x, across, frame, is_x=True),
+        *_grid(ticks_y, up, frame, is_x=False),
         element("svg", join(*[_drawn(curve, across, up) for curve in curves]), frame),
         element("rect", "", {**frame, "fill": "none", "stroke": "currentColor", "opacity": 0.5}),
-        _text(x.label, _LEFT + inner[0] / 2, height - 6, anchor="middle"),
-        _text(y.label, 0, 0, anchor="middle", turn=(13, top + inner[1] / 2)),
+        _text(x.label + unit_x, _LEFT + inner[0] / 2, height - 6, anchor="middle"),
+        _text(y.label + unit_y, 0, 0, anchor="middle", turn=(13, top + inner[1] / 2)),
         *_legend(rows, 8 + _LINE * bool(title)),
     ]
     if title:
@@ -148,18 +152,22 @@ def _to_pixels(
     return place
 
 
-def _ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
-    """Where an axis is marked, and with what."""
+def _ticks(low: float, high: float, log: bool) -> tuple[list[tuple[float, str]], str]:
+    """Where an axis is marked, and with what; and the power of ten that its label is to tell."""
     if log:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
         if last > first:
             step = -(-(last - first) // 5)
-            return [(10.0**k, _power(k)) for k in range(first, last + 1, step)]
+            return [(10.0**k, _power(k)) for k in range(first, last + 1, step)], ""
     rough = (high - low) / 4
     unit = 10 ** math.floor(math.log10(rough))
     step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(step - rough))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(k * step, f"{k * step:.6g}".replace("-", "−")) for k in range(first, last + 1)]
+    size = math.floor(math.log10(max(abs(low), abs(high))))
+    power = size if size < -2 or size > 4 else 0
+    marks = [k * step for k in range(first, last + 1)]
+    told = [f"{mark / 10.0**power:.6g}".replace("-", "−") for mark in marks]
+    return list(zip(marks, told, strict=True)), f"  (×{_power(power)})" if power else ""
 
 
 def _power(exponent: int) -> str:
@@ -238,8 +246,10 @@ def _ink(curve: Curve) -> str:
 
 def _legend_rows(curves: Sequence[Curve], room: float) -> list[list[Curve]]:
     rows: list[list[Curve]] = []
-    left = 0.0
+    left, longest = 0.0, int((room - 40) / _LETTER)
     for curve in curves:
+        if len(curve.name) > longest:
+            curve = curve._replace(name=curve.name[: longest - 1] + "…")
         needs = _needs(curve)
         if not rows or needs > left:
             rows.append([])

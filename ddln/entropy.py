@@ -152,7 +152,8 @@ class Entropy(eqx.Module):
             "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
             theta,
         )
-        inner = jnp.where(at_end, self.reduction.theta(self.reduction.start), theta)
+        start = self.reduction.theta(self.reduction.start)
+        inner = theta if inside else jnp.where(at_end, start, theta)
         return theta, position_of_theta(inner, self.reduction)
 
     def _position_of_dual(self, xi):

@@ -31,14 +31,14 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dynamics": {
         "gradient_flow": {"kind": "gradient_flow", "until": 10.0},
-        "sgd": {**_STEPS, "optimiser": {"kind": "sgd", "learning_rate": 0.01}},
+        "sgd": {**_STEPS, "optimiser": {"kind": "sgd", "learning_rate": 0.002}},
         "heavy_ball": {
             **_STEPS,
-            "optimiser": {"kind": "heavy_ball", "learning_rate": 0.01, "momentum": 0.9},
+            "optimiser": {"kind": "heavy_ball", "learning_rate": 0.002, "momentum": 0.9},
         },
         "nesterov": {
             **_STEPS,
-            "optimiser": {"kind": "nesterov", "learning_rate": 0.01, "momentum": 0.9},
+            "optimiser": {"kind": "nesterov", "learning_rate": 0.002, "momentum": 0.9},
         },
     },
 }

@@ -118,7 +118,7 @@ def facts(view: View) -> dict[str, str]:
     found = {
         "ended": names[lane["status"].item()],
         "steps": f"{lane['steps'].item():,}",
-        "flow time": number(float(np.nanmax(lane["time"]))),
+        "flow time": number(float(lane["time"].where(lane["gap"].notnull()).max())),
         "gap at the end": number(float(lane["gap"][-1])),
         "asymptotic rate r": number(rate(view)),
     }

@@ -29,7 +29,8 @@ def _(apps, explorer, load, mo):
         first, refused = base, str(_error)
     moved = {control.name: control.value for control in explorer.controls(first)}
     get_kept, set_kept = mo.state({})
-    return address, base, first, get_kept, moved, refused, set_kept
+    latest = {}
+    return address, base, first, get_kept, latest, moved, refused, set_kept
 
 
 @app.cell
@@ -68,39 +69,31 @@ def _(explorer, first, kinds, mo, moved):
 
 
 @app.cell
-def _(mo, view):
-    coordinate = mo.ui.dropdown(
-        {str(k + 1): k for k in range(view.width if view else 1)}, "1", label="coordinate k"
-    )
-    return (coordinate,)
-
-
-@app.cell
-def _(mo, set_kept, state_query, urlencode, view):
+def _(latest, mo, set_kept, urlencode):
     def _keep(_):
-        name = urlencode(state_query) or "as configured"
-        set_kept(lambda kept: dict([*kept.items(), (name, view)][-3:]))
+        name = urlencode(latest["query"]) or "as configured"
+        set_kept(lambda kept: dict([*kept.items(), (name, latest["view"])][-3:]))
 
-    keep = mo.ui.button(label="Keep", on_click=_keep, disabled=view is None)
+    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="draw this curve beside the next")
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
-    return forget, keep
+    coordinate = mo.ui.number(1, 1000, value=1, label="coordinate k")
+    return coordinate, forget, keep
 
 
 @app.cell
-def _(element, forget, keep, kinds, mo, sliders, state, state_query, urlencode):
-    _groups = [
-        mo.vstack(
-            [
-                kinds[table],
-                *[sliders[name] for name in sliders.elements if name.startswith(prefix)],
-            ]
-        )
-        for table, prefix in (
-            ("problem.data", "problem."),
-            ("network.init", "network."),
-            ("dynamics", "dynamics."),
-        )
-    ]
+def _(coordinate, explorer, forget, keep, kinds, mo, sliders):
+    _panel = []
+    for _table in explorer.TABLES:
+        _prefix = _table.partition(".")[0] + "."
+        _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
+        _panel.append(mo.vstack([kinds[_table], *_own]))
+    _keeping = mo.hstack([keep, forget], justify="start")
+    panel = mo.vstack([*_panel, coordinate, _keeping], gap=1.2)
+    return (panel,)
+
+
+@app.cell
+def _(element, mo, state, state_query, urlencode):
     _config = mo.download(
         (state.to_toml() if state else "").encode(),
         filename="explore.toml",
@@ -108,24 +101,24 @@ def _(element, forget, keep, kinds, mo, sliders, state, state_query, urlencode):
         label="Config as TOML",
         disabled=state is None,
     )
-    _link = mo.Html(element("code", f"?{urlencode(state_query)}", {"id": "link"}))
-    panel = mo.vstack(
-        [*_groups, mo.hstack([keep, forget], justify="start"), _config, _link], gap=1.2
-    )
-    return (panel,)
+    _look = {"id": "link", "style": "overflow-wrap: anywhere"}
+    export = mo.vstack([_config, mo.Html(element("code", f"?{urlencode(state_query)}", _look))])
+    return (export,)
 
 
 @app.cell
-def _(coordinate, fault, get_kept, mo, panel, refused, view, views):
+def _(coordinate, export, fault, get_kept, mo, panel, refused, view, views):
     _told = [mo.callout(mo.plain_text(text), kind="danger") for text in (refused, fault) if text]
     if view is not None:
-        _told += [coordinate, mo.Html(views.overview(view, coordinate.value, get_kept()))]
-    mo.hstack([panel, mo.vstack(_told, gap=1)], widths=[1, 4], align="start", gap=2)
+        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
+    _panel = mo.vstack([panel, export], gap=1.2).style({"width": "15rem"})
+    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
+    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
     return
 
 
 @app.cell
-def _(address, base, chosen, explorer, mo, moved, sliders):
+def _(address, base, chosen, explorer, latest, mo, moved, sliders):
     moved.update(sliders.value)
     view, state, state_query, fault = None, None, {}, ""
     try:
@@ -140,6 +133,8 @@ def _(address, base, chosen, explorer, mo, moved, sliders):
             address.remove(_name)
         for _name, _value in state_query.items():
             address[_name] = _value
+    if view is not None:
+        latest.update(view=view, query=state_query)
     return fault, state, state_query, view
 
 

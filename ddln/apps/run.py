@@ -12,10 +12,10 @@ def _():
     import marimo as mo
 
     from ddln import apps, browser, views
-    from ddln.markup import element, join
+    from ddln.markup import element
     from ddln.store import RunFolder
 
-    return Path, RunFolder, apps, browser, element, join, mo, views
+    return Path, RunFolder, apps, browser, element, mo, views
 
 
 @app.cell
@@ -26,7 +26,8 @@ def _(Path, apps, browser, mo):
         sorted({*browser.runs(root), _path.name}), _path.name, label="run", full_width=True
     )
     get_kept, set_kept = mo.state({})
-    return get_kept, root, run, set_kept
+    latest = {}
+    return get_kept, latest, root, run, set_kept
 
 
 @app.cell
@@ -59,7 +60,7 @@ def _(axes, browser, dataset, mo):
 
 
 @app.cell
-def _(browser, dataset, places, unread, views):
+def _(browser, dataset, latest, places, run, unread, views):
     lane_name, view, fault = "", None, unread
     if dataset is not None:
         lane_name = browser.name_of(dataset, places.value)
@@ -67,30 +68,23 @@ def _(browser, dataset, places, unread, views):
             view = views.view(browser.pick(dataset, places.value))
         except ValueError as _error:
             fault = str(_error)
+        latest.update(name=f"{run.value}: {lane_name}", view=view)
     return fault, lane_name, view
 
 
 @app.cell
-def _(mo, view):
-    coordinate = mo.ui.dropdown(
-        {str(k + 1): k for k in range(view.width if view else 1)}, "1", label="coordinate k"
-    )
-    return (coordinate,)
-
-
-@app.cell
-def _(lane_name, mo, run, set_kept, view):
+def _(latest, mo, set_kept):
     def _keep(_):
-        name = f"{run.value}: {lane_name}"
-        set_kept(lambda kept: dict([*kept.items(), (name, view)][-3:]))
+        set_kept(lambda kept: dict([*kept.items(), (latest["name"], latest["view"])][-3:]))
 
-    keep = mo.ui.button(label="Keep", on_click=_keep, disabled=view is None)
+    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="compare this lane with the next")
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
-    return forget, keep
+    coordinate = mo.ui.number(1, 100_000, value=1, label="coordinate k")
+    return coordinate, forget, keep
 
 
 @app.cell
-def _(along, element, forget, keep, lane_name, mo, over, places, quantity, run):
+def _(along, coordinate, element, forget, keep, lane_name, mo, over, places, quantity, run):
     _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
     _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
     panel = mo.vstack(
@@ -100,45 +94,34 @@ def _(along, element, forget, keep, lane_name, mo, over, places, quantity, run):
             *(_lane if places.elements else []),
             mo.Html(element("code", lane_name, {"id": "lane"})),
             mo.hstack([keep, forget], justify="start"),
+            coordinate,
         ]
     )
     return (panel,)
 
 
 @app.cell
-def _(
-    along,
-    browser,
-    coordinate,
-    dataset,
-    element,
-    fault,
-    get_kept,
-    join,
-    mo,
-    over,
-    panel,
-    places,
-    quantity,
-    view,
-    views,
-):
-    _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
-    _sweep = {}
+def _(along, browser, dataset, over, places, quantity, views):
+    sweep = ""
     if places.elements:
-        _over = None if over.value in ("–", along.value) else over.value
-        _sweep = {
-            "across": browser.across(dataset, quantity.value, along.value, _over, places.value),
-            "side": browser.side_by_side(
-                dataset, over.value if _over else along.value, places.value
-            ),
-        }
-        _told.append(mo.Html(views.grid(_sweep)))
+        _by = None if over.value in ("–", along.value) else over.value
+        _across = browser.across(dataset, quantity.value, along.value, _by, places.value)
+        _side = browser.side_by_side(dataset, _by or along.value, places.value)
+        sweep = views.grid({"across": _across, "side": _side})
+    return (sweep,)
+
+
+@app.cell
+def _(browser, coordinate, element, fault, get_kept, mo, panel, sweep, view, views):
+    _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
+    _told.append(mo.Html(sweep))
     if view is not None:
-        _told += [coordinate, mo.Html(views.overview(view, coordinate.value, get_kept()))]
+        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
     if get_kept():
         _told.append(mo.Html(element("div", browser.compare(get_kept()), {"id": "kept"})))
-    mo.hstack([panel, mo.vstack(_told, gap=1)], widths=[1, 4], align="start", gap=2)
+    _panel = panel.style({"width": "15rem"})
+    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
+    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
     return
 
 
