@@ -115,6 +115,21 @@ def chart(
     return element("svg", join(*parts), attributes)
 
 
+def beside(*charts: Markup) -> Markup:
+    """Charts side by side, or one below the other where there is no room."""
+    cells = [element("div", drawn, {"style": "flex: 0 1 21rem"}) for drawn in charts]
+    return element("div", join(*cells), {"style": "display: flex; flex-wrap: wrap; gap: .5rem"})
+
+
+def subscript(number: int) -> str:
+    """A whole number as an index.
+
+    >>> "θ" + subscript(12)
+    'θ₁₂'
+    """
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
 def _ends(axis: Axis, values: Sequence[np.ndarray]) -> tuple[float, float]:
     """From where to where an axis goes: as told, or as far as there are values."""
     seen = np.concatenate([value.ravel() for value in values])

@@ -16,8 +16,8 @@ import xarray as xr
 from jaxtyping import Array
 
 from ddln import claims, figures, parts, tables, theory
-from ddln.charts import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart
-from ddln.entropy import Entropy
+from ddln.charts import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
+from ddln.entropy import coordinatewise
 from ddln.markup import Markup, element, join, number
 from ddln.network import effective_parameter
 from ddln.problem import Problem
@@ -79,18 +79,6 @@ def _limit(problem, layers):
 @jax.jit
 def _rate(problem, theta, layers):
     return theory.asymptotic_rate(problem, theta, layers)
-
-
-@jax.jit
-def _profiles(layers, theta):
-    """Q, ∇Q and ∇²Q of each coordinate at its own θ, shape (coordinates, points) each."""
-
-    def one(layers, theta):
-        entropy = Entropy(layers[:, None])
-        theta = theta[None]
-        return entropy.value(theta), entropy.mirror_map(theta)[0], entropy.hessian(theta)[0]
-
-    return jax.vmap(jax.vmap(one, (None, 0)), (1, 0))(layers, theta)
 
 
 def limit(view: View) -> np.ndarray | None:
@@ -264,7 +252,7 @@ def plane_chart(view: View, first: int = 0, second: int = 1) -> Markup | str:
     if predicted is not None:
         curves.append(Curve(*predicted[pair, None], "predicted limit", 5, shape=3))
     x, y = (
-        Axis(f"θ{_subscript(k + 1)}", a - margin, b + margin)
+        Axis(f"θ{subscript(k + 1)}", a - margin, b + margin)
         for k, a, b in zip(pair, low, high, strict=True)
     )
     return chart(curves, x, y, square=True, size=(430, 360))
@@ -291,7 +279,7 @@ def _levels(view: View, best: np.ndarray, reach: float) -> list[Curve]:
     """
     start = np.asarray(effective_parameter(view.layers))
     axes = start[:, None] + reach * np.linspace(-1.0, 1.0, _POINTS)
-    entropies = np.asarray(_profiles(view.layers, jnp.asarray(axes))[0])
+    entropies = np.asarray(coordinatewise(view.layers, jnp.asarray(axes))[0])
     roots = np.sqrt(entropies.clip(min=0.0)) * np.sign(axes - start[:, None])
     known = np.isfinite(roots)
     if (known.sum(axis=1) < 2).any():
@@ -320,8 +308,8 @@ def entropy_charts(view: View, k: int) -> list[Markup]:
     reach = 1.5 * max(np.nanmax(np.abs(seen)), 1e-6 * abs(start), 1e-12)
     axis = np.linspace(-reach, reach, _POINTS)
     values = np.concatenate([axis, [start, end]])
-    value, mirror, _ = (np.asarray(x)[0] for x in _profiles(layers, jnp.asarray(values)[None]))
-    theta, drawn = Axis(f"θ{_subscript(k + 1)}", -reach, reach), []
+    value, mirror, _ = (np.asarray(x)[0] for x in coordinatewise(layers, jnp.asarray(values)[None]))
+    theta, drawn = Axis(f"θ{subscript(k + 1)}", -reach, reach), []
     for heights, name in ((value, "Q"), (mirror, "∇Q")):
         curves = [
             Curve(axis, heights[:-2], "", 0),
@@ -330,7 +318,3 @@ def entropy_charts(view: View, k: int) -> list[Markup]:
         ]
         drawn.append(chart(curves, theta, Axis(f"{name} of coordinate {k + 1}"), size=(430, 260)))
     return drawn
-
-
-def _subscript(number: int) -> str:
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
