@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -196,8 +197,8 @@ def gap_chart(view: View, others: Mapping[str, View] | None = None) -> Markup:
         slope = np.where(np.arange(slope.size) <= last, slope, np.nan)
         curves.append(Curve(along, slope, "slope exp(−2rt)", None, DOTTED))
     for i, (name, other) in enumerate((others or {}).items()):
-        look = {"colour": 2 + i, "shape": 1 + i}
-        curves.append(Curve(_along(other)[0], figures.resolved(other.lane).values, name, **look))
+        gap = figures.resolved(other.lane).values
+        curves.append(Curve(_along(other)[0], gap, name, 2 + i, shape=1 + i))
     seen = np.concatenate(
         [curve.y[np.isfinite(curve.y)] for curve in curves if curve.shape is not None]
     )
@@ -245,12 +246,11 @@ def plane_chart(view: View, first: int = 0, second: int = 1) -> Markup | str:
     if view.width == 2:
         curves += _minimisers(view.problem, (high - low).max() + margin)
         curves += _levels(view, best, 3 * ((high - low).max() + margin))
-    curves.append(
-        Curve(*path.T, "θ(t)" if not view.is_stepwise else "θ at each step", 0, width=2.4)
-    )
-    curves.append(Curve(*path[:1].T, "θ(0)", None, shape=1))
+    called = "θ at each step" if view.is_stepwise else "θ(t)"
+    curves.append(_through(path, called, 0, width=2.4))
+    curves.append(_through(path[:1], "θ(0)", None, shape=1))
     if predicted is not None:
-        curves.append(Curve(*predicted[pair, None], "predicted limit", 5, shape=3))
+        curves.append(_through(predicted[None, pair], "predicted limit", 5, shape=3))
     x, y = (
         Axis(f"θ{subscript(k + 1)}", a - margin, b + margin)
         for k, a, b in zip(pair, low, high, strict=True)
@@ -266,9 +266,14 @@ def _minimisers(problem: Problem, reach: float) -> list[Curve]:
     _, singular, right = np.linalg.svd(np.asarray(affine[0]))
     rank = int((singular > 1e-12 * singular[0]).sum())
     if rank == 2:
-        return [Curve(*best[:, None], "minimiser of ℒ", 1, shape=0)]
+        return [_through(best[None], "minimiser of ℒ", 1, shape=0)]
     along = right[-1] * np.array([[-4.0], [4.0]]) * reach
-    return [Curve(*(best + along).T, "minimisers of ℒ", 1, DASHED)] if rank == 1 else []
+    return [_through(best + along, "minimisers of ℒ", 1, dashes=DASHED)] if rank == 1 else []
+
+
+def _through(points: np.ndarray, name: str, colour: int | None, **look: Any) -> Curve:
+    """The curve through points of the plane, shape (points, 2)."""
+    return Curve(points[:, 0], points[:, 1], name, colour, **look)
 
 
 def _levels(view: View, best: np.ndarray, reach: float) -> list[Curve]:
