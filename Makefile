@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run verify experiments test test-slow bench docs lint format lock wheel clean coverage mutants audit
+.PHONY: help run verify experiments test test-slow bench docs notebooks lint format lock wheel clean coverage mutants audit
 
 help: ## show this list
 	@echo "make TARGET [VARIABLE=value]; the first target sets up $(VENV) (PYTHON=python3.12 picks the Python)"
@@ -49,6 +49,11 @@ docs: $(VENV)/.docs ## build the pages into site/; a warning or a broken link fa
 	@$(PY) -m docs
 	@$(VENV)/bin/zensical build --strict --clean
 
+notebooks: $(VENV)/.dev ## run the notebooks into build/notebooks/*.ipynb, for Jupyter
+	@mkdir -p build/notebooks
+	@for file in notebooks/*.py; do name=$${file##*/}; \
+	  $(VENV)/bin/marimo -q export ipynb $$file -o build/notebooks/$${name%.py}.ipynb --include-outputs -f || exit 1; done
+
 lint: $(VENV)/.dev ## check style, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -66,7 +71,7 @@ lock: ## resolve requirements/*.txt afresh (needs uv): [ARGS=--upgrade]
 	@$(COMPILE) $(ARGS) -o requirements/run.txt pyproject.toml --group build
 	@$(COMPILE) $(ARGS) -o requirements/dev.txt --group dev -c requirements/run.txt
 	@$(COMPILE) $(ARGS) -o requirements/bench.txt --group bench -c requirements/run.txt
-	@$(COMPILE) $(ARGS) -o requirements/docs.txt --group docs -c requirements/run.txt
+	@$(COMPILE) $(ARGS) -o requirements/docs.txt --group docs -c requirements/run.txt -c requirements/dev.txt
 	@! grep -nE '(https?|file)://' requirements/*.txt
 
 wheel: $(VENV)/.run ## build the wheel, install it into an empty environment and use it there

@@ -1,6 +1,7 @@
 """Claims: numbers that were measured beside what they should be, one by one or for many lanes."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool
 
 from ddln import tables
 from ddln._checks import Number, is_concrete
+from ddln.markup import card
 from ddln.theory import Predictions
 
 if TYPE_CHECKING:
@@ -71,6 +73,16 @@ class Certificates(eqx.Module):
     def __getitem__(self, name: str) -> Claim:
         return {claim.name: claim for claim in self.claims}[name]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, with what each claim says under the pointer."""
+        if not is_concrete(self.ok) or self.ok.ndim:
+            return card(repr(self), {})
+        rows = [claim.row() for claim in self.claims]
+        words = Counter(tables.verdict(row) for row in rows)
+        counts = {"hold": words["holds"], "fail": words["fails"], "do not apply": words["open"]}
+        told = {name: str(count) for name, count in counts.items() if count}
+        return card("Certificates", told, tables.html(rows))
+
     def __repr__(self) -> str:
         if not is_concrete(self.ok) or self.ok.ndim:
             return f"Certificates({', '.join(claim.name for claim in self.claims)})"
@@ -117,13 +129,14 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
     >>> row["measured"], row["holds"], row["lanes_holding"], row["lanes"]
     (3.0, False, 1, 2)
     """
-    rows = []
+    rows, places = [], dataset.get_index("certificate")
+    numbers = [
+        dataset[f"certificate_{name}"].transpose("certificate", ...).values
+        for name in ("measured", "predicted", "tolerance", "applies", "holds")
+    ]
     for texts in json.loads(dataset.attrs["certificate_statements"]):
-        here = dataset.sel(certificate=texts["name"])
-        measured, predicted, tolerance, applies, holds = (
-            here[f"certificate_{name}"].values.ravel()
-            for name in ("measured", "predicted", "tolerance", "applies", "holds")
-        )
+        place = places.get_loc(texts["name"])
+        measured, predicted, tolerance, applies, holds = (of[place].ravel() for of in numbers)
         excess = measured - predicted
         excess = np.abs(excess) if texts["relation"] == "=" else excess
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -47,6 +47,10 @@ def _runs(incomplete: str) -> list[str]:
     return [path.parent.name for path in sorted(Path("runs").glob(f"{incomplete}*/manifest.json"))]
 
 
+def _subjects(incomplete: str) -> list[str]:
+    return [*_configs(incomplete), *_runs(incomplete)]
+
+
 Config = Annotated[
     str,
     typer.Argument(help="A TOML file, or the name of one (see `list`).", autocompletion=_configs),
@@ -248,6 +252,30 @@ def report(run: Run, out: Out = Path("runs")) -> None:
         path = report.write(folder.path)
         folder.record(path)
         typer.echo(path)
+
+
+@app.command()
+def explore(
+    subject: Annotated[
+        str,
+        typer.Argument(help="A config or a run.", autocompletion=_subjects, metavar="CONFIG|RUN"),
+    ] = "explore",
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    port: Annotated[int, typer.Option(help="On 127.0.0.1; 0 takes a free one.")] = 2718,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Look at a network while its numbers change, or browse a run, on a page of this machine.
+
+    A config opens with controls for its numbers, a run folder with its sweep. Ctrl-C ends it, with
+    exit status 0; 2 is bad input, a port that is taken, or marimo missing (the extra `explore`).
+    """
+    from ddln import apps
+
+    with _refusing():
+        page, words = apps.opened(subject, overrides or [], out)
+        start_jax()
+        apps.serve(page, words, port=port, browser=browser)
 
 
 @app.command("list")

@@ -13,11 +13,17 @@ grows fast enough for the integral to converge.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddln._checks import ArrayLike, as_layers, as_vector, refuse
+from ddln._checks import ArrayLike, as_layers, as_vector, is_concrete, refuse
+from ddln.charts import Axis, Curve, beside, chart
+from ddln.markup import card
 from ddln.network import Reduction
 from ddln.positions import dual, dual_range, position_of_dual, position_of_theta
+
+_DRAWN = 4
+"""Coordinates that a notebook shows."""
 
 
 class Entropy(eqx.Module):
@@ -130,6 +136,38 @@ class Entropy(eqx.Module):
         half_squares = self._half_square(v, theta) - self._half_square(v_other, other)
         return jnp.sum(theta * (xi - xi_other) - half_squares)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the kinds of the coordinates, and Q, ∇Q of the first few."""
+        reduction = self.reduction
+        if not is_concrete(reduction.start) or reduction.start.ndim != 1:
+            return card(type(self).__name__, {})
+        layers = reduction.layers(reduction.start)
+        facts = {
+            "depth": str(layers.shape[0]),
+            "open": str(int(jnp.sum(reduction.is_open))),
+            "on a half-line": str(int(jnp.sum(reduction.side != 0))),
+            "frozen": str(int(jnp.sum(reduction.is_frozen))),
+        }
+        shown = np.flatnonzero(~np.asarray(reduction.is_frozen))[:_DRAWN]
+        if not shown.size:
+            return card("Entropy", facts)
+        reach = max(float(jnp.max(jnp.abs(reduction.theta(reduction.start + s)))) for s in (-1, 1))
+        theta = jnp.broadcast_to(jnp.linspace(-reach, reach, 201), (_DRAWN, 201))
+        padded = layers[:, np.resize(shown, _DRAWN)]  # one program for any number of coordinates
+        drawn = [
+            chart(
+                [
+                    Curve(theta[i], curve, f"k = {k + 1}", i, shape=i)
+                    for i, (k, curve) in enumerate(zip(shown, curves, strict=False))
+                ],
+                Axis("θₖ", -reach, reach),
+                Axis(words),
+                size=(340, 220),
+            )
+            for words, curves in zip(("Q", "∇Q"), coordinatewise(padded, theta), strict=False)
+        ]
+        return card("Entropy", facts, beside(*drawn))
+
     def _half_square(self, v, theta=None):
         w, start = self.reduction.smallest(v), self.reduction.smallest(self.reduction.start)
         if theta is not None:
@@ -152,7 +190,8 @@ class Entropy(eqx.Module):
             "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
             theta,
         )
-        inner = jnp.where(at_end, self.reduction.theta(self.reduction.start), theta)
+        start = self.reduction.theta(self.reduction.start)
+        inner = theta if inside else jnp.where(at_end, start, theta)
         return theta, position_of_theta(inner, self.reduction)
 
     def _position_of_dual(self, xi):
@@ -167,6 +206,36 @@ class Entropy(eqx.Module):
 
 
 _range = eqx.filter_jit(dual_range)
+
+
+@jax.jit
+def coordinatewise(
+    layers: Float[Array, "depth dim"], theta: Float[Array, "dim points"]
+) -> tuple[Float[Array, "dim points"], Float[Array, "dim points"], Float[Array, "dim points"]]:
+    """q_k, its derivative and its second one at θ_k, where Q(θ) = Σ_k q_k(θ_k), to be drawn.
+
+    Args:
+        layers: the initial layers.
+        theta: of each coordinate, increasing.
+
+    Returns:
+        NaN where q_k is not defined.
+
+    >>> q, slope, curvature = coordinatewise(jnp.array([[0.0], [2.0]]), jnp.array([[0.0, 1.5]]))
+    >>> round(float(slope[0, 1]), 6), float(curvature[0, 0])  # ½ asinh(2θ/λ), λ = 4
+    (0.346574, 0.25)
+    """
+
+    (depth, dim), points = layers.shape, theta.shape[1]
+    entropy = Entropy(jnp.broadcast_to(layers[..., None], (depth, dim, points)).reshape(depth, -1))
+    theta, v = entropy._positions(theta.ravel())
+    at_end = entropy._at_end(theta)
+    xi = jnp.where(at_end, jnp.nan, dual(v, entropy.reduction))
+    # At the end of a half-line θξ vanishes though ξ does not.
+    value = jnp.where(at_end, 0.0, theta * xi) - entropy._half_square(v, theta)
+    curvature = 1 / jnp.where(at_end, 0.0, entropy.reduction.mobility(v))
+    value, xi, curvature = (x.reshape(dim, points) for x in (value, xi, curvature))
+    return value, xi, curvature
 
 
 @jax.custom_jvp

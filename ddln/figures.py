@@ -8,6 +8,7 @@ that nothing depends on colour. Words on an axis come from the dataset's attribu
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,6 +150,12 @@ class HouseFigure(Figure):
 
     The description, `describe(figure)`, is a PNG's text `Description` and a PDF's subject.
     """
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows, though pyplot does not know of it."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=110)
+        return file.getvalue()
 
     def savefig(
         self, fname: Any, *, format: str | None = None, metadata: Any = None, **options: Any

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln._checks import ArrayLike, as_floats
+from ddln._checks import ArrayLike, as_floats, is_concrete
+from ddln.markup import card, number
 
 Normalisation = Literal["sum", "half", "mean", "half_mean"]
 
@@ -35,6 +36,16 @@ class Problem(eqx.Module):
 
     samples: eqx.AbstractVar[int]
     """n where ℒ is a sum over n samples, else 0."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the theorems know of it."""
+        if not is_concrete(self.minimum) or self.minimum.ndim:
+            return card(type(self).__name__, {})
+        known = {"ℒ*": self.minimum, "μ": self.pl_constant, "β": self.smoothness}
+        told = {n: "not known" if x is None else number(float(x)) for n, x in known.items()}
+        shape = {"dim": str(self.dim), "samples": str(self.samples or "–")}
+        convex = {"convex": "yes" if self.convex else "not known"}
+        return card(type(self).__name__, {**shape, **told, **convex})
 
     @abstractmethod
     def loss(self, theta: Float[Array, " dim"]) -> Float[Array, ""]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from ddln import figures
 from ddln._checks import ArrayLike, as_floats, as_layers
-from ddln.entropy import Entropy
+from ddln.entropy import Entropy, coordinatewise
 
 _POINTS = 401
 _MOST = 8
@@ -54,13 +53,7 @@ def entropy_profile(layers: ArrayLike, theta: ArrayLike | None = None) -> Figure
         # Towards the end of a half-line ∇Q is infinite.
         here = theta if side == 0 else theta[theta * side > 0.01 * jnp.max(jnp.abs(theta))]
         start = float(entropy.reduction.theta(entropy.reduction.start)[0])
-        curves = jax.vmap(
-            lambda x, entropy=entropy: (
-                entropy.value(x[None]),
-                entropy.mirror_map(x[None])[0],
-                entropy.hessian(x[None])[0],
-            )
-        )(here)
+        curves = [curve[0] for curve in coordinatewise(layers[:, k : k + 1], here[None])]
         at_start = (0.0, 0.0, float(entropy.hessian([start])[0]))
         for panel, curve, value in zip(panels, curves, at_start, strict=True):
             label = f"$k$ = {k + 1}" if panel is panels[0] else None

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -21,6 +21,7 @@ from PIL import Image
 
 from ddln._files import read_limited, write_whole
 from ddln.costs import FINISHED
+from ddln.markup import Markup, count, element, join, number, table
 from ddln.store import RunFolder, StoreError
 
 LARGEST = 2**26
@@ -54,10 +55,6 @@ MEANINGS = {
     "descent lemma": "A step that is not too large lowers the loss by as much as it must.",
 }
 """What each certificate says, in plain words."""
-
-
-class Markup(str):
-    """Text that is HTML already, and not to be escaped."""
 
 
 def write(run_folder: str | Path) -> Path:
@@ -103,12 +100,12 @@ def _page(folder: RunFolder) -> str:
         ("What this study claims", [_checks(tables["claims"])]),
         ("Theorems, checked on every network", [_checks(tables["certificates"])]),
         ("Networks that did not finish", _unfinished(dataset)),
-        ("Configuration", [_element("pre", config.strip())]),
+        ("Configuration", [element("pre", config.strip())]),
         ("Made with", [_provenance(manifest)]),
         ("Again", _again(folder.path.name)),
     ]
     body = "".join(
-        _element("section", _join(_element("h2", title), *parts), {"id": _slug(title)})
+        element("section", join(element("h2", title), *parts), {"id": _slug(title)})
         for title, parts in sections
         if any(parts)
     )
@@ -116,7 +113,7 @@ def _page(folder: RunFolder) -> str:
     lanes = math.prod(dataset["status"].shape)
     return _PAGE.substitute(
         title=escape(title),
-        study=escape(f"study {study}, run {manifest['digest']}, {_count(lanes, 'network')}"),
+        study=escape(f"study {study}, run {manifest['digest']}, {count(lanes, 'network')}"),
         verdict=_verdict(checks),
         body=body,
     )
@@ -130,10 +127,10 @@ def _verdict(checks: Sequence[Mapping[str, Any]]) -> Markup:
     tested = [row for row in checks if row["applies"]]
     failed = [str(row["name"]) for row in tested if not row["holds"]]
     if failed:
-        text = f"✗ {len(failed)} of {_count(len(tested), 'check')} failed: {', '.join(failed)}"
+        text = f"✗ {len(failed)} of {count(len(tested), 'check')} failed: {', '.join(failed)}"
     else:
-        text = f"✓ {_count(len(tested), 'check')} passed"
-    return _element("p", text, {"class": "verdict fails" if failed else "verdict holds"})
+        text = f"✓ {count(len(tested), 'check')} passed"
+    return element("p", text, {"class": "verdict fails" if failed else "verdict holds"})
 
 
 def _figure(path: Path) -> Markup:
@@ -151,16 +148,16 @@ def _figure(path: Path) -> Markup:
         attributes["class"] = "wide"
     name = f"figure-{path.stem}"
     zoom = {"href": f"#{name}", "aria-label": f"enlarge {path.stem}"}
-    frame = _element("div", _element("a", _element("img", None, attributes), zoom))
-    back = _element("a", "× back", {"href": "#figures", "class": "back"})
-    caption = _element("figcaption", f"{path.stem}: {text}")
-    return _element("figure", _join(back, frame, caption), {"id": name})
+    frame = element("div", element("a", element("img", None, attributes), zoom))
+    back = element("a", "× back", {"href": "#figures", "class": "back"})
+    caption = element("figcaption", f"{path.stem}: {text}")
+    return element("figure", join(back, frame, caption), {"id": name})
 
 
 def _checks(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """A table of certificates or claims: what, how it came out, how near."""
     heads = ("", "Check", "Measured", "Predicted", "Tolerance")
-    return _table(heads, [_check(row) for row in rows])
+    return table(heads, [_check(row) for row in rows])
 
 
 def _check(row: Mapping[str, Any]) -> list[str]:
@@ -172,16 +169,16 @@ def _check(row: Mapping[str, Any]) -> list[str]:
     meaning = MEANINGS.get(row["name"], "")
     relation = "≤" if row["relation"] == "<=" else str(row["relation"])
     return [
-        _join(_element("span", state, {"class": kind}), _quiet(counted)),
-        _join(
-            _element("b", str(row["name"])),
-            _element("span", f" {row['source']}", {"class": "quiet"}),
-            _element("div", meaning),
-            _quiet(str(row["statement"])) if meaning else _element("div", str(row["statement"])),
+        join(element("span", state, {"class": kind}), _quiet(counted)),
+        join(
+            element("b", str(row["name"])),
+            element("span", f" {row['source']}", {"class": "quiet"}),
+            element("div", meaning),
+            _quiet(str(row["statement"])) if meaning else element("div", str(row["statement"])),
         ),
-        _number(row["measured"]),
-        f"{relation} {_number(row['predicted'])}",
-        _join(_element("span", _number(row["tolerance"])), _quiet(str(row["reason"]))),
+        number(row["measured"]),
+        f"{relation} {number(row['predicted'])}",
+        join(element("span", number(row["tolerance"])), _quiet(str(row["reason"]))),
     ]
 
 
@@ -198,16 +195,16 @@ def _unfinished(dataset: xr.Dataset) -> list[str]:
         name = names.get(int(status[place]), "unknown")
         values = [f"{axis} = {dataset[axis][i].item():g}" for axis, i in place.items()]
         rows.append([", ".join(values) or "the only one", name, ENDINGS.get(name, "")])
-    more = f"{_count(len(where), 'network')} in all; the first {LISTED} are listed."
+    more = f"{count(len(where), 'network')} in all; the first {LISTED} are listed."
     return [
-        *([_table(("Network", "Ended", "Meaning"), rows)] if rows else []),
-        *([_element("p", more)] if len(where) > LISTED else []),
+        *([table(("Network", "Ended", "Meaning"), rows)] if rows else []),
+        *([element("p", more)] if len(where) > LISTED else []),
     ]
 
 
 def _provenance(manifest: Mapping[str, Any]) -> Markup:
     facts = {**manifest["versions"], "device": manifest["device"], "numbers": manifest["dtype"]}
-    return _table(("Part", "Version"), [[name, str(value)] for name, value in facts.items()])
+    return table(("Part", "Version"), [[name, str(value)] for name, value in facts.items()])
 
 
 def _again(name: str) -> list[str]:
@@ -218,49 +215,14 @@ def _again(name: str) -> list[str]:
         f"ddln show {run}": "prints these tables",
         f"ddln draw {run}": "draws the figures again, after a change to the study",
     }
-    rows = [[_element("code", command), meaning] for command, meaning in told.items()]
+    rows = [[element("code", command), meaning] for command, meaning in told.items()]
     data = f'xarray.open_dataset({json.dumps(f"runs/{name}/dataset.nc")}, engine="h5netcdf")'
-    rows.append([_element("code", data), "opens the numbers in Python"])
-    return [_table(("Command", "What it does"), rows)]
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
-    """A table that a narrow screen shows as cards: each cell carries its column's name."""
-    head = [_element("th", name, {"scope": "col"}) for name in heads]
-    body = [
-        [_element("td", cell, {"data-of": name}) for name, cell in zip(heads, row, strict=True)]
-        for row in rows
-    ]
-    lines = [_element("tr", _join(*cells)) for cells in body]
-    top, rest = _element("tr", _join(*head)), _join(*lines)
-    return _element("table", _join(_element("thead", top), _element("tbody", rest)))
-
-
-def _element(tag: str, content: str | None, attributes: Mapping[str, Any] | None = None) -> Markup:
-    """One element; `content` is escaped unless it is `Markup`, and None for a void element."""
-    given = (attributes or {}).items()
-    opening = "".join(f' {name}="{escape(str(value))}"' for name, value in given)
-    if content is None:
-        return Markup(f"<{tag}{opening}>")
-    inner = content if isinstance(content, Markup) else escape(content)
-    return Markup(f"<{tag}{opening}>{inner}</{tag}>")
-
-
-def _join(*parts: Markup) -> Markup:
-    return Markup("".join(parts))
+    rows.append([element("code", data), "opens the numbers in Python"])
+    return [table(("Command", "What it does"), rows)]
 
 
 def _quiet(text: str) -> Markup:
-    return _element("div", text, {"class": "quiet"})
-
-
-def _number(value: float) -> str:
-    """Four digits: enough to compare, few enough to read."""
-    return "–" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return element("div", text, {"class": "quiet"})
 
 
 _PAGE = Template("""<!doctype html>

@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ddln.markup import Markup, element
+from ddln.markup import table as html_table
+
+# Legible on white and on black.
+_SIGNS = {"holds": ("✓", "#1a8f4d"), "fails": ("✗", "#d9443c"), "open": ("–", "inherit")}
 _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 
 
@@ -63,6 +68,23 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         cells = row["name"], row["statement"], row["source"], *_cells(row)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
+
+
+def html(rows: Iterable[Mapping[str, Any]]) -> Markup:
+    """The table for a notebook or a page, with what each claim says where the pointer is on it.
+
+    >>> claim = ddln.Claim("half", "arithmetic", "1 < 2", 0.5, 0.5, 0.0)
+    >>> "1 &lt; 2" in html([claim.row()])
+    True
+    """
+    lines = []
+    for row in rows:
+        measured, expected, word = _cells(row)
+        sign, colour = _SIGNS[verdict(row)]
+        outcome = element("b", f"{sign} {word}", {"style": f"color: {colour}"})
+        name = element("span", row["name"], {"title": row["statement"]})
+        lines.append([name, row["source"], measured, expected, outcome])
+    return html_table(("claim", "source", "measured", "expected", ""), lines)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -20,8 +20,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TINY = ["network.depth=2", "dynamics.points=101", "dynamics.until=1.0", "dynamics.rtol=1e-6"]
 QUICK = {"check", "list", "new", "schema", "--help", "--version", "--show-completion"}
-SETS_UP = {"--install-completion"}
-"""Left alone: they change the machine."""
+LEFT_ALONE = {"--install-completion", "explore"}
+"""The one changes the machine, the other does not end."""
 
 
 class Block(NamedTuple):
@@ -107,7 +107,7 @@ def follow(page, call, tiny=None):
                 call(["check", *without_options(arguments[1:])])
             elif verb in ("run", "verify"):
                 told.append(call([*arguments, *tiny]))
-            elif verb not in SETS_UP and tiny is not None:
+            elif verb not in LEFT_ALONE and tiny is not None:
                 told.append(call(arguments))
     return told
 

@@ -372,6 +372,8 @@ def test_entropy_is_finite_at_the_end_of_a_half_line_and_its_gradient_is_not():
         assert jnp.isinf(entropy.hessian([0.0])[0])
         with pytest.raises(ValueError, match="must keep the sign"):
             entropy.mirror_map([0.0])
+        traced = jax.jit(lambda theta, entropy=entropy: entropy.mirror_map(theta))
+        assert jnp.isnan(traced(jnp.zeros(1))).all()
 
 
 @pytest.mark.parametrize("layers", [(0.0, 2.0), (2.0, 2.0), (0.0, 2.0, 3.0), (2.0, 2.0, 3.0)])

@@ -15,6 +15,8 @@ ORDER = [
     *(
         "_checks",
         "costs",
+        "markup",
+        "charts",
         "init",
         "network",
         "problem",
@@ -31,8 +33,8 @@ ORDER = [
     *("tables", "claims", "stepwise", "certificates"),
     *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
-    *("_records", "store", "figures", "profiles"),
-    *("studies", "report", "runtime", "progress", "execution", "cluster", "cli"),
+    *("_records", "store", "figures", "profiles", "views", "explorer", "browser"),
+    *("studies", "report", "runtime", "progress", "execution", "cluster", "apps", "cli"),
 ]
 
 
@@ -45,12 +47,13 @@ def imports(path):
 
 def files(name):
     """A module, or those of a package."""
-    return [PACKAGE / f"{name}.py"] if name != "theory" else sorted((PACKAGE / name).glob("*.py"))
+    folder = PACKAGE / name
+    return sorted(folder.glob("*.py")) if folder.is_dir() else [PACKAGE / f"{name}.py"]
 
 
 def test_every_module_has_its_place():
-    found = [path.stem for path in PACKAGE.glob("*.py")]
-    assert sorted(ORDER) == sorted([*found, "theory"])
+    packages = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    assert sorted(ORDER) == sorted([*(path.stem for path in PACKAGE.glob("*.py")), *packages])
 
 
 @pytest.mark.parametrize("name", ORDER[1:])

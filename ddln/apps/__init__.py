@@ -1,0 +1,98 @@
+"""The pages of `ddln explore`, which are marimo apps, and how they are served.
+
+What is computed and drawn for them is in `ddln.explorer`, `ddln.browser` and `ddln.views`; a page
+is its controls and where things stand.
+"""
+
+import json
+import os
+import socket
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Timer
+
+from ddln import studies
+from ddln.config import load
+from ddln.plan import make_plan
+from ddln.store import RunFolder, StoreError
+
+HOST = "127.0.0.1"
+_SUBJECT = "DDLN_SUBJECT"
+
+
+class ServerError(ValueError):
+    """A page that cannot be served."""
+
+
+def subject() -> list[str]:
+    """What the page is opened on: a config and its overrides, or a run folder."""
+    told = os.environ.get(_SUBJECT)
+    return json.loads(told) if told else opened("explore", [], Path("runs"))[1]
+
+
+def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[str]]:
+    """The page that shows what is called so, and what that page is to be told.
+
+    Args:
+        name: of a config, or else of a run folder.
+        overrides: of the config.
+        root: of run folders.
+
+    Raises:
+        ValueError: there is neither, or it cannot be used.
+    """
+    try:
+        config = studies.find_config(name)
+    except studies.StudyError as no_config:
+        try:
+            folder = RunFolder.existing(name, root)
+        except StoreError as no_run:
+            raise ValueError(f"{no_config}\n{no_run}") from None
+        folder.read_dataset().close()
+        return "run", [str(folder.path)]
+    make_plan(load(config, overrides))
+    return "network", [str(config), *overrides]
+
+
+def serve(page: str, subject: Sequence[str], *, port: int, browser: bool) -> None:
+    """Serve a page to this machine until it is stopped.
+
+    Args:
+        page: the name of a module here.
+        subject: what it is opened on.
+        port: on 127.0.0.1; 0 takes one that is free.
+        browser: open it there.
+
+    Raises:
+        ServerError: marimo is not installed, or the port is taken.
+    """
+    try:
+        import marimo
+        import uvicorn
+    except ImportError as error:
+        raise ServerError(
+            f"explore needs marimo ({error}): pip install 'ddln[explore]', or pip install marimo"
+        ) from None
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    os.environ[_SUBJECT] = json.dumps(list(subject))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
+            ) from None
+        app = marimo.create_asgi_app(quiet=True).with_app(
+            path="", root=str(Path(__file__).with_name(f"{page}.py"))
+        )
+        # A name that leads here is another's page: its scripts must not read this one.
+        guarded = TrustedHostMiddleware(app.build(), allowed_hosts=[HOST, "localhost"])
+        address = f"http://{HOST}:{listener.getsockname()[1]}/"
+        print(f"{address}  (Ctrl-C stops it)", flush=True)
+        if browser:
+            Timer(1.0, webbrowser.open, [address]).start()
+        config = uvicorn.Config(guarded, log_level="warning")
+        uvicorn.Server(config).run([listener])

@@ -1,0 +1,142 @@
+"""The page of one network: controls on the left, pictures that follow them on the right."""
+
+import marimo
+
+app = marimo.App(width="full", app_title="ddln explore")
+
+
+@app.cell
+def _():
+    from urllib.parse import urlencode
+
+    import marimo as mo
+
+    from ddln import apps, explorer, views
+    from ddln.config import load
+    from ddln.markup import element
+
+    return apps, element, explorer, load, mo, urlencode, views
+
+
+@app.cell
+def _(apps, explorer, load, mo):
+    _config, *_overrides = apps.subject()
+    base = explorer.begin(load(_config, _overrides))
+    address = mo.query_params()
+    try:
+        first, refused = explorer.read(base, address.to_dict()), ""
+    except ValueError as _error:
+        first, refused = base, str(_error)
+    moved = {control.name: control.value for control in explorer.controls(first)}
+    get_kept, set_kept = mo.state({})
+    latest = {}
+    return address, base, first, get_kept, latest, moved, refused, set_kept
+
+
+@app.cell
+def _(explorer, first, mo):
+    kinds = mo.ui.dictionary(
+        {
+            table: mo.ui.dropdown(
+                explorer.choices(first, table),
+                explorer.kind_of(first, table),
+                label=table,
+                full_width=True,
+            )
+            for table in explorer.TABLES
+        }
+    )
+    return (kinds,)
+
+
+@app.cell
+def _(explorer, first, kinds, mo, moved):
+    chosen = explorer.choose(first, kinds.value)
+    sliders = mo.ui.dictionary(
+        {
+            control.name: mo.ui.slider(
+                steps=list(control.steps),
+                value=moved.get(control.name, control.value),
+                debounce=True,
+                show_value=True,
+                full_width=True,
+                label=control.name.rpartition(".")[2].replace("_", " "),
+            )
+            for control in explorer.controls(chosen)
+        }
+    )
+    return chosen, sliders
+
+
+@app.cell
+def _(latest, mo, set_kept, urlencode):
+    def _keep(_):
+        name = urlencode(latest["query"]) or "as configured"
+        set_kept(lambda kept: dict([*kept.items(), (name, latest["view"])][-3:]))
+
+    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="draw this curve beside the next")
+    forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
+    coordinate = mo.ui.number(1, 1000, value=1, label="coordinate k")
+    return coordinate, forget, keep
+
+
+@app.cell
+def _(coordinate, explorer, forget, keep, kinds, mo, sliders):
+    _panel = []
+    for _table in explorer.TABLES:
+        _prefix = _table.partition(".")[0] + "."
+        _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
+        _panel.append(mo.vstack([kinds[_table], *_own]))
+    _keeping = mo.hstack([keep, forget], justify="start")
+    panel = mo.vstack([*_panel, coordinate, _keeping], gap=1.2)
+    return (panel,)
+
+
+@app.cell
+def _(element, mo, state, state_query, urlencode):
+    _config = mo.download(
+        (state.to_toml() if state else "").encode(),
+        filename="explore.toml",
+        mimetype="application/toml",
+        label="Config as TOML",
+        disabled=state is None,
+    )
+    _look = {"id": "link", "style": "overflow-wrap: anywhere"}
+    export = mo.vstack([_config, mo.Html(element("code", f"?{urlencode(state_query)}", _look))])
+    return (export,)
+
+
+@app.cell
+def _(coordinate, export, fault, get_kept, mo, panel, refused, view, views):
+    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in (refused, fault) if text]
+    if view is not None:
+        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
+    _panel = mo.vstack([panel, export], gap=1.2).style({"width": "15rem"})
+    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
+    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
+    return
+
+
+@app.cell
+def _(address, base, chosen, explorer, latest, mo, moved, sliders):
+    moved.update(sliders.value)
+    view, state, state_query, fault = None, None, {}, ""
+    try:
+        state = explorer.move(chosen, sliders.value)
+        with mo.status.spinner("computing; a new shape is compiled first", remove_on_exit=True):
+            view = explorer.look(state)
+    except ValueError as _error:
+        fault = str(_error)
+    if state is not None:
+        state_query = explorer.query(base, state)
+        for _name in [n for n in address.to_dict() if "." in n and n not in state_query]:
+            address.remove(_name)
+        for _name, _value in state_query.items():
+            address[_name] = _value
+    if view is not None:
+        latest.update(view=view, query=state_query)
+    return fault, state, state_query, view
+
+
+if __name__ == "__main__":
+    app.run()

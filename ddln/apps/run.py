@@ -1,0 +1,129 @@
+"""The page of a run folder: its axes and one of its lanes, with those of other runs."""
+
+import marimo
+
+app = marimo.App(width="full", app_title="ddln explore")
+
+
+@app.cell
+def _():
+    from pathlib import Path
+
+    import marimo as mo
+
+    from ddln import apps, browser, views
+    from ddln.markup import element
+    from ddln.store import RunFolder
+
+    return Path, RunFolder, apps, browser, element, mo, views
+
+
+@app.cell
+def _(Path, apps, browser, mo):
+    _path = Path(apps.subject()[0]).absolute()
+    root = _path.parent
+    run = mo.ui.dropdown(
+        sorted({*browser.runs(root), _path.name}), _path.name, label="run", full_width=True
+    )
+    get_kept, set_kept = mo.state({})
+    latest = {}
+    return get_kept, latest, root, run, set_kept
+
+
+@app.cell
+def _(RunFolder, browser, root, run):
+    try:
+        dataset, unread = browser.read(RunFolder(root / run.value)), ""
+        axes = browser.axes(dataset)
+    except ValueError as _error:
+        dataset, unread, axes = None, str(_error), []
+    return axes, dataset, unread
+
+
+@app.cell
+def _(axes, browser, dataset, mo):
+    places = mo.ui.dictionary(
+        {
+            axis: mo.ui.slider(
+                steps=list(range(dataset.sizes[axis])), debounce=True, full_width=True, label=axis
+            )
+            for axis in axes
+        }
+    )
+    along = mo.ui.dropdown(axes, axes[0] if axes else None, label="along", full_width=True)
+    over = mo.ui.dropdown(
+        ["–", *axes], axes[1] if len(axes) > 1 else "–", label="a curve for each", full_width=True
+    )
+    _known = browser.quantities(dataset) if dataset is not None else []
+    quantity = mo.ui.dropdown(_known, _known[0] if _known else None, label="drawn", full_width=True)
+    return along, over, places, quantity
+
+
+@app.cell
+def _(browser, dataset, latest, places, run, unread, views):
+    lane_name, view, fault = "", None, unread
+    if dataset is not None:
+        lane_name = browser.name_of(dataset, places.value)
+        try:
+            view = views.view(browser.pick(dataset, places.value))
+        except ValueError as _error:
+            fault = str(_error)
+        latest.update(name=f"{run.value}: {lane_name}", view=view)
+    return fault, lane_name, view
+
+
+@app.cell
+def _(latest, mo, set_kept):
+    def _keep(_):
+        set_kept(lambda kept: dict([*kept.items(), (latest["name"], latest["view"])][-3:]))
+
+    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="compare this lane with the next")
+    forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
+    coordinate = mo.ui.number(1, 100_000, value=1, label="coordinate k")
+    return coordinate, forget, keep
+
+
+@app.cell
+def _(along, coordinate, element, forget, keep, lane_name, mo, over, places, quantity, run):
+    _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
+    _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
+    panel = mo.vstack(
+        [
+            run,
+            *(_sweep if places.elements else []),
+            *(_lane if places.elements else []),
+            mo.Html(element("code", lane_name, {"id": "lane"})),
+            mo.hstack([keep, forget], justify="start"),
+            coordinate,
+        ]
+    )
+    return (panel,)
+
+
+@app.cell
+def _(along, browser, dataset, over, places, quantity, views):
+    sweep = ""
+    if places.elements:
+        _by = None if over.value in ("–", along.value) else over.value
+        _across = browser.across(dataset, quantity.value, along.value, _by, places.value)
+        _side = browser.side_by_side(dataset, _by or along.value, places.value)
+        sweep = views.grid({"across": _across, "side": _side})
+    return (sweep,)
+
+
+@app.cell
+def _(browser, coordinate, element, fault, get_kept, mo, panel, sweep, view, views):
+    _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
+    _told.append(mo.Html(sweep))
+    if view is not None:
+        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
+    if get_kept():
+        _told.append(mo.Html(element("div", browser.compare(get_kept()), {"id": "kept"})))
+    _panel = panel.style({"width": "15rem"})
+    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
+    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
+    return
+
+
+if __name__ == "__main__":
+    app.run()

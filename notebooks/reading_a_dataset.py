@@ -1,0 +1,163 @@
+import marimo
+
+app = marimo.App(app_title="Reading a data set")
+
+
+@app.cell
+def _():
+    import tempfile
+    from pathlib import Path
+
+    import jax
+    import marimo as mo
+    import numpy as np
+    import xarray as xr
+
+    import ddln
+    from ddln import figures, parts, studies
+
+    jax.config.update("jax_enable_x64", True)
+    return Path, ddln, figures, mo, np, parts, studies, tempfile, xr
+
+
+@app.cell
+def _(mo):
+    mo.md(r"""
+    # Reading a data set
+
+    A run leaves `dataset.nc`, netCDF-4, that xarray opens and so do Julia, R and MATLAB. `ddln.run` gives the same data
+    set in memory. Here it is written and read again, as from a run folder.
+    """)
+    return
+
+
+@app.cell
+def _(Path, ddln, studies, tempfile, xr):
+    experiment = ddln.load(studies.find_config("figure4")).with_(
+        {
+            "network.depth": 3,
+            "dynamics.points": 61,
+            "sweep.network.scale": [0.6, 1.0, 1.4],
+            "sweep.network.init.seed": [1, 2, 3, 4],
+        }
+    )
+    with tempfile.TemporaryDirectory() as _folder:
+        _path = Path(_folder) / "dataset.nc"
+        ddln.run(experiment).to_netcdf(_path, engine="h5netcdf")
+        dataset = xr.load_dataset(_path, engine="h5netcdf")
+    dataset
+    return (dataset,)
+
+
+@app.cell
+def _(mo):
+    mo.md(r"""
+    A dimension for every axis of the sweep, then `time`, then what a variable has of its own. Names with dots are keys
+    like any other; where xarray wants a keyword, it takes a dictionary. Each variable says in its attributes what it is
+    and in which units.
+    """)
+    return
+
+
+@app.cell
+def _(dataset):
+    {name: f"{x.attrs['long_name']} ({x.attrs['units']})" for name, x in dataset.data_vars.items()}
+    return
+
+
+@app.cell
+def _(dataset):
+    one = dataset.sel({"network.scale": 1.4, "network.init.seed": 2})
+    ends = dataset["gap"].isel(time=-1)
+    spread = ends.max("network.init.seed") / ends.min("network.init.seed")
+    {"one lane": dict(one.sizes), "largest over smallest end, by scale": spread.values.round(1)}
+    return (one,)
+
+
+@app.cell
+def _(mo):
+    mo.md(r"""
+    ## How long until a gap is reached
+
+    Reductions over time are reductions of an array. The seeds are what the median and the band are over.
+    """)
+    return
+
+
+@app.cell
+def _(dataset, figures):
+    relative = dataset["gap"] / dataset["gap"].isel(time=0)
+    quantiles = relative.quantile([0.0, 0.5, 1.0], "network.init.seed")
+    reached = dataset["time"].where(relative <= 1e-3).min("time")
+    with figures.style():
+        figure, (left, right) = figures.canvas(7.6, 3.0, ncols=2)
+        for _i, _look in enumerate(figures.looks(dataset.sizes["network.scale"])):
+            _low, _middle, _high = quantiles.isel({"network.scale": _i})
+            left.fill_between(
+                dataset["time"], _low, _high, color=_look["color"], alpha=0.15, linewidth=0
+            )
+            left.semilogy(
+                dataset["time"],
+                _middle,
+                markevery=10,
+                label=figures.value_label(dataset["network.scale"][_i]),
+                **_look,
+            )
+        left.set(xlabel="flow time $t$", ylabel="gap over the first", xlim=(0, 3), ylim=(1e-12, 2))
+        right.plot(dataset["network.scale"], reached, color="0.6", marker="o", linestyle="")
+        right.plot(dataset["network.scale"], reached.median("network.init.seed"), color="0.1")
+        right.set(
+            xlabel=figures.axis_label(dataset["network.scale"]), ylabel="time to a thousandth"
+        )
+        right.set_yscale("log")
+        figures.legend(figure, {})
+    figure
+    return (reached,)
+
+
+@app.cell
+def _(mo):
+    mo.md(r"""
+    ## What did not finish, and what does not hold
+
+    A lane that failed is NaN from where it stopped and its `status` says why; certificates are variables along
+    `certificate`.
+    """)
+    return
+
+
+@app.cell
+def _(dataset):
+    names = dataset["status"].attrs["flag_meanings"].split()
+    applies, holds = dataset["certificate_applies"], dataset["certificate_holds"]
+    failing = (applies & ~holds).sum(["network.scale", "network.init.seed"])
+    {
+        "ended": {name: int((dataset["status"] == code).sum()) for code, name in enumerate(names)},
+        "failing": dict(
+            zip(failing["certificate"].values.tolist(), failing.values.tolist(), strict=True)
+        ),
+    }
+    return (failing,)
+
+
+@app.cell
+def _(mo):
+    mo.md(r"""
+    ## Back to the network
+
+    A data set carries its config, so that any lane can be made again, with its problem.
+    """)
+    return
+
+
+@app.cell
+def _(ddln, np, one, parts):
+    problem, layers = parts.rebuild(one)
+    again = ddln.gradient_flow(problem, layers, one["time"].values)
+    apart = float(np.max(np.abs(np.asarray(again.theta) - one["theta"].values)))
+    again
+    return (apart,)
+
+
+if __name__ == "__main__":
+    app.run()

@@ -1,0 +1,154 @@
+"""What a notebook shows of a value is small, well formed, escaped, and the value's own."""
+
+import re
+from html.parser import HTMLParser
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln import charts, figures, markup
+
+HOSTILE = "<script>alert('x')</script>\" onload=\"x"
+LARGEST = 60_000  # bytes: a hundred of them do not weigh down a notebook
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+CONTRAST = 1.9  # of a curve to white and to black; its marks and dashes tell it apart as well
+
+
+class Reader(HTMLParser):
+    """Reads strictly: every element closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def values():
+    """One of each kind, of a small network."""
+    problem = ddln.least_squares([[1.0, 0.5]], [1.0])
+    layers = jnp.array([[0.0, 0.0], [1.0, 0.8]])
+    run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 2.0, 21))
+    claim = ddln.Claim(HOSTILE, HOSTILE, HOSTILE, 1.0, 0.0, 0.0, reason=HOSTILE)
+    return {
+        "problem": problem,
+        "run": run,
+        "descent": ddln.descend(
+            problem, layers, ddln.optimiser("sgd", learning_rate=0.01), steps=50
+        ),
+        "entropy": ddln.Entropy(layers),
+        "frozen": ddln.Entropy(jnp.zeros((2, 1))),
+        "certificates": ddln.Certificates((claim,)),
+    }
+
+
+def test_every_display_is_small_well_formed_and_asks_nobody_for_anything(values):
+    for name, value in values.items():
+        shown = value._repr_html_()
+        assert len(shown) < LARGEST, name
+        tags = Reader(shown).tags
+        assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "iframe", "style"})
+        assert not any(key in {"src", "href"} for _, attributes in tags for key in attributes)
+        assert "url(" not in shown
+
+
+def test_displays_are_drawn_in_the_readers_ink(values):
+    shown = "".join(value._repr_html_() for value in values.values())
+    assert "currentColor" in shown
+    for colour in {*COLOUR.findall(shown)} - {"currentColor"}:
+        parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        luminance = linear @ [0.2126, 0.7152, 0.0722]
+        assert min(1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05) > CONTRAST, colour
+
+
+def test_words_of_a_claim_are_escaped(values):
+    shown = values["certificates"]._repr_html_()
+    assert Reader(shown).text.count(HOSTILE) == 2
+    assert "<script" not in shown
+    assert "onload" not in {key for _, attributes in Reader(shown).tags for key in attributes}
+
+
+def test_a_run_shows_how_it_ended_and_what_it_came_to(values):
+    text = Reader(values["run"]._repr_html_()).text
+    run = values["run"]
+    for told in ("ended ok", "depth 2", "dim 2", "points 21"):
+        assert told in text
+    assert f"{markup.number(float(run.gap[0]))} → {markup.number(float(run.gap[-1]))}" in text
+
+
+def test_an_entropy_shows_the_kinds_of_its_coordinates(values):
+    assert "open 2" in Reader(values["entropy"]._repr_html_()).text
+    frozen = Reader(values["frozen"]._repr_html_())
+    assert "frozen 1" in frozen.text
+    assert "svg" not in {tag for tag, _ in frozen.tags}
+
+
+def test_a_problem_shows_what_the_theorems_know_of_it(values):
+    text = Reader(values["problem"]._repr_html_()).text
+    assert "μ 2.5" in text  # 2 ‖x‖²
+    unknown = ddln.from_function(lambda theta: jnp.sum(theta**4), dim=1, minimum=0.0)
+    assert "μ not known" in Reader(unknown._repr_html_()).text
+
+
+def test_what_is_of_many_lanes_or_traced_is_a_line(values):
+    problem = values["problem"]
+    layers = jnp.array([[[0.0, 0.0], [1.0, 0.8]]] * 2)
+    times = jnp.array([0.0, 1.0])
+    runs = jax.vmap(lambda one: ddln.gradient_flow(problem, one, times, throw=False))(layers)
+    assert "<svg" not in runs._repr_html_()
+    shown = []
+
+    def traced(layers):
+        shown.append(ddln.Entropy(layers)._repr_html_())
+        return layers
+
+    jax.eval_shape(traced, layers[0])
+    assert "Entropy" in shown[0]
+
+
+def test_a_figure_shows_itself():
+    figure, axes = figures.canvas(1.0, 1.0)
+    axes.plot([0, 1])
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("y", "ends"),
+    [([1.0, jnp.nan, 3.0], (0.9, 3.1)), ([2.0, 2.0, 2.0], (1.8, 2.2)), ([jnp.nan] * 3, (0.1, 1.0))],
+)
+def test_a_chart_of_anything_has_an_axis(y, ends):
+    drawn = charts.chart(
+        [charts.Curve([0.0, 1.0, 2.0], y, HOSTILE)], charts.Axis("t"), charts.Axis()
+    )
+    low, high = map(float, re.search(r'data-y="(\S+) (\S+)"', drawn).groups())
+    np.testing.assert_allclose([low, high], ends, atol=0.06)
+    Reader(drawn)
+    assert "<script" not in drawn
+    assert "nan" not in re.findall(r' d="(.*?)"', drawn)[0]
+
+
+def test_ticks_are_round_numbers_within_the_axis():
+    for low, high in ((0.0, 1.0), (-3.7, 9.2), (1e-7, 3e-7), (12_000.0, 90_000.0)):
+        marks, unit = charts._ticks(low, high, log=False)
+        places = [place for place, _ in marks]
+        assert 3 <= len(places) <= 8
+        assert low <= places[0]
+        assert places[-1] <= high * (1 + 1e-12)
+        assert bool(unit) == (high < 1e-2 or high >= 1e5)
+    assert [words for _, words in charts._ticks(1e-12, 1.0, log=True)[0]][:2] == ["10⁻¹²", "10⁻⁹"]

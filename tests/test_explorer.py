@@ -1,0 +1,291 @@
+"""What the explorer shows is what is computed, and an address leads back to what it was made of."""
+
+import builtins
+import re
+import socket
+
+import jax
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+from typer.testing import CliRunner
+
+import ddln
+from ddln import apps, browser, cli, explorer, parts, plan, views
+from ddln.config import ConfigError, parse
+from ddln.store import RunFolder
+
+PIXEL = 0.02  # charts are written to a hundredth of a pixel, and read back from two of them
+HOSTILE = "<script>alert('x')</script>"
+
+
+def range_of(svg, axis):
+    return [float(x) for x in re.search(rf'data-{axis}="(\S+) (\S+)"', svg).groups()]
+
+
+def frame_of(svg):
+    inner = re.search(r'<svg width="([\d.]+)" height="([\d.]+)"', svg)
+    return [float(x) for x in inner.groups()]
+
+
+def curve_of(svg, name):
+    """The points of a curve, back from pixels, and what a pixel is along y."""
+    path = re.search(rf'data-name="{re.escape(name)}"><title>.*?</title><path d="(.*?)"', svg)
+    pixels = np.array(re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path[1]), float)
+    (x0, x1), (y0, y1) = range_of(svg, "x"), range_of(svg, "y")
+    width, height = frame_of(svg)
+    is_log = re.search(r'data-log="\d (\d)"', svg)[1] == "1"
+    low, high = np.log10([y0, y1]) if is_log else (y0, y1)
+    y = low + (1 - pixels[:, 1] / height) * (high - low)
+    return x0 + pixels[:, 0] / width * (x1 - x0), y, (high - low) / height
+
+
+def mark_of(svg, name):
+    """Where the diamond of a single point is, and what a pixel is."""
+    corners = re.search(rf'data-name="{name}">.*?points="(.*?)"', svg)[1]
+    x, y = np.array([point.split(",") for point in corners.split()], float).mean(axis=0)
+    (x0, x1), (y0, y1) = range_of(svg, "x"), range_of(svg, "y")
+    width, height = frame_of(svg)
+    place = [x0 + x / width * (x1 - x0), y0 + (1 - y / height) * (y1 - y0)]
+    return np.array(place), (y1 - y0) / height
+
+
+@pytest.fixture(scope="module")
+def base():
+    return explorer.begin(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
+
+
+@pytest.fixture(scope="module")
+def seen(base):
+    """The network at another scale, and what is seen of it."""
+    state = explorer.move(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
+    return state, explorer.look(state)
+
+
+def by_scipy(view):
+    """θ at the saved times, from the layers themselves."""
+    X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
+
+    def slope(_, flat):
+        layers = flat.reshape(view.layers.shape)
+        gradient = 2 * X.T @ (X @ layers.prod(axis=0) - y)
+        others = [np.delete(layers, j, axis=0).prod(axis=0) for j in range(len(layers))]
+        return -(gradient * np.array(others)).ravel()
+
+    times = view.lane["time"].values
+    start = np.asarray(view.layers).ravel()
+    found = solve_ivp(slope, (0, times[-1]), start, "DOP853", times, rtol=1e-11, atol=1e-13)
+    theta = found.y.T.reshape(times.size, *view.layers.shape).prod(axis=1)
+    return times, theta, ((theta @ X.T - y) ** 2).sum(axis=1)
+
+
+def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
+    _, view = seen
+    times, theta, gap = by_scipy(view)
+    t, logs, pixel = curve_of(views.gap_chart(view), "loss gap")
+    np.testing.assert_allclose(t, times[: t.size], atol=PIXEL * times[-1] / 100)
+    np.testing.assert_allclose(logs, np.log10(gap[: t.size]), atol=PIXEL * pixel + 1e-6)
+    first, second, pixel = curve_of(views.plane_chart(view), "θ(t)")
+    np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
+
+
+def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(seen):
+    _, view = seen
+    plane = views.plane_chart(view)
+    limit, pixel = mark_of(plane, "predicted limit")
+    X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
+    assert abs(X @ limit - y)[0] < 2 * pixel * np.abs(X).sum()
+    x, z, pixel = curve_of(plane, "level sets of D_Q(·, θ(0))")
+    level = np.stack([x, z], 1)
+    signed = (level @ X.T - y).ravel() * np.sign((view.theta[0] @ X.T - y)[0])
+    # On one side of the line, and on it at the limit.
+    assert signed.min() > -2 * pixel * np.abs(X).sum()
+    assert np.linalg.norm(level - limit, axis=1).min() < 0.02 * np.ptp(level)
+
+
+def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
+    _, view = seen
+    entropy, mirror = views.entropy_charts(view, 0)
+    theta, q, _ = _unnamed(entropy)
+    _, slope, pixel = _unnamed(mirror)
+    middle = (theta[1:] + theta[:-1]) / 2
+    measured = np.diff(q) / np.diff(theta)
+    rough = 0.01 * np.ptp(slope) + pixel  # differences of what is read from pixels
+    np.testing.assert_allclose(measured, np.interp(middle, theta, slope), atol=10 * rough)
+    entropy = ddln.Entropy(view.layers[:, :1])
+    exact = [float(entropy.mirror_map([x])[0]) for x in theta[::40]]
+    np.testing.assert_allclose(slope[::40], exact, atol=rough)
+
+
+def _unnamed(svg):
+    named = svg.replace('data-name=""><path', 'data-name="it"><title></title><path')
+    return curve_of(named, "it")
+
+
+def test_a_descent_is_drawn_against_its_steps(base):
+    state = explorer.choose(base, {"dynamics": "sgd"})
+    state = explorer.move(state, {"dynamics.steps": 100})
+    view = explorer.look(state)
+    X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
+    layers, gaps = np.asarray(view.layers), []
+    for _ in range(101):
+        residual = X @ layers.prod(axis=0) - y
+        gaps.append(float(residual @ residual))
+        others = np.array([np.delete(layers, j, axis=0).prod(axis=0) for j in range(3)])
+        layers = layers - 0.002 * 2 * (X.T @ residual) * others
+    steps, logs, pixel = curve_of(views.gap_chart(view), "loss gap")
+    chosen = np.rint(steps).astype(int)
+    assert chosen[-1] == 100
+    np.testing.assert_allclose(logs, np.log10(np.array(gaps)[chosen]), atol=2 * PIXEL * pixel)
+    assert "largest stable step" in views.overview(view)
+
+
+def test_another_number_compiles_nothing(base, seen):
+    counts = []
+
+    def count(event, *_, **__):
+        counts.extend([event] if "backend_compile" in event else [])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    state = explorer.move(base, {"network.scale": 1.26, "problem.data.seed": 3})
+    views.overview(explorer.look(state))
+    first = len(counts)
+    state = explorer.move(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
+    views.overview(explorer.look(state))
+    assert len(counts) == first
+
+
+def test_an_address_leads_back_to_its_state(base):
+    state = explorer.choose(base, {"network.init": "normal", "dynamics": "heavy_ball"})
+    state = explorer.move(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
+    query = explorer.query(base, state)
+    assert query == {
+        "network.init": "normal",
+        "dynamics": "heavy_ball",
+        "network.scale": "1.41",
+        "dynamics.optimiser.momentum": "0.5",
+    }
+    assert explorer.read(base, query) == state
+    assert explorer.read(base, {**query, "session_id": "s_1"}) == state
+
+
+def test_what_is_saved_is_a_config_that_can_be_run(base):
+    state = explorer.choose(base, {"dynamics": "nesterov"})
+    assert parse(state.to_toml()) == state
+    assert plan.make_plan(parse(state.to_toml())).lanes == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"network.depth": "1000"}, r"network\.depth: must be from 2 to 10, got 1000"),
+        ({"network.scale": "x"}, r"network\.scale: must be a number, got 'x'"),
+        ({"network.scale": "nan"}, r"network\.scale: must be from .*, got nan"),
+        ({"problem.data.path": "/etc/passwd"}, r"problem\.data\.path: is no control"),
+        ({"problem.data": "file"}, r"problem\.data: must be one of gaussian, sparse, got 'file'"),
+        ({"network.init": HOSTILE}, r"network\.init: must be one of"),
+    ],
+)
+def test_an_address_can_set_controls_only_within_their_ranges(base, query, told):
+    with pytest.raises(ValueError, match=told):
+        explorer.read(base, query)
+
+
+def test_values_that_do_not_fit_together_are_told(base):
+    state = explorer.choose(base, {"problem.data": "sparse"})
+    with pytest.raises(ConfigError, match="nonzeros must be ≤ features"):
+        explorer.move(state, {"problem.data.nonzeros": 30})
+
+
+def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
+    for table in explorer.TABLES:
+        for kind in explorer.choices(base, table):
+            state = explorer.choose(base, {table: kind})
+            for control in explorer.controls(state):
+                assert control.value in control.steps
+                if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
+                    continue  # an order between two of them
+                for end in (control.steps[0], control.steps[-1]):
+                    moved = explorer.move(state, {control.name: end})
+                    assert explorer.read(base, explorer.query(base, moved)) == moved
+
+
+@pytest.fixture(scope="module")
+def swept(base):
+    """The data set of a small sweep."""
+    return ddln.run(
+        base.with_(
+            {"sweep.network.scale": [0.5, 1.0, 1.5], "sweep.network.init.imbalance": [0.2, 0.4]}
+        )
+    )
+
+
+def test_a_number_of_every_lane_is_drawn(swept):
+    chart = browser.across(
+        swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
+    )
+    lane = browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
+    mu = 2 * float((parts.rebuild(lane)[0].features ** 2).sum())  # of one datum
+    scales = np.array([0.5, 1.0, 1.5])
+    for imbalance in (0.2, 0.4):
+        x, rate, pixel = curve_of(chart, f"imbalance = {imbalance}")
+        np.testing.assert_allclose(x, scales, atol=0.01)
+        exact = mu * (imbalance * scales**2) ** 2  # c = λ² of two other layers
+        np.testing.assert_allclose(rate, np.log10(exact), atol=PIXEL * pixel)
+
+
+def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
+    places = {"network.scale": 2, "network.init.imbalance": 1}
+    view = views.view(browser.pick(swept, places))
+    alone = explorer.look(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
+    np.testing.assert_allclose(view.theta, alone.theta, rtol=1e-9, atol=1e-12)
+    assert browser.name_of(swept, places) == "scale = 1.5, imbalance = 0.4"
+    kept = {"one": view, HOSTILE: alone}
+    assert "loss gap" in views.gap_chart(view, kept)
+    for drawn in (views.overview(view, 0, kept), browser.compare(kept)):
+        assert "<script" not in drawn
+        assert "&lt;script" in drawn
+
+
+def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
+    drawn = browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
+    assert all(f'data-name="scale = {a}"' in drawn for a in ("0.5", "1", "1.5"))
+
+
+def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base, swept):
+    page, words = apps.opened("figure4", ["network.depth=3"], tmp_path)
+    assert page == "network"
+    assert words[0].endswith("figure4.toml")
+    assert words[1:] == ["network.depth=3"]
+    with pytest.raises(ValueError, match=r"no such file(.|\n)*not a run folder"):
+        apps.opened("nothing", [], tmp_path)
+    with pytest.raises(ConfigError, match=r"network\.depth"):
+        apps.opened("figure4", ["network.depth=0"], tmp_path)
+    folder = RunFolder.of(base, tmp_path)
+    with folder.locked():
+        folder.open(plan.make_plan(base), versions={}, device="cpu", dtype="float64")
+    with pytest.raises(ValueError, match=r"dataset\.nc is missing"):
+        apps.opened(folder.path.name, [], tmp_path)
+
+
+def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind((apps.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(cli.app, ["explore", "--port", str(port), "--no-browser"])
+    assert done.exit_code == 2
+    assert f"ddln: port {port}: Address already in use; --port takes another" in done.stderr
+    found = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "marimo":
+            raise ImportError("No module named 'marimo'")
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    done = CliRunner().invoke(cli.app, ["explore", "--no-browser"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("ddln: explore needs marimo")
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
