@@ -103,9 +103,15 @@ class LinearRisk(Problem):
     def loss(self, theta):
         return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
 
-    def estimate(self, theta, rows=None, noise=None):
+    def batch(
+        self, rows: Int[Array, " batch"] | None
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, " batch"]]:
+        """x_i and y_i of some samples, or of all where `rows` is None."""
         chosen = slice(None) if rows is None else rows
-        features, targets = self.features[chosen], self.targets[chosen]
+        return self.features[chosen], self.targets[chosen]
+
+    def estimate(self, theta, rows=None, noise=None):
+        features, targets = self.batch(rows)
         targets = targets if noise is None else targets + noise
         weight = self.factor * self.samples / targets.size
         return weight * jnp.sum(self.pointwise(features @ theta, targets))
