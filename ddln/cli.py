@@ -173,6 +173,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "lanes": f"{plan.lanes:,}",
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
         f"{len(programs):,} compiled program(s)",
+        **_devices(experiment),
         "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
         "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
         "time": f"about {_duration(estimate(plan))}, and compiling",
@@ -191,10 +192,12 @@ def verify(
     The exit status is 1 when a theorem whose hypotheses hold fails.
     """
     with _refusing():
-        _, plan, _ = _prepare(config, overrides)
+        experiment, plan, _ = _prepare(config, overrides)
         start_jax()
         _validate(plan)
-    from ddln import claims, grid, hypotheses, lanes, progress
+        from ddln import claims, grid, hypotheses, lanes, parts, progress
+
+        parts.mesh_of(experiment.devices)
     from ddln._records import finite
     from ddln.variables import status_counts
 
@@ -289,6 +292,14 @@ def data(name: Annotated[str, typer.Argument(help="Of a study.")]) -> None:
     with _refusing():
         start_jax()
         typer.echo(studies.write_data(name, Path()))
+
+
+def _devices(experiment: "Experiment") -> dict[str, str]:
+    """A line of `check`, where devices are asked for."""
+    if (asked := experiment.devices) is None:
+        return {}
+    groups = f"{asked.lanes} group(s) with lanes of their own"
+    return {"devices": f"{groups}, of {asked.features} with columns of their own"}
 
 
 def _duration(seconds: float) -> str:

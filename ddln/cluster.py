@@ -34,6 +34,7 @@ from ddln.costs import CORES
 from ddln.execution import Here, LostChunks, Way
 from ddln.plan import Chunk, Plan, make_plan
 from ddln.runtime import provenance, start_jax
+from ddln.schema import Devices
 from ddln.store import RunFolder
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ def _plan(path: str) -> Plan:
     return make_plan(load(Path(path) / "config.toml"))
 
 
-def _ground() -> dict[str, Any]:
+def _ground(devices: Devices | None) -> dict[str, Any]:
     with _ALONE:
         start_jax()
-        return provenance()
+        return Here().provenance(devices)
 
 
 class Cluster(Way):
@@ -109,10 +110,10 @@ class Cluster(Way):
         self._client: Client | None = connect()
         self._ground: dict[str, Any] = {}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, devices: Devices | None) -> dict[str, Any]:
         """That of the worker which answers first; the others must have the same."""
         client = self._connected()
-        future = client.submit(_ground, pure=False)
+        future = client.submit(_ground, devices, pure=False)
         with contextlib.suppress(TimeoutError):
             future.result(timeout=5)
         if not future.done():
