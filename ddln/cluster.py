@@ -305,12 +305,23 @@ def _address(where: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("tcp", "tls") or not parts.hostname:
         raise ValueError(f"--cluster: must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
+    if parts.scheme == "tls" and not _has_certificates():
+        raise ValueError(
+            f"{address}: needs certificates, in DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+            "…__CLIENT__CERT and …__CLIENT__KEY; docs/cluster.md tells how to make them"
+        )
     if parts.scheme == "tcp" and not _is_loopback(parts.hostname):
         _say(
             f"{address}: not encrypted, and whoever reaches it can run programs as you; "
             "docs/cluster.md tells how to use tls://"
         )
     return address
+
+
+def _has_certificates() -> bool:
+    from distributed.security import Security
+
+    return Security().get_connection_args("client")["ssl_context"] is not None
 
 
 def _is_loopback(host: str) -> bool:

@@ -26,7 +26,6 @@ from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
 from ddln.dynamics import Descent as Training
-from ddln.dynamics import Flow
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.plan import Chunk, make_plan, seconds

@@ -231,10 +231,11 @@ class Reduction(eqx.Module):
         """Rows in the ascending order of the layers' magnitudes as rows in the layers' own."""
         layer = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
         # Choices run as fast as memory is, sorting and gathering far from it.
-        return sum(
+        chosen = (
             jnp.where(place[None] == layer, row[None], 0.0)
             for row, place in zip(rows, self.order, strict=True)
         )
+        return sum(chosen, start=jnp.zeros_like(rows))
 
 
 @jax.jit

@@ -139,7 +139,7 @@ class LeastSquares(LinearRisk):
     attained: Bool[Array, ""]
     pl_constant: Float[Array, ""] | None
     smoothness: Float[Array, ""] | None
-    convex: bool = eqx.field(static=True, default=True)
+    convex: bool = eqx.field(static=True)
 
     def __init__(
         self,

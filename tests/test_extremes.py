@@ -228,7 +228,8 @@ def test_numbers_of_another_kind_are_computed_with_as_reals(dtype):
 
 
 WIDE, KINDS, ROWS = 1_000_000, 50, 20
-REPEATED = """
+REPEATED = (
+    """
 import json, resource, sys
 import jax
 jax.config.update("jax_enable_x64", True)
@@ -237,7 +238,8 @@ import ddln
 
 features, targets, layers, times, rtol = (np.array(x) for x in json.load(sys.stdin))
 wide = np.tile(features, sys.argv[1]), np.tile(layers, sys.argv[1])
-""".replace("sys.argv[1]", f"{WIDE // KINDS}") + """
+""".replace("sys.argv[1]", f"{WIDE // KINDS}")
+    + """
 run = ddln.gradient_flow(ddln.least_squares(wide[0], targets), wide[1], times, rtol=float(rtol))
 imbalance = run.layers[-1, 1] ** 2 - run.layers[-1, 0] ** 2
 kept = np.abs(imbalance - (wide[1][1] ** 2 - wide[1][0] ** 2)).max()
@@ -246,6 +248,7 @@ spread = np.abs(theta - theta[:, :1]).max()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps([theta[:, 0].tolist(), run.gap.tolist(), float(kept), float(spread), peak]))
 """
+)
 
 
 @pytest.mark.slow

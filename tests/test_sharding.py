@@ -202,12 +202,12 @@ CONFIG = str(ROOT / "configs" / "figure4.toml")
 
 
 def test_devices_of_a_config_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="devices.features: must divide 8, the number of columns"):
+    with pytest.raises(ConfigError, match=r"devices\.features: must divide 8, the number"):
         load(CONFIG, ["devices={features=3}"])
-    with pytest.raises(ConfigError, match="sweep.devices.lanes: not a numeric key"):
+    with pytest.raises(ConfigError, match=r"sweep\.devices\.lanes: not a numeric key"):
         load(CONFIG, ["devices={lanes=2}", "sweep={devices.lanes=[1, 2]}"])
     uneven = load(CONFIG, ["devices={features=4}", "sweep={problem.data.features=[8, 10, 12]}"])
-    with pytest.raises(ConfigError, match="devices.features: must divide 10"):
+    with pytest.raises(ConfigError, match=r"devices\.features: must divide 10"):
         make_plan(uneven)
 
 
