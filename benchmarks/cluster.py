@@ -1,11 +1,12 @@
-"""What does a cluster cost and gain? `python -m benchmarks.cluster` writes benchmarks/cluster.png.
+"""What does a cluster cost and gain? `python -m benchmarks.cluster` draws docs/images/cluster.png.
 
 Workers have one core each, which stands for machines of their own. The sweep is that of Figure 4,
 16 chunks of 256 networks. Then a schedule of up to a thousand workers is simulated from what was
 measured: a scheduler that hands out one chunk after the other, workers, and storage that takes one
-chunk after the other.
+chunk after the other. Needs a quiet machine of two cores, and some minutes.
 """
 
+import contextlib
 import heapq
 import json
 import os
@@ -13,74 +14,103 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ddln import execution
-from ddln.cluster import way_to_compute
+from ddln.cluster import Cluster, way_to_compute
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.runtime import start_jax
 from ddln.store import RunFolder
 
-CHUNKS, LANES = 16, 256
+CHUNKS, LANES, TASKS = 16, 256, 2000
 WORKERS = np.unique(np.geomspace(1, 1000, 25).astype(int))
+STORAGE = {1e8: "C1", 1e9: "C0", 1e10: "C2"}
+"""Bytes a second that are assumed of it, and their colour."""
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "cluster.png"
 
 
-def sweep(seed: int):
-    """A plan of its own for every seed: nothing is there already."""
-    seeds = f"sweep={{network.init.seed={{range=[{seed}, {seed + CHUNKS * LANES}]}}}}"
+def sweep(number: int):
+    """A plan of its own for every number: nothing is there already."""
+    first = number * CHUNKS * LANES
+    seeds = f"sweep={{network.init.seed={{range=[{first}, {first + CHUNKS * LANES}]}}}}"
     return make_plan(load("configs/figure4.toml", [seeds]))
 
 
-def measure(root: Path, workers: int) -> dict[str, float]:
-    """Seconds a chunk, computed and already there, with so many workers of a core each."""
-    where = root / f"{workers}.json"
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"),
-            *("--port", "0", "--no-dashboard", "--scheduler-file", str(where)),
-        ],
-        stderr=subprocess.DEVNULL,
-    ) as scheduler:
-        while not where.exists():
-            time.sleep(0.1)
-        own = sorted(os.sched_getaffinity(0))[:workers]
-        started = [_worker(where, core) for core in own]
-        try:
-            with way_to_compute(str(where)) as way:
-                start_jax()
-                _timed(root, sweep(10**6 * workers), way)  # compiles
-                plan = sweep(10**6 * workers + 10**5)
-                return {"computed": _timed(root, plan, way), "there": _there(root, plan, way)}
-        finally:
-            for process in (*started, scheduler):
-                process.kill()
-
-
-def _worker(where: Path, core: int) -> subprocess.Popen:
-    options = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard")
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(where)]
-    return subprocess.Popen(
-        [*command, *options],
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-
-
-def _timed(root: Path, plan, way) -> float:
+def seconds_of_chunks(root: Path, plan, way: execution.Way) -> np.ndarray:
+    """From the end of each chunk to that of the next one; the first from the beginning."""
     folder = RunFolder.of(plan.experiment, root)
     with execution.begun(folder, plan, way):
-        began = time.perf_counter()
-        for _ in way.compute(folder, plan.chunks, lambda *_: None):
-            pass
-        return (time.perf_counter() - began) / len(plan.chunks)
+        ends = [time.perf_counter()]
+        ends += [time.perf_counter() for _ in way.compute(folder, plan.chunks, lambda *_: None)]
+    return np.diff(ends)
 
 
-def _there(root: Path, plan, way) -> float:
-    """Of chunks that workers find in the folder: what is not computing."""
-    return min(_timed(root, plan, way) for _ in range(3))
+@contextlib.contextmanager
+def cluster(root: Path, cores: list[int]) -> Iterator[Cluster]:
+    """A scheduler, and a worker on each of these cores."""
+    where = root / f"{len(cores)}.json"
+    scheduler = _start(
+        *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+        *("--scheduler-file", str(where)),
+    )
+    while not where.exists():
+        time.sleep(0.1)
+    options = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard")
+    workers = [_start("worker", "--scheduler-file", str(where), *options) for _ in cores]
+    for worker, core in zip(workers, cores, strict=True):
+        os.sched_setaffinity(worker.pid, {core})
+    try:
+        with way_to_compute(str(where)) as way:
+            way._connected().wait_for_workers(len(cores))
+            yield way
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+
+
+def _start(verb: str, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"distributed.cli.dask_{verb}", *options]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def seconds_of_a_task(way: Cluster) -> float:
+    """Of one that is nothing: what scheduler, client and workers need for it."""
+    client = way._connected()
+    began = time.perf_counter()
+    client.gather(client.map(abs, range(TASKS), pure=False))
+    return (time.perf_counter() - began) / TASKS
+
+
+def measure(root: Path) -> tuple[dict[str, float], np.ndarray]:
+    """The facts, and the seconds that each chunk took on a core."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    start_jax()
+    os.sched_setaffinity(0, cores[:1])
+    for number in (0, 1):  # the first compiles
+        alone = seconds_of_chunks(root, sweep(number), execution.Here())
+    os.sched_setaffinity(0, cores)
+    taken, there = {}, {}
+    for count in (1, 2):
+        with cluster(root, cores[:count]) as way:
+            seconds_of_chunks(root, sweep(10 * count), way)
+            plan = sweep(10 * count + 1)
+            taken[count] = seconds_of_chunks(root, plan, way).mean()
+            there[count] = min(seconds_of_chunks(root, plan, way).mean() for _ in range(3))
+            task = seconds_of_a_task(way)
+    sizes = [path.stat().st_size for path in root.glob("*/chunks/*.nc")]
+    return {
+        "seconds a chunk, without a cluster": alone.mean(),
+        "seconds a chunk, 1 worker": taken[1],
+        "seconds a chunk, 2 workers": taken[2],
+        "speed-up": taken[1] / taken[2],
+        "seconds a chunk that is there already, 1 worker": there[1],
+        "seconds a task that is nothing": task,
+        "bytes a chunk": float(np.mean(sizes)),
+    }, alone
 
 
 def schedule(
@@ -97,32 +127,36 @@ def schedule(
 
     >>> schedule(2, 4, np.array([1.0]), 0.0, 0.0)
     2.0
+    >>> schedule(1000, 1000, np.array([1.0]), 1.0, 0.0)  # by the scheduler alone
+    1001.0
     """
-    free, scheduler, storage, end = [0.0] * workers, 0.0, 0.0, 0.0
+    free, scheduler, storage = [0.0] * workers, 0.0, 0.0
     for k in range(chunks):
-        began = scheduler = max(heapq.heappop(free), scheduler) + dispatch
-        computed = began + float(compute[k % compute.size])
-        storage = end = max(storage, computed) + write
-        heapq.heappush(free, end)
-    return end
+        scheduler = max(heapq.heappop(free), scheduler) + dispatch
+        storage = max(storage, scheduler + float(compute[k % compute.size])) + write
+        heapq.heappush(free, storage)
+    return storage
 
 
-def draw(compute: np.ndarray, dispatch: float, nbytes: float, path: Path) -> None:
+def draw(facts: dict[str, float], compute: np.ndarray, path: Path) -> None:
     """Chunks a second against workers, for storage of several speeds."""
     from matplotlib.figure import Figure
 
+    task, nbytes = facts["seconds a task that is nothing"], facts["bytes a chunk"]
+    each = compute + facts["seconds a chunk that is there already, 1 worker"]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot(
         xscale="log", yscale="log", xlabel="workers", ylabel="chunks per second"
     )
-    for bandwidth, colour in ((1e8, "C1"), (1e9, "C0"), (1e10, "C2")):
-        rates = [
-            40 * n / schedule(n, 40 * n, compute, dispatch, nbytes / bandwidth) for n in WORKERS
-        ]
-        axes.plot(WORKERS, rates, "o-", ms=3, color=colour, label=f"storage {bandwidth:.0e} B/s")
-    axes.plot(WORKERS, WORKERS / compute.mean(), ":", color="0.4", label="no overhead")
-    axes.axhline(1 / dispatch, ls="--", color="0.4", lw=1)
-    axes.annotate("scheduler", (1, 1 / dispatch), va="bottom", fontsize=8)
+    axes.plot(WORKERS, WORKERS / each.mean(), ":", color="0.4", label="each alone")
+    for bandwidth, colour in reversed(STORAGE.items()):
+        rates = [40 * n / schedule(n, 40 * n, each, task, nbytes / bandwidth) for n in WORKERS]
+        label = f"storage of {bandwidth / 1e9:g} GB/s"
+        axes.plot(WORKERS, rates, "o-", ms=3, color=colour, label=label)
+        axes.axhline(bandwidth / nbytes, ls=":", color=colour, lw=1)
+    axes.axhline(1 / task, ls="--", color="0.4", lw=1)
+    axes.annotate("the scheduler's most", (1, 1 / task), va="bottom", fontsize=8)
+    axes.set_ylim(0.5 / each.mean(), 3 / task)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=160)
 
@@ -130,24 +164,9 @@ def draw(compute: np.ndarray, dispatch: float, nbytes: float, path: Path) -> Non
 def main() -> None:
     """Measure, print, draw."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        measured = {workers: measure(root, workers) for workers in (1, 2)}
-        sizes = [path.stat().st_size for path in root.glob("*/chunks/*.nc")]
-    one, two = measured[1], measured[2]
-    facts = {
-        "seconds a chunk, 1 worker": one["computed"],
-        "seconds a chunk, 2 workers": two["computed"],
-        "speed-up": one["computed"] / two["computed"],
-        "seconds a chunk that is not computing": one["there"],
-        "bytes a chunk": float(np.mean(sizes)),
-    }
+        facts, compute = measure(Path(folder))
     print(json.dumps(facts, indent=1))
-    draw(
-        np.array([one["computed"] - one["there"]]),
-        two["there"],
-        facts["bytes a chunk"],
-        Path(__file__).with_name("cluster.png"),
-    )
+    draw(facts, compute, FIGURE)
 
 
 if __name__ == "__main__":

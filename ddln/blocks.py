@@ -3,12 +3,18 @@
     ‖Xθ − y‖² = ‖A (θ, −1)‖²,   A = [X y] = Q R,   so = ‖R (θ, −1)‖²,
 
 and R, of d + 1 rows whatever n is, is found one block at a time: that of [R; block] takes the place
-of R. As accurate as a QR decomposition of the whole; XᵀX would square the condition number.
+of R. As accurate as a QR decomposition of the whole; XᵀX would square the condition number. What a
+step of training draws is read from the file at that step.
 """
 
+import struct
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from ddln._checks import ArrayLike
@@ -23,7 +29,7 @@ def least_squares_of_blocks(
     """`ddln.least_squares` of features and targets that come in blocks of rows.
 
     The problem that is returned has the same loss, gap, gradient and constants, on the d + 1 rows
-    of R. These are no samples: there is nothing for an oracle to draw.
+    of R. These are no samples for an oracle to draw: `stored_least_squares` has them.
 
     Args:
         blocks: (X_i, y_i), shapes (rows, dim) and (rows,), any number of rows each; each is let go
@@ -39,6 +45,11 @@ def least_squares_of_blocks(
     >>> least_squares_of_blocks(blocks).minimiser.round(9).tolist()
     [2.0, 1.0]
     """
+    return LeastSquares(*_core(blocks, normalisation))
+
+
+def _core(blocks: Iterable[Block], normalisation: Normalisation | str) -> tuple[Any, Any, float]:
+    """The R of [X y] as features and targets, and the factor of the loss."""
     core: np.ndarray | None = None
     rows = 0
     for features, targets in blocks:
@@ -54,7 +65,7 @@ def least_squares_of_blocks(
     if core is None:
         raise ValueError("`blocks` must hold at least one block.")
     features, targets, factor = as_data(core[:, :-1], core[:, -1], normalisation)
-    return LeastSquares(features, targets, factor * (len(core) / rows) ** _per_row(normalisation))
+    return features, targets, factor * (len(core) / rows) ** _per_row(normalisation)
 
 
 def _per_row(normalisation: str) -> int:
@@ -62,16 +73,13 @@ def _per_row(normalisation: str) -> int:
     return int(normalisation in ("mean", "half_mean"))
 
 
-def row_blocks(
-    features: str | Path, targets: str | Path | None = None, *, rows: int = 4096
-) -> Iterator[Block]:
-    """Blocks of rows from files that are not read whole.
+class StoredRows:
+    """Features and targets that stay in their file, of which a few rows at a time are read.
 
     Args:
-        features: an NPY file of shape (n, dim), which is mapped into memory; or an HDF5 file with
-            `features` and `targets`.
-        targets: an NPY file of shape (n,); None with HDF5.
-        rows: of a block.
+        features: an NPY file of shape (n, dim); or a file or folder with arrays `features` and
+            `targets`: NPZ (not compressed), HDF5 or Zarr (needs the package `zarr`).
+        targets: an NPY file of shape (n,); None with the others.
 
     Raises:
         ValueError: files of other kinds, or arrays that do not fit.
@@ -79,37 +87,159 @@ def row_blocks(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     names = [f"{folder}/{name}.npy" for name in ("features", "targets")]
-    ...     np.save(names[0], np.eye(3))
-    ...     np.save(names[1], np.arange(3.0))
-    ...     problem = least_squares_of_blocks(row_blocks(*names, rows=2))
+    ...     np.savez(f"{folder}/data.npz", features=np.eye(3), targets=np.arange(3.0))
+    ...     problem = least_squares_of_blocks(StoredRows(f"{folder}/data.npz").blocks(rows=2))
     >>> problem.minimiser.round(9).tolist()
     [0.0, 1.0, 2.0]
     """
-    if rows < 1:
-        raise ValueError(f"`rows` must be ≥ 1, got {rows}.")
+
+    def __init__(self, features: str | Path, targets: str | Path | None = None):
+        self._features, self._targets = _arrays(Path(features), targets)
+        shape = tuple(self._features.shape)
+        if len(shape) != 2 or tuple(self._targets.shape) != shape[:1]:
+            raise ValueError(
+                "`features` and `targets` must have shapes (n, dim) and (n,), "
+                f"got {shape} and {tuple(self._targets.shape)}."
+            )
+        for name, array in (("features", self._features), ("targets", self._targets)):
+            if array.dtype.kind not in "fiub":
+                raise ValueError(f"`{name}` must hold real numbers, got {array.dtype}.")
+        self.shape: tuple[int, int] = shape
+        """(n, dim)."""
+
+    def blocks(self, rows: int = 4096) -> Iterator[Block]:
+        """All rows in their order, so many at a time.
+
+        Raises:
+            ValueError: rows < 1.
+        """
+        if rows < 1:
+            raise ValueError(f"`rows` must be ≥ 1, got {rows}.")
+        for first in range(0, self.shape[0], rows):
+            chosen = slice(first, first + rows)
+            yield self._features[chosen], self._targets[chosen]
+
+    def take(self, rows: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows.
+
+        Args:
+            rows: their numbers from 0, in any order, of any shape.
+
+        Returns:
+            Features (*shape, dim) and targets (*shape).
+        """
+        chosen, place = np.unique(np.asarray(rows), return_inverse=True)
+        # HDF5 and Zarr want numbers that increase; Zarr has another door for them.
+        features, targets = (
+            getattr(array, "oindex", array)[chosen] for array in (self._features, self._targets)
+        )
+        place = place.reshape(np.shape(rows))
+        return features[place], targets[place]
+
+
+class StoredLeastSquares(LeastSquares):
+    """Least squares on rows in a file: R is known of them, what a step draws is read."""
+
+    stored: StoredRows = eqx.field(static=True)
+
+    def __init__(self, stored: StoredRows, normalisation: Normalisation | str):
+        self.stored = stored
+        super().__init__(*_core(stored.blocks(), normalisation))
+
+    @property
+    def samples(self) -> int:
+        return self.stored.shape[0]
+
+    def batch(self, rows):
+        if rows is None:
+            raise ValueError("`batch` must be given where the samples are in a file.")
+        dtype, shape = self.core.dtype, rows.shape
+        found = (
+            jax.ShapeDtypeStruct((*shape, self.dim), dtype),
+            jax.ShapeDtypeStruct(shape, dtype),
+        )
+
+        def read(rows):
+            return tuple(part.astype(dtype) for part in self.stored.take(rows))
+
+        return jax.pure_callback(read, found, rows, vmap_method="broadcast_all")
+
+
+def stored_least_squares(
+    stored: StoredRows, *, normalisation: Normalisation | str = "sum"
+) -> StoredLeastSquares:
+    """`ddln.least_squares` of rows that stay in their file, to be trained on in batches.
+
+    Loss, gap and constants are those of the R of [X y], as of `least_squares_of_blocks`; the rows
+    that an oracle draws are read when they are. For the same key they are those of a problem in
+    memory, so that `ddln.descend` comes to the same numbers.
+
+    Args:
+        stored: the rows.
+        normalisation: as of `ddln.least_squares`.
+
+    Raises:
+        ValueError: values that are not finite; on use, an oracle that wants all samples at once.
+
+    >>> import tempfile
+    >>> rule, oracle = ddln.optimiser("sgd", learning_rate=0.1), ddln.Sampling(batch=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/data.npz", features=np.eye(3), targets=np.ones(3))
+    ...     problem = stored_least_squares(StoredRows(f"{folder}/data.npz"))
+    ...     layers, key = jnp.full((2, 3), 0.5), jax.random.key(0)
+    ...     run = ddln.descend(problem, layers, rule, steps=200, oracle=oracle, key=key)
+    >>> run.theta[-1].round(6).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    return StoredLeastSquares(stored, normalisation)
+
+
+def _arrays(path: Path, targets: str | Path | None) -> tuple[Any, Any]:
     if targets is not None:
-        inputs, outputs = (
-            np.load(path, mmap_mode="r", allow_pickle=False) for path in (features, targets)
-        )
-        yield from _cut(inputs, outputs, rows)
-        return
-    if Path(features).suffix not in (".h5", ".hdf5", ".nc"):
-        raise ValueError(f"`targets` must be given with an NPY file, got None with {features}.")
-    import h5py
+        return tuple(np.load(x, mmap_mode="r", allow_pickle=False) for x in (path, targets))
+    match path.suffix:
+        case ".npz":
+            return _mapped(path, "features"), _mapped(path, "targets")
+        case ".h5" | ".hdf5" | ".nc":
+            import h5py
 
-    with h5py.File(features) as file:
-        for name in ("features", "targets"):
-            if not isinstance(file.get(name), h5py.Dataset):
-                raise ValueError(f"{features}: no array {name!r}.")
-        yield from _cut(file["features"], file["targets"], rows)
+            return _members(path, h5py.File(path), h5py.Dataset)
+        case ".zarr":
+            try:
+                import zarr
+            except ImportError:
+                raise ValueError(f"{path}: needs the package zarr: pip install zarr") from None
+            return _members(path, zarr.open_group(path, mode="r"), zarr.Array)
+    raise ValueError(f"`targets` must be given with an NPY file, got None with {path}.")
 
 
-def _cut(features, targets, rows: int) -> Iterator[Block]:
-    if features.ndim != 2 or targets.shape != features.shape[:1]:
-        raise ValueError(
-            "`features` and `targets` must have shapes (n, dim) and (n,), "
-            f"got {features.shape} and {targets.shape}."
-        )
-    for first in range(0, len(features), rows):
-        yield features[first : first + rows], targets[first : first + rows]
+def _members(path: Path, group: Any, kind: type) -> tuple[Any, Any]:
+    found = [group.get(name) for name in ("features", "targets")]
+    for name, array in zip(("features", "targets"), found, strict=True):
+        if not isinstance(array, kind):
+            raise ValueError(f"{path}: no array {name!r}.")
+    return found[0], found[1]
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """An array of an NPZ file, where it stands in the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(f"{name}.npy")
+    except KeyError:
+        raise ValueError(f"{path}: no array {name!r}.") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not an NPZ file: {error}") from None
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{path}: must not be compressed (np.savez), so that parts can be read.")
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        # A member's own header ends with its name and a field, whose lengths it tells.
+        file.seek(sum(struct.unpack("<26x2H", file.read(30))), 1)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, is_fortran, dtype = (
+            read if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )(file)
+        order = "F" if is_fortran else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)

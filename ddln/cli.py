@@ -72,10 +72,13 @@ def main() -> None:
         app(prog_name="ddln")
     except SystemExit as done:
         if isinstance(done.code, int) and done.code > 128:
-            # A thread may still be in a compiled program. Whatever is on disk is whole.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(done.code)
+            from ddln import progress
+
+            if progress.is_computing():
+                # Python would wait for it. Whatever is on disk is whole.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(done.code)
         raise
 
 
@@ -174,6 +177,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "lanes": f"{plan.lanes:,}",
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
         f"{len(programs):,} compiled program(s)",
+        **_devices(experiment),
         "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
         "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
         "time": f"about {_duration(estimate(plan))}, and compiling",
@@ -192,10 +196,12 @@ def verify(
     The exit status is 1 when a theorem whose hypotheses hold fails.
     """
     with _refusing():
-        _, plan, _ = _prepare(config, overrides)
+        experiment, plan, _ = _prepare(config, overrides)
         start_jax()
         _validate(plan)
-    from ddln import claims, grid, hypotheses, lanes, progress
+        from ddln import claims, grid, hypotheses, lanes, parts, progress
+
+        parts.mesh_of(experiment.devices)
     from ddln._records import finite
     from ddln.variables import status_counts
 
@@ -314,6 +320,14 @@ def data(name: Annotated[str, typer.Argument(help="Of a study.")]) -> None:
     with _refusing():
         start_jax()
         typer.echo(studies.write_data(name, Path()))
+
+
+def _devices(experiment: "Experiment") -> dict[str, str]:
+    """A line of `check`, where devices are asked for."""
+    if (asked := experiment.devices) is None:
+        return {}
+    groups = f"{asked.lanes} group(s) with lanes of their own"
+    return {"devices": f"{groups}, of {asked.features} with columns of their own"}
 
 
 def _duration(seconds: float) -> str:

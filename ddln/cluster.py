@@ -34,6 +34,7 @@ from ddln.costs import CORES
 from ddln.execution import Here, LostChunks, Way
 from ddln.plan import Chunk, Plan, make_plan
 from ddln.runtime import provenance, start_jax
+from ddln.schema import Devices
 from ddln.store import RunFolder
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ def _plan(path: str) -> Plan:
     return make_plan(load(Path(path) / "config.toml"))
 
 
-def _ground() -> dict[str, Any]:
+def _ground(devices: Devices | None) -> dict[str, Any]:
     with _ALONE:
         start_jax()
-        return provenance()
+        return Here().provenance(devices)
 
 
 class Cluster(Way):
@@ -109,10 +110,10 @@ class Cluster(Way):
         self._client: Client | None = connect()
         self._ground: dict[str, Any] = {}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, devices: Devices | None) -> dict[str, Any]:
         """That of the worker which answers first; the others must have the same."""
         client = self._connected()
-        future = client.submit(_ground, pure=False)
+        future = client.submit(_ground, devices, pure=False)
         with contextlib.suppress(TimeoutError):
             future.result(timeout=5)
         if not future.done():
@@ -227,6 +228,8 @@ def way_to_compute(where: str | None) -> Iterator[Way]:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices are the workers'
+    for name in ("distributed", "distributed.client"):  # what counts of it is said here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         settings = {
             "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
@@ -302,12 +305,23 @@ def _address(where: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("tcp", "tls") or not parts.hostname:
         raise ValueError(f"--cluster: must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
+    if parts.scheme == "tls" and not _has_certificates():
+        raise ValueError(
+            f"{address}: needs certificates, in DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+            "…__CLIENT__CERT and …__CLIENT__KEY; docs/cluster.md tells how to make them"
+        )
     if parts.scheme == "tcp" and not _is_loopback(parts.hostname):
         _say(
             f"{address}: not encrypted, and whoever reaches it can run programs as you; "
             "docs/cluster.md tells how to use tls://"
         )
     return address
+
+
+def _has_certificates() -> bool:
+    from distributed.security import Security
+
+    return Security().get_connection_args("client")["ssl_context"] is not None
 
 
 def _is_loopback(host: str) -> bool:
@@ -328,6 +342,14 @@ def dask_setup(worker: Any) -> None:
     devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if devices and str(worker.name).isdigit():
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker.name) % len(devices)]
+
+
+def dask_teardown(worker: Any) -> None:
+    """What Dask calls when such a worker is to end, which it does at once.
+
+    Python would wait for what is computed, or fall over it. Whatever is on disk is whole.
+    """
+    os._exit(0)
 
 
 def _say(message: str) -> None:

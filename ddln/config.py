@@ -26,6 +26,7 @@ from ddln.dynamics import OF_DEPTH_2, Descent, Dynamics
 from ddln.schema import (
     NAME,
     Axis,
+    Devices,
     Explicit,
     File,
     Linspace,
@@ -39,6 +40,8 @@ from ddln.schema import (
 
 _HUGE = 2**1024
 _WHOLE, _REAL = (int, int | None), (float, float | None)
+_SWEPT = ("problem", "network", "dynamics")
+"""The tables whose numbers can be swept; what else there is, is about the machine."""
 
 
 class Experiment(Table):
@@ -55,6 +58,9 @@ class Experiment(Table):
     dynamics: Dynamics
     memory: float = Field(
         default=2.0, gt=0, description="GB that the lanes computed side by side may take"
+    )
+    devices: Devices | None = Field(
+        default=None, description="to compute on; by default, batches of lanes go to all there are"
     )
     sweep: dict[str, Axis] = Field(
         default={}, description="axes: the dotted name of a numeric leaf"
@@ -97,6 +103,14 @@ class Experiment(Table):
         depth, of_two = self.network.depth, OF_DEPTH_2 & set(self.dynamics.measure)
         if of_two and depth != 2:
             raise ValueError(f"dynamics.measure: {min(of_two)} is of depth 2, got depth {depth}")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit(self):
+        parts = 1 if self.devices is None else self.devices.features
+        if self.features % parts:
+            where, columns = "devices.features", "the number of columns of X"
+            raise ValueError(f"{where}: must divide {self.features}, {columns}, got {parts}")
         return self
 
     @property
@@ -406,11 +420,12 @@ def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, leaf in table.model_fields.items():
+        if not prefix and name not in _SWEPT:
+            continue
         below = raw.get(name) if isinstance(raw, Mapping) else None
         if below is None and type(None) in get_args(leaf.annotation):
             continue  # what is not there has no numbers
-        # What stands outside the tables is about the machine, and not swept.
-        if prefix and leaf.annotation in (*_WHOLE, *_REAL):
+        if leaf.annotation in (*_WHOLE, *_REAL):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")

@@ -15,14 +15,17 @@ or each accelerator.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, get_args
+from queue import SimpleQueue
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from ddln import sharding
 from ddln._checks import ArrayLike, as_floats
 from ddln.costs import CORES, accurate_steps, surcharge
 from ddln.flow import Trajectory, as_times, as_tolerances
@@ -145,6 +148,7 @@ def gradient_flows(
     solver: Solver | str = "auto",
     max_steps: int = 100_000,
     target_gap: ArrayLike | None = None,
+    mesh: Mesh | None = None,
 ) -> Flows:
     """Gradient flow from many initialisations, or on many problems: `gradient_flow` for sweeps.
 
@@ -166,6 +170,8 @@ def gradient_flows(
         target_gap: a lane ends with the first step at which ℒ(θ) − ℒ* is no larger, shape () or
             (lanes,); `None` lets all go on. Below β/2 times the square of the error in θ that
             `rtol` allows a gap says nothing.
+        mesh: devices, from `ddln.sharding.mesh_of`: each of its rows has batches of its own, and
+            cuts their coordinates among its devices; `None` is every device here by itself.
 
     Returns:
         `Flows`. A lane that fails has a `status` other than 0 and is NaN from there on; it does
@@ -218,7 +224,7 @@ def gradient_flows(
 
     reduction = _reductions(layers)
     by_lane = reduction, times, rtol, atol, target_gap
-    run = _in_batches(problem, layers, by_lane, str(solver), max_steps)
+    run = _in_batches(problem, layers, by_lane, str(solver), max_steps, mesh)
     stats = {
         "num_steps": run.accepted + run.rejected,
         "num_accepted_steps": run.accepted,
@@ -228,15 +234,17 @@ def gradient_flows(
     return Flows(problem, layers, reduction, times, run.saved, run.status, stats, rtol, atol)
 
 
-def _in_batches(problem, layers, by_lane, solver: str, max_steps: int) -> March:
+def _in_batches(problem, layers, by_lane, solver: str, max_steps: int, mesh) -> March:
     """All lanes integrated; what is saved are the smallest layers, (lanes, times, dim)."""
     reduction, times, rtol, *_ = by_lane
     stiffness, reach = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
     stiffness, reach, dim = np.asarray(stiffness), np.asarray(reach), layers.shape[-1]
     batches = list(_batches(stiffness, reach, np.asarray(rtol), dim, solver))
-    devices = jax.local_devices()
     budget = np.int32(max_steps)
     by_lane = jax.tree.map(np.asarray, by_lane)
+    free: SimpleQueue[Any] = SimpleQueue()
+    for place in _places(mesh):
+        free.put(place)
 
     def integrate(number: int) -> March:
         way, lanes = batches[number]
@@ -244,12 +252,17 @@ def _in_batches(problem, layers, by_lane, solver: str, max_steps: int) -> March:
         alone = problem
         if problem.minimum.ndim:
             alone = jax.tree.map(lambda array: array[lanes], problem)
-        given = jax.device_put((alone, *given, budget), devices[number % len(devices)])
-        run = jax.tree.map(np.asarray, _march(way, *given))
+        # Of two programs on the same devices of a mesh each could wait for the other's.
+        place = free.get()
+        try:
+            put = sharding.place if isinstance(place, Mesh) else jax.device_put
+            run = jax.tree.map(np.asarray, _march(way, *put((alone, *given, budget), place)))
+        finally:
+            free.put(place)
         # Lanes share what was computed for the copies that pad their batch.
         return run._replace(rounds=-(-run.rounds * lanes.size // np.unique(lanes).size))
 
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(free.qsize()) as pool:
         marches = list(pool.map(integrate, range(len(batches))))
     # A lane that pads a batch is there more than once; either will do.
     place = np.empty(len(layers), int)
@@ -385,6 +398,14 @@ def _batches_at_once() -> int:
     """Into how many batches lanes are cut at least."""
     devices = jax.local_devices()
     return CORES if devices[0].platform == "cpu" else len(devices)
+
+
+def _places(mesh: Mesh | None) -> list[Any]:
+    """Where batches run side by side: devices, or rows of a mesh."""
+    if mesh is not None:
+        return sharding.rows(mesh)
+    devices = jax.local_devices()
+    return [devices[k % len(devices)] for k in range(_workers())]
 
 
 def _workers() -> int:

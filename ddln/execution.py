@@ -14,6 +14,7 @@ from typing import Any
 from ddln import progress
 from ddln.plan import Chunk, Plan
 from ddln.runtime import nearby, provenance
+from ddln.schema import Devices
 from ddln.store import RunFolder
 
 LISTED = 5
@@ -43,8 +44,12 @@ class Way(ABC):
     """How chunks are computed."""
 
     @abstractmethod
-    def provenance(self) -> dict[str, Any]:
-        """Versions, device and dtype of who computes: chunks of others are not alike."""
+    def provenance(self, devices: Devices | None) -> dict[str, Any]:
+        """Versions, device and dtype of who computes: chunks of others are not alike.
+
+        Raises:
+            ValueError: it has fewer devices than are asked for.
+        """
 
     @abstractmethod
     def compute(
@@ -62,7 +67,11 @@ class Way(ABC):
 class Here(Way):
     """In this process, one chunk after the other."""
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, devices: Devices | None) -> dict[str, Any]:
+        if devices is not None:
+            from ddln import parts
+
+            parts.mesh_of(devices)
         return provenance()
 
     def compute(
@@ -80,9 +89,10 @@ def begun(folder: RunFolder, plan: Plan, way: Way) -> Iterator[None]:
 
     Raises:
         StoreError: another process holds it, or it was begun on another ground.
+        ValueError: there are fewer devices than the plan asks for.
     """
     with folder.locked():
-        folder.open(plan, **way.provenance())
+        folder.open(plan, **way.provenance(plan.experiment.devices))
         yield
 
 

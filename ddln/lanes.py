@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import certificates, claims, descent, diagnostics, engine, flow, network, parts
+from ddln import certificates, claims, descent, diagnostics, engine, flow, network, parts, sharding
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
 from ddln.dynamics import Descent as Training
-from ddln.dynamics import Flow
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.plan import Chunk, make_plan, seconds
@@ -257,7 +257,7 @@ def _programs(chunk: Chunk):
         examine, measure = (
             jax.jit(jax.vmap(f, (problems, 0)), compiler_options=haste) for f in (_examine, measure)
         )
-        _PROGRAMS[key] = jax.jit(build), _integrator(experiment.dynamics, axes), examine, measure
+        _PROGRAMS[key] = jax.jit(build), _integrator(experiment, axes), examine, measure
     return _PROGRAMS[key]
 
 
@@ -282,17 +282,18 @@ def _build(experiment: Experiment):
     return best, parts.problem_of(experiment), parts.layers_of(experiment), controls, key
 
 
-def _integrator(dynamics: Flow | Training, axes: tuple):
+def _integrator(experiment: Experiment, axes: tuple):
     """From what was built to runs, and how many steps were computed for each."""
+    dynamics, mesh = experiment.dynamics, parts.mesh_of(experiment.devices)
     if isinstance(dynamics, Training):
-        return _trainer(dynamics, axes)
+        return _on(mesh, _trainer(dynamics, axes))
     steps = {"max_steps": dynamics.max_steps}
     if dynamics.is_batched:
 
         def integrate(problems, layers, controls, *_):
             times, rtol, atol, target_gap = controls
             options = {"rtol": rtol, "atol": atol, "target_gap": target_gap, **steps}
-            options["solver"] = dynamics.solver
+            options |= {"solver": dynamics.solver, "mesh": mesh}
             flows = engine.gradient_flows(problems, layers, times, **options)
             return flows.trajectories(), flows.stats["num_rounds"]
 
@@ -309,7 +310,20 @@ def _integrator(dynamics: Flow | Training, axes: tuple):
         return solve(problem, layers, times, **options)
 
     together = jax.jit(jax.vmap(alone, axes))
-    return lambda *given: _with_rounds(together(*given[:-1]))
+    return _on(mesh, lambda *given: _with_rounds(together(*given[:-1])))
+
+
+def _on(mesh: Mesh | None, integrate: Callable) -> Callable:
+    """The same on the devices of a mesh; what comes of it is put together on the first of them."""
+    if mesh is None:
+        return integrate
+
+    def on_mesh(problems, layers, *given):
+        problems = sharding.place(problems, mesh, lanes=problems.minimum.ndim > 0)
+        found = integrate(problems, sharding.place(layers, mesh, lanes=True), *given)
+        return jax.device_put(found, mesh.devices.flat[0])
+
+    return on_mesh
 
 
 def _trainer(dynamics: Training, axes: tuple):

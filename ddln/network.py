@@ -229,7 +229,13 @@ class Reduction(eqx.Module):
 
     def by_layer(self, rows: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         """Rows in the ascending order of the layers' magnitudes as rows in the layers' own."""
-        return jnp.take_along_axis(rows, jnp.argsort(self.order, axis=0), axis=0)
+        layer = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
+        # Choices run as fast as memory is, sorting and gathering far from it.
+        chosen = (
+            jnp.where(place[None] == layer, row[None], 0.0)
+            for row, place in zip(rows, self.order, strict=True)
+        )
+        return sum(chosen, start=jnp.zeros_like(rows))
 
 
 @jax.jit

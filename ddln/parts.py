@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import data, init, losses, problem
+from ddln import data, init, losses, problem, sharding
 from ddln.config import Experiment, parse
 from ddln.dynamics import Descent, Flow
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
-from ddln.schema import Table
+from ddln.schema import Devices, Table
 
 _LOSSES = {
     "least_squares": problem.least_squares,
@@ -104,6 +105,24 @@ def layers_of(experiment: Experiment) -> Array:
     if experiment.network.signed and table.kind != "explicit":
         layers = init.signed(layers)
     return experiment.network.scale * layers
+
+
+def mesh_of(devices: Devices | None) -> Mesh | None:
+    """The devices of this process that are asked for; None where none are.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if devices is None:
+        return None
+    here, count = jax.local_devices(), devices.lanes * devices.features
+    if len(here) < count:
+        raise ValueError(
+            f"devices: lanes × features must be at most the {len(here)} there are, got {count}; on "
+            f"a CPU there are as many as XLA_FLAGS=--xla_force_host_platform_device_count={count} "
+            "says"
+        )
+    return sharding.mesh_of(here[:count], lanes=devices.lanes)
 
 
 def times_of(flow: Flow) -> Array:

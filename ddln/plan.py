@@ -164,6 +164,8 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
         room = int(experiment.memory * 1e9) // working_bytes(program)
         most = min(chunk_lanes, max(room, 1))
         width = math.ceil(lanes.size / math.ceil(lanes.size / most))
+        if experiment.devices is not None:  # whose groups have as many lanes each
+            width = math.ceil(width / experiment.devices.lanes) * experiment.devices.lanes
         for start in range(0, lanes.size, width):
             part = lanes[start : start + width]
             values = {

@@ -114,9 +114,15 @@ class LinearRisk(Problem):
     def loss(self, theta):
         return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
 
-    def estimate(self, theta, rows=None, noise=None):
+    def batch(
+        self, rows: Int[Array, " batch"] | None
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, " batch"]]:
+        """x_i and y_i of some samples, or of all where `rows` is None."""
         chosen = slice(None) if rows is None else rows
-        features, targets = self.features[chosen], self.targets[chosen]
+        return self.features[chosen], self.targets[chosen]
+
+    def estimate(self, theta, rows=None, noise=None):
+        features, targets = self.batch(rows)
         targets = targets if noise is None else targets + noise
         weight = self.factor * self.samples / targets.size
         return weight * jnp.sum(self.pointwise(features @ theta, targets))
@@ -144,7 +150,7 @@ class LeastSquares(LinearRisk):
     attained: Bool[Array, ""]
     pl_constant: Float[Array, ""] | None
     smoothness: Float[Array, ""] | None
-    convex: bool = eqx.field(static=True, default=True)
+    convex: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -173,11 +179,12 @@ class LeastSquares(LinearRisk):
         return self.minimum + self.gap(theta)
 
     def gap(self, theta):
-        # In this order, here and below, lanes of a vmap stay rows of the products.
-        return self.factor * jnp.sum((theta @ self.core.T - self.core_fitted) ** 2)
+        # In this order, here and below, lanes of a vmap stay rows of the products; as an inner
+        # product, since `core.T` would be a copy.
+        return self.factor * jnp.sum((jnp.inner(theta, self.core) - self.core_fitted) ** 2)
 
     def gradient(self, theta):
-        return 2 * self.factor * ((theta @ self.core.T - self.core_fitted) @ self.core)
+        return 2 * self.factor * ((jnp.inner(theta, self.core) - self.core_fitted) @ self.core)
 
     def gradients(self, thetas):
         return 2 * self.factor * (self.core.T @ (self.core @ thetas - self.core_fitted[:, None]))
@@ -195,17 +202,19 @@ class LeastSquares(LinearRisk):
 @jax.jit
 def _solve(features, targets, factor) -> dict[str, Array]:
     samples, dim = features.shape
-    turn, core = None, features
-    if samples > dim:
-        # Batched, LAPACK calls that run side by side wait for each other's threads: first Q, then
-        # the singular values.
-        turn, core = jax.lax.optimization_barrier(tuple(jnp.linalg.qr(features)))
-    left, singular, right = jnp.linalg.svd(core, full_matrices=False)
-    in_core = targets if turn is None else turn.T @ targets
+    is_tall = samples > dim
+    # Of X or, where it is wide, of its transpose. Batched, LAPACK calls that run side by side wait
+    # for each other's threads: first Q, then the singular values.
+    turn, small = jax.lax.optimization_barrier(
+        tuple(jnp.linalg.qr(features if is_tall else features.T))
+    )
+    left, singular, right = jnp.linalg.svd(small if is_tall else small.T, full_matrices=False)
+    in_core = turn.T @ targets if is_tall else targets
     found, weights = spectrum((samples, dim), singular, left.T @ in_core, factor)
-    core_fitted = left @ weights
-    fitted = core_fitted if turn is None else turn @ core_fitted
+    core, core_fitted = small if is_tall else features, left @ weights
+    fitted = turn @ core_fitted if is_tall else core_fitted
     minimiser = right.T @ (weights / found.pop("scale"))
+    minimiser = minimiser if is_tall else turn @ minimiser
     return found | {
         "fitted": fitted,
         "core": core,

@@ -277,6 +277,16 @@ class Network(Table):
     )
 
 
+class Devices(Table):
+    """The devices that a chunk is integrated or trained on, lanes × features of them; each process
+    of a cluster has its own."""
+
+    lanes: int = Field(default=1, ge=1, description="groups of devices; each has lanes of its own")
+    features: int = Field(
+        default=1, ge=1, description="devices of a group; each has columns of its own of X, of θ"
+    )
+
+
 class _Form(Table):
     zip: str | None = Field(default=None, description="the axis it is walked in step with")
 

@@ -18,22 +18,59 @@ from jaxtyping import Array, Float
 from ddln._checks import ArrayLike, as_layers
 from ddln.problem import LeastSquares, Normalisation, Problem, as_data, spectrum
 
-COORDINATES = "coordinates"
-"""The axis of a mesh along which coordinates are cut."""
-_BY_COLUMNS, _BY_ENTRIES = ("features", "core"), ("minimiser",)
+LANES, COORDINATES = "lanes", "coordinates"
+"""The axes of a mesh: rows of devices have lanes of their own, columns coordinates."""
+_HAS_COORDINATES = {
+    *("features", "core", "minimiser"),  # of problems
+    *("start", "radius", "side", "gaps", "sign", "order"),  # of reductions
+}
+"""Fields whose last axis is that of the coordinates."""
 
 
-def mesh_of(devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_of(devices: Sequence[Any] | None = None, *, lanes: int = 1) -> Mesh:
     """A mesh of devices to cut coordinates over.
 
     Args:
         devices: `None` is `jax.devices()`: those of all processes, after
             `jax.distributed.initialize()`.
+        lanes: rows of devices, for a sweep whose lanes are shared out among them.
+
+    Raises:
+        ValueError: a number of devices that `lanes` does not divide.
 
     >>> mesh_of(jax.devices()[:1]).size
     1
     """
-    return Mesh(np.array(jax.devices() if devices is None else devices), (COORDINATES,))
+    given = np.array(jax.devices() if devices is None else devices)
+    if lanes < 1 or given.size % lanes:
+        raise ValueError(f"`lanes` must divide {given.size}, the number of devices, got {lanes}.")
+    return Mesh(given.reshape(lanes, -1), (LANES, COORDINATES))
+
+
+def rows(mesh: Mesh) -> list[Mesh]:
+    """Each row of a mesh by itself."""
+    return [Mesh(row[None], mesh.axis_names) for row in mesh.devices]
+
+
+def place(tree: Any, mesh: Mesh, *, lanes: bool = False) -> Any:
+    """Problems, reductions and what goes with them, cut along the coordinates of what has any.
+
+    Args:
+        tree: an array whose last axis is that of the coordinates; or fields, known by their names.
+        mesh: from `mesh_of`.
+        lanes: whether the first axis of what has coordinates is one of lanes, cut too where the
+            mesh's rows divide it.
+    """
+
+    def put(path, leaf):
+        axes: list[str | None] = [None] * jnp.ndim(leaf)
+        if not path or getattr(path[-1], "name", "") in _HAS_COORDINATES:
+            axes[-1] = COORDINATES
+            if lanes and leaf.shape[0] % mesh.shape[LANES] == 0:
+                axes[0] = LANES
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree_util.tree_map_with_path(put, tree)
 
 
 def shard(problem: Problem, layers: ArrayLike, mesh: Mesh) -> tuple[Problem, Array]:
@@ -59,17 +96,8 @@ def shard(problem: Problem, layers: ArrayLike, mesh: Mesh) -> tuple[Problem, Arr
     2.0
     """
     layers = as_layers(layers, problem.dim)
-    _check(layers.shape[1], mesh.size)
-
-    def place(path, leaf):
-        name = getattr(path[-1], "name", "")
-        if name in _BY_COLUMNS:
-            return jax.device_put(leaf, column_sharding(mesh))
-        axes = (COORDINATES,) if name in _BY_ENTRIES else ()
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
-
-    cut = jax.tree_util.tree_map_with_path(place, problem)
-    return cut, jax.device_put(layers, column_sharding(mesh))
+    _check(layers.shape[1], mesh.shape[COORDINATES])
+    return place(problem, mesh), place(layers, mesh)
 
 
 def sharded_least_squares(

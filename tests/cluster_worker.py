@@ -3,19 +3,17 @@
 The environment says how: SECONDS of a chunk, and POISON, such as `3:raise` or `3:die`.
 """
 
-import importlib
 import os
 import signal
 import sys
 import time
 from functools import partial
-from pathlib import Path
+
+import stand_in
 
 
 def dask_setup(worker):
     """Stands in for what computes."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    stand_in = importlib.import_module("stand_in")
     stand_in._prepare()
     vars(sys.modules["ddln.lanes"])["compute"] = partial(_compute, stand_in._compute)
 

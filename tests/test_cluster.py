@@ -24,8 +24,9 @@ stand_in = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(stand_in)
 
 ROOT = Path(__file__).parent.parent
-PRELOAD = str(ROOT / "tests" / "cluster_worker.py")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+PRELOAD = "cluster_worker"  # by its name: Dask would run a copy of the file, elsewhere
+PRELOADED = ("--preload", PRELOAD)
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 CHUNKS = 12
 SWEEP = stand_in.sweep(CHUNKS)
 PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
@@ -45,7 +46,10 @@ def test_a_place_that_is_no_cluster_is_refused(where, told):
         pass
 
 
-def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(tmp_path, capsys):
+def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(cluster, "_has_certificates", lambda: True)
     (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
     for where in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tls://10.0.0.1:8786"):
         assert cluster._address(where) == where
@@ -86,19 +90,26 @@ def test_lost_chunks_are_told_one_by_one_up_to_a_few():
     ]
 
 
+def surroundings():
+    """The environment of a process."""
+    return {**os.environ, "PYTHONPATH": PATHS, "MPLBACKEND": "Agg"}
+
+
 class Machines:
     """A scheduler, its workers and clients, each a process."""
 
-    def __init__(self, folder, plain):
+    def __init__(self, folder, plain, protocol="tcp", host="127.0.0.1"):
         self.folder, self.plain, self.processes, self.workers = folder, plain, [], []
+        self.protocol, self.host = protocol, host
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+            free.bind((host, 0))
+            self.port = str(free.getsockname()[1])
+        self.address = f"{protocol}://{host}:{self.port}"
         self.clients = stand_in.Processes(folder)
 
     def start(self, name, *arguments, **environment):
         command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments]
-        environment = {**ENVIRONMENT, **environment}
+        environment = {**surroundings(), **environment}
         with (self.folder / f"{name}{len(self.processes)}.log").open("w") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=self.folder
@@ -107,15 +118,15 @@ class Machines:
         return process
 
     def scheduler(self):
-        port = self.address.rpartition(":")[2]
         return self.start(
-            *("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"),
+            *("scheduler", "--protocol", self.protocol, "--host", self.host, "--port", self.port),
+            "--no-dashboard",
             DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="2",
         )
 
     def worker(self, **environment):
-        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--preload", PRELOAD)
-        worker = self.start("worker", self.address, *options, **environment)
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        worker = self.start("worker", self.address, *options, *PRELOADED, **environment)
         self.workers.append(worker)
         return worker
 
@@ -273,6 +284,127 @@ def test_a_poisoned_chunk_is_reported_and_the_rest_finishes(machines, folder, ho
     assert_nothing_was_lost_or_computed_again(machines, folder, before)
 
 
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+def recipe(language, holds):
+    """The block of docs/cluster.md in this language that has this text."""
+    (block,) = (b for b in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if holds in b)
+    return block
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with the certificate and the tls.sh of the page."""
+    home, script = tmp_path_factory.mktemp("home"), recipe("bash", "openssl")
+    (home / "tls").mkdir()
+    (home / "tls.sh").write_text(script)
+    once = re.search(r"openssl req .*", script)[0]
+    subprocess.run(once, shell=True, cwd=home / "tls", check=True, capture_output=True)
+    return home
+
+
+@pytest.fixture
+def encrypted(home, monkeypatch):
+    """The settings of tls.sh in this process and those that it starts."""
+    monkeypatch.setenv("HOME", str(home))
+    told = subprocess.run(
+        ["bash", "-c", "source tls.sh; env"], cwd=home, capture_output=True, text=True, check=True
+    )
+    for line in told.stdout.splitlines():
+        name, _, value = line.partition("=")
+        if name.startswith("DASK_"):
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_the_recipe_for_kubernetes_is_a_cluster_over_tls(
+    encrypted, monkeypatch, tmp_path, folder, plain
+):
+    yaml = pytest.importorskip("yaml")
+    (container,) = yaml.safe_load(recipe("yaml", "Deployment"))["spec"]["template"]["spec"][
+        "containers"
+    ]
+    program, verb, address, *options = container["command"]
+    assert (program, verb, address) == ("dask", "worker", "tls://ddln-scheduler:8786")
+    machines = Machines(tmp_path, plain, "tls")
+    try:
+        machines.scheduler()
+        machines.workers.append(machines.start(verb, machines.address, *options, *PRELOADED))
+        client = machines.client()
+        assert machines.clients.wait(client) == 0, machines.clients.said(client)
+        assert "not encrypted" not in machines.clients.said(client)
+        assert_nothing_was_lost_or_computed_again(machines, folder, {})
+        for name in [name for name in os.environ if name.startswith("DASK_")]:
+            monkeypatch.delenv(name)
+        (tmp_path / "elsewhere").mkdir()
+        strangers = stand_in.Processes(tmp_path / "elsewhere")
+        code, said = strangers.call(
+            *("run", stand_in.CONFIG, *SWEEP, "--cluster", machines.address, "--out", "runs")
+        )
+        strangers.close()
+        assert code == 2, said
+        assert said.startswith(f"ddln: {machines.address}: needs certificates"), said
+    finally:
+        machines.close()
+
+
+@pytest.mark.slow
+def test_the_recipe_for_slurm_runs_as_it_is_written(home, tmp_path, folder, plain):
+    commands = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "dask": f'verb=$1; shift; exec {sys.executable} -m distributed.cli.dask_$verb "$@"',
+        "ddln": f'exec {sys.executable} -c "import stand_in; stand_in._prepare().main()" "$@"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, line in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "tls.sh").write_text((home / "tls.sh").read_text())
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "figure4.py").write_text(stand_in.STUDY)
+    (tmp_path / "sweep.toml").write_text(load(stand_in.CONFIG, SWEEP).to_toml())
+    script = recipe("bash", "#SBATCH").replace("ib0", "lo")
+    environment = {
+        **surroundings(),
+        "HOME": str(home),
+        "SCRATCH": str(tmp_path),
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{PRELOAD}']",
+    }
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            ["bash", "-c", script],
+            env=environment,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        assert job.wait(PATIENT) == 0, (tmp_path / "log").read_text()
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    assert contents(folder.path) == plain
+
+
+@pytest.mark.slow
+def test_a_cluster_that_strangers_reach_is_warned_of_and_used(tmp_path, folder, plain):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect(("203.0.113.1", 9))  # nothing is sent
+        own = route.getsockname()[0]
+    machines = Machines(tmp_path, plain, "tcp", own)
+    try:
+        machines.scheduler()
+        machines.worker()
+        client = machines.client()
+        assert machines.clients.wait(client) == 0, machines.clients.said(client)
+        assert f"{machines.address}: not encrypted" in machines.clients.said(client)
+        assert_nothing_was_lost_or_computed_again(machines, folder, {})
+    finally:
+        machines.close()
+
+
 REAL = ["sweep={}", "sweep.network.scale={linspace=[0.7, 1.8, 40]}", "memory=0.02"]
 
 
@@ -283,7 +415,7 @@ def test_two_workers_give_the_data_set_of_a_plain_run_bit_for_bit(tmp_path):
     for out, where in (("plain", []), ("cluster", ["--cluster", "local:2"])):
         done = subprocess.run(
             [*command, "--out", str(tmp_path / out), *where],
-            env=ENVIRONMENT,
+            env=surroundings(),
             capture_output=True,
             text=True,
             check=False,
@@ -294,13 +426,22 @@ def test_two_workers_give_the_data_set_of_a_plain_run_bit_for_bit(tmp_path):
     assert contents(plain) == contents(shared)
 
 
+def alive_in_group(group):
+    """Processes that are more than an entry which nobody has looked at yet."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True
+    )
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [row for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_a_local_cluster_at_once_and_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "ddln.cli", "run", stand_in.CONFIG, *REAL]
     where = ["--out", str(tmp_path), "--cluster", "local:2"]
     with subprocess.Popen(
         [*command, *where],
-        env=ENVIRONMENT,
+        env=surroundings(),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -314,5 +455,4 @@ def test_ctrl_c_ends_a_local_cluster_at_once_and_leaves_no_process(tmp_path):
         assert time.monotonic() - sent < 10.0
     assert said == "\nstopped; the same command goes on from here\n"
     time.sleep(1.0)
-    with pytest.raises(ProcessLookupError, match="No such process"):
-        os.killpg(process.pid, 0)
+    assert alive_in_group(process.pid) == []

@@ -1,6 +1,10 @@
 """Numbers at the ends of their range, and networks and data of which hardly anything is left: a
 status, a refusal or the right number, never a wrong one."""
 
+import json
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -221,3 +225,63 @@ def test_numbers_of_another_kind_are_computed_with_as_reals(dtype):
         [0.0, 0.5],
     )
     np.testing.assert_allclose(run.theta, exact.theta, atol=1e-4)  # float32 keeps seven digits
+
+
+WIDE, KINDS, ROWS = 1_000_000, 50, 20
+REPEATED = (
+    """
+import json, resource, sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import ddln
+
+features, targets, layers, times, rtol = (np.array(x) for x in json.load(sys.stdin))
+wide = np.tile(features, sys.argv[1]), np.tile(layers, sys.argv[1])
+""".replace("sys.argv[1]", f"{WIDE // KINDS}")
+    + """
+run = ddln.gradient_flow(ddln.least_squares(wide[0], targets), wide[1], times, rtol=float(rtol))
+imbalance = run.layers[-1, 1] ** 2 - run.layers[-1, 0] ** 2
+kept = np.abs(imbalance - (wide[1][1] ** 2 - wide[1][0] ** 2)).max()
+theta = np.asarray(run.theta).reshape(len(times), -1, features.shape[1])
+spread = np.abs(theta - theta[:, :1]).max()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([theta[:, 0].tolist(), run.gap.tolist(), float(kept), float(spread), peak]))
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_million_coordinates_flow_as_their_fifty_kinds_do_in_a_few_times_the_memory_of_the_data():
+    # k equal columns, from equal layers, are one column √k times as large on targets y/√k.
+    rng = np.random.default_rng(0)
+    copies = WIDE // KINDS
+    features = rng.standard_normal((ROWS, KINDS)) / np.sqrt(copies)
+    targets = rng.standard_normal(ROWS)
+    layers = np.concatenate([np.zeros((1, KINDS)), rng.uniform(0.5, 1.0, (2, KINDS))])
+    times, rtol = np.linspace(0.0, 0.2, 5), 1e-6
+    given = json.dumps([x.tolist() for x in (features, targets, layers, times, np.array(rtol))])
+    done = subprocess.run(
+        [sys.executable, "-c", REPEATED], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    theta, gap, kept, spread, peak = json.loads(done.stdout)
+
+    def field(_, state):
+        u = state.reshape(3, KINDS)
+        gradient = 2 * features.T @ (copies * features @ u.prod(axis=0) - targets)
+        return -(gradient * np.stack([u[1] * u[2], u[0] * u[2], u[0] * u[1]])).ravel()
+
+    solved = solve_ivp(
+        field, (0.0, times[-1]), layers.ravel(), "DOP853", times, rtol=1e-11, atol=1e-13
+    )
+    expected = solved.y.T.reshape(-1, 3, KINDS).prod(axis=1)
+    np.testing.assert_allclose(theta, expected, rtol=0, atol=100 * rtol * np.abs(expected).max())
+    residual = copies * features @ expected.T - targets[:, None]
+    least = np.linalg.lstsq(copies * features, targets, rcond=None)[1].sum()
+    gaps = (residual**2).sum(axis=0) - least
+    np.testing.assert_allclose(gap, gaps, rtol=1e-3, atol=1e-4 * gaps[0])
+    assert gaps[-1] < 0.1 * gaps[0]
+    assert kept < ROUNDING
+    assert spread < 1e-9
+    assert peak < 16 * ROWS * WIDE * 8, peak / 1e9

@@ -9,9 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import ddln
-from ddln import sharding
+from ddln import execution, sharding
+from ddln.cli import app
+from ddln.config import ConfigError, load
+from ddln.plan import make_plan
+from ddln.store import RunFolder
 
 ROOT = Path(__file__).parent.parent
 # Sums over coordinates in another order, and what a run makes of it; all numbers are of order 1.
@@ -140,3 +145,93 @@ def test_what_cannot_be_cut_is_refused():
         sharding.sharded_least_squares(jax.numpy.eye(2), [1.0, 2.0])
     with pytest.raises(ValueError, match="number of devices that divides 3, the number of columns"):
         sharding._check(3, 2)
+
+
+SWEPT = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import ddln
+
+small = ["sweep={}", "network.depth=3", "dynamics.points=7", "dynamics.until=0.2"]
+descent = 'dynamics={kind="descent", steps=40, points=7, optimiser={kind="sgd", learning_rate=1e-3}'
+signed = [*small, "network.signed=true"]
+runs = {
+    "flow": (signed, {"problem.data.seed": [0, 1, 2], "network.scale": [0.4, 0.6]}),
+    "descent": ([*small[:2], descent + ", sampling={batch=2}}"], {"problem.data.seed": [0, 1]}),
+}
+for name, (overrides, over) in runs.items():
+    plain = ddln.load("configs/figure4.toml", overrides)
+    cut = plain.with_({"devices": {"lanes": 2, "features": 2}})
+    assert cut.digest() != plain.digest()
+    one, four = (ddln.sweep(experiment, over) for experiment in (plain, cut))
+    for variable in ("layers", "theta", "loss", "gap", "steps", "status"):
+        np.testing.assert_allclose(
+            four[variable], one[variable], rtol=1e-12, atol=1e-12, err_msg=f"{name}: {variable}"
+        )
+    assert np.isfinite(one["loss"]).all()
+try:
+    ddln.run(plain.with_({"devices": {"lanes": 5}}))
+except ValueError as error:
+    assert "lanes × features must be at most the 4 there are, got 5" in str(error)
+"""
+
+
+def on_virtual_devices(count, program, *arguments):
+    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        env={**environment, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_on_four_devices_has_the_numbers_of_one():
+    done = on_virtual_devices(4, ["-c", SWEPT])
+    assert done.returncode == 0, done.stderr
+
+
+CONFIG = str(ROOT / "configs" / "figure4.toml")
+
+
+def test_devices_of_a_config_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match=r"devices\.features: must divide 8, the number"):
+        load(CONFIG, ["devices={features=3}"])
+    with pytest.raises(ConfigError, match=r"sweep\.devices\.lanes: not a numeric key"):
+        load(CONFIG, ["devices={lanes=2}", "sweep={devices.lanes=[1, 2]}"])
+    uneven = load(CONFIG, ["devices={features=4}", "sweep={problem.data.features=[8, 10, 12]}"])
+    with pytest.raises(ConfigError, match=r"devices\.features: must divide 10"):
+        make_plan(uneven)
+
+
+def test_groups_of_devices_have_as_many_lanes_each():
+    widths = [
+        make_plan(load(CONFIG, [f"devices={{lanes={groups}}}"])).chunks[0].width
+        for groups in (1, 2, 4)
+    ]
+    assert widths == [3, 4, 4]
+
+
+def test_check_tells_of_devices():
+    told = CliRunner().invoke(app, ["check", CONFIG, "devices={lanes=2, features=4}"])
+    line = "  devices  2 group(s) with lanes of their own, of 4 with columns of their own\n"
+    assert line in told.output
+
+
+def test_a_run_with_fewer_devices_than_it_asks_for_is_not_begun(tmp_path):
+    experiment = load(CONFIG, ["devices={lanes=2, features=4}"])
+    folder = RunFolder.of(experiment, tmp_path)
+    told = "lanes × features must be at most the 1 there are, got 8"
+    with (
+        pytest.raises(ValueError, match=told),
+        execution.begun(folder, make_plan(experiment), execution.Here()),
+    ):
+        pass
+    assert not list(tmp_path.rglob("*.toml"))
