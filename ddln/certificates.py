@@ -265,8 +265,9 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
     jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
     metric = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
     frozen = entropy.reduction.is_frozen[None]
-    # Autodiff squares 1/M on its way to ∇²Q.
+    # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
     mobile = _mobile(entropy, theta) & (metric > jnp.sqrt(jnp.finfo(theta.dtype).tiny))
+    applies = jnp.any(mobile) & (tolerance < _LOOSEST)
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
     noise = _gradient_noise(problem, theta) * metric
     return (
@@ -283,7 +284,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             0.0,
             tolerance,
             reason=reason,
-            applies=tolerance < _LOOSEST,
+            applies=applies,
         ),
         Claim(
             "entropy Hessian",
@@ -293,7 +294,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             0.0,
             tolerance,
             reason=reason,
-            applies=tolerance < _LOOSEST,
+            applies=applies,
         ),
     )
 

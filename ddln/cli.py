@@ -388,8 +388,15 @@ def _interruptible(json_lines: bool = False) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         raise KeyboardInterrupt
 
+    hook = sys.unraisablehook
+
+    def swallowed(what: Any) -> None:
+        if what.exc_type is not KeyboardInterrupt:
+            hook(what)
+
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = swallowed
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(f"ddln: {message}")
@@ -407,6 +414,7 @@ def _interruptible(json_lines: bool = False) -> Iterator[None]:
             progress.event("stopped", exit=status)
         raise typer.Exit(status) from None
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

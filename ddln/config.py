@@ -386,8 +386,8 @@ def _zip_problems(
 
 
 def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
-    fits = Field(lt=2**63) if leaf.annotation in _WHOLE else Field(allow_inf_nan=False)
-    value: Any = Annotated[leaf.annotation, fits, *leaf.metadata]
+    finite = [Field(allow_inf_nan=False)] if leaf.annotation in _REAL else []
+    value: Any = Annotated[leaf.annotation, *finite, *leaf.metadata]
     return TypeAdapter(list[value])  # pyright: ignore[reportInvalidTypeForm]
 
 

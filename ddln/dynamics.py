@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, Strict, model_validator
 
-from ddln.schema import SHAPE, Seed, Table, default_kind
+from ddln.schema import SHAPE, Seed, Table, Whole, default_kind
 
 OF_DEPTH_2 = {"gain", "effective_initialisation"}
 """What can be measured of two layers only."""
@@ -19,7 +19,7 @@ Drop = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)
 
 
 class _Curve(Table):
-    points: int = Field(
+    points: Whole = Field(
         default=301,
         ge=5,
         description="saved points of the curve, the first is the start; of a descent at most one "
@@ -73,7 +73,7 @@ class Flow(_Curve):
     )
     rtol: float = Field(default=1e-9, gt=0, lt=1, description="relative tolerance")
     atol: float = Field(default=1e-12, gt=0, lt=1, description="absolute tolerance")
-    max_steps: int = Field(
+    max_steps: Whole = Field(
         default=100_000, ge=1, description="step budget of a lane", json_schema_extra=SHAPE
     )
 
@@ -152,7 +152,11 @@ class Sampling(Table):
     """What each step sees of the data; without this table, all of it."""
 
     batch: int | None = Field(
-        default=None, ge=1, description="samples of a step; all by default", json_schema_extra=SHAPE
+        default=None,
+        ge=1,
+        lt=2**63,
+        description="samples of a step; all by default",
+        json_schema_extra=SHAPE,
     )
     replacement: bool = Field(
         default=True, description="whether every step draws from all samples, or passes share them"
@@ -163,6 +167,7 @@ class Sampling(Table):
     noisy: int | None = Field(
         default=None,
         ge=1,
+        lt=2**63,
         description="targets of a step that the noise falls on; all by default",
         json_schema_extra=SHAPE,
     )
@@ -184,6 +189,7 @@ class SharpnessAware(Table):
     group: int | None = Field(
         default=None,
         ge=1,
+        lt=2**63,
         description="m: how many samples climb together (m-SAM); all of a batch by default",
         json_schema_extra=SHAPE,
     )

@@ -252,11 +252,11 @@ def _size(init: Any) -> Any:
         case "balanced" | "zero_first_layer":
             return _size(init.law)
         case "uniform":
-            return np.sqrt((init.low**2 + init.low * init.high + init.high**2) / 3)
+            return np.hypot((init.low + init.high) / 2, (init.high - init.low) / math.sqrt(12))
         case "normal":
             return np.hypot(init.mean, init.std)
         case "imbalanced":
-            return np.sqrt(init.smallest**2 + init.imbalance)
+            return np.hypot(init.smallest, np.sqrt(init.imbalance))
         case "explicit":
             return np.sqrt(np.mean(np.square(init.layers)))
     return abs(init.value)

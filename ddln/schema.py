@@ -22,6 +22,8 @@ NAME = r"^[a-z][a-z0-9_]*$"
 MAX_VALUES = 1_000_000
 SHAPE: JsonDict = {"changes_shape": True}
 
+Whole = Annotated[int, Field(lt=2**63)]
+"""No longer than a machine's own."""
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 
 
@@ -113,8 +115,8 @@ class Explicit(Table):
 
 
 class _Drawn(Table):
-    samples: int = Field(ge=1, description="rows of X", json_schema_extra=SHAPE)
-    features: int = Field(ge=1, description="columns of X: the width", json_schema_extra=SHAPE)
+    samples: Whole = Field(ge=1, description="rows of X", json_schema_extra=SHAPE)
+    features: Whole = Field(ge=1, description="columns of X: the width", json_schema_extra=SHAPE)
     design: Literal["normal", "rademacher"] = Field(
         default="normal", description="law of the entries of X: N(0, 1), or ±1 alike"
     )
@@ -128,7 +130,7 @@ class Gaussian(_Drawn):
 
 
 class _Planted(_Drawn):
-    nonzeros: int = Field(ge=0, description="entries of θ* that are not zero")
+    nonzeros: Whole = Field(ge=0, description="entries of θ* that are not zero")
 
     @model_validator(mode="after")
     def _fits(self):
@@ -268,7 +270,7 @@ class Problem(Table):
 class Network(Table):
     """The initial layers."""
 
-    depth: int = Field(ge=2, description="number of layers", json_schema_extra=SHAPE)
+    depth: Whole = Field(ge=2, description="number of layers", json_schema_extra=SHAPE)
     init: Annotated[Init, Field(discriminator="kind")]
     scale: float = Field(default=1.0, gt=0, description="multiplies every layer")
     signed: bool = Field(

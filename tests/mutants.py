@@ -94,7 +94,8 @@ def survives(copy_of: Path, module: str, source: str) -> bool:
     """Whether the module's tests let a change pass."""
     (copy_of / "ddln" / f"{module}.py").write_text(source, encoding="utf-8")
     tests = [f"tests/{name}" for name in TESTS[module]]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *tests]
+    # What noticed the last change is likely to notice this one: first.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--ff", "-m", "not slow", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy_of)}
     try:
         done = subprocess.run(

@@ -25,14 +25,35 @@ from ddln.plan import estimate, make_plan
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [
-    tomllib.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "configs").glob("*.toml")
+    tomllib.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "configs").glob("*.toml"))
 ]
+for config in CONFIGS:
+    if "path" in (data := config["problem"]["data"]):
+        data["path"] = str(ROOT / "configs" / data["path"])
 HANGS = 5.0  # seconds of the processor
 QUICK, SLOW = 300, 100_000
 TRIALS = [(0, QUICK), pytest.param(1, SLOW, marks=pytest.mark.slow)]
 
 WORDS = ["", "x", "../x", "a\x00b", "\x1b[2J", "é", "ß" * 300, "𝛉", "kind", "figure4", "1", "nan"]
-NUMBERS = [0, 1, -1, 2, 3, 7, 1000, 10**6, 10**9, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**400]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    1000,
+    10**6,
+    10**9,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    2**64,
+    10**400,
+]
 REALS = [
     0.0,
     -0.0,
@@ -72,6 +93,13 @@ def junk(rng, deep=2):
     return {rng.choice([*WORDS, *NAMES]): junk(rng, deep - 1) for _ in range(rng.randrange(3))}
 
 
+def like(value, rng):
+    """Another value of the same kind, that is let in more often than junk."""
+    if type(value) in (int, float):
+        return rng.choice(NUMBERS if type(value) is int else REALS)
+    return junk(rng)
+
+
 def containers(node, found=None):
     found = [] if found is None else found
     if isinstance(node, dict | list) and node:
@@ -93,8 +121,10 @@ def mutated(node, rng):
         match rng.randrange(5):
             case 0:
                 del place[key]
-            case 1 | 2:
+            case 1:
                 place[key] = junk(rng)
+            case 2:
+                place[key] = like(place[key], rng)
             case 3 if isinstance(place, dict):
                 new = rng.choice([*WORDS, *NAMES, str(key) + "s", str(key)[1:]])
                 place[new] = junk(rng) if rng.random() < 0.5 else copied(place[key])
