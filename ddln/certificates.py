@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from ddln import hermite, theory
 from ddln._checks import Number
 from ddln.claims import Certificates, Claim, FlowCertificates
+from ddln.costs import DENSE
 from ddln.descent import Descent
 from ddln.entropy import Entropy
 from ddln.flow import STATUS, Trajectory
@@ -259,11 +260,23 @@ def _dissipation(problem, tolerance, reason, layers, theta, velocity):
     )
 
 
+def _diagonal(function, at):
+    """Of the Jacobian; of a large one by its product with signs, that other entries would spoil."""
+    if at.size <= DENSE:
+        return jnp.diagonal(jax.jacfwd(function)(at))
+    signs = jax.random.rademacher(jax.random.key(0), at.shape, at.dtype)
+    return signs * jax.jvp(function, (at,), (signs,))[1]
+
+
 def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocity):
-    hessian = jax.vmap(jax.jacfwd(jax.grad(entropy.value)))(theta)
-    curvature = jnp.diagonal(hessian, axis1=1, axis2=2)
-    jacobian = jax.vmap(jax.jacfwd(effective_parameter))(layers)
-    metric = jnp.einsum("tkji,tkji->tk", jacobian, jacobian)
+    def metric_of(layers):
+        def slope(j):
+            return _diagonal(lambda u: effective_parameter(layers.at[j].set(u)), layers[j])
+
+        return jnp.sum(jax.vmap(slope)(jnp.arange(len(layers))) ** 2, axis=0)
+
+    curvature = jax.vmap(lambda theta: _diagonal(jax.grad(entropy.value), theta))(theta)
+    metric = jax.vmap(metric_of)(layers)
     frozen = entropy.reduction.is_frozen[None]
     # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
     mobile = _mobile(entropy, theta) & (metric > jnp.sqrt(jnp.finfo(theta.dtype).tiny))

@@ -15,6 +15,8 @@ CORES = 4
 digits."""
 CERTIFIED_DUALS = 33
 """Saved times at which a flow's mirror map is checked."""
+DENSE = 64
+"""Coordinates up to which ∇²Q, which is diagonal, is formed whole."""
 
 
 def accurate_steps(rtol: Any) -> Any:

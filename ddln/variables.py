@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddln.config import Experiment
-from ddln.costs import CERTIFIED_DUALS
+from ddln.costs import CERTIFIED_DUALS, DENSE
 from ddln.data import has_truth, shape_of
 from ddln.dynamics import Descent
 
@@ -149,7 +149,8 @@ def working_bytes(experiment: Experiment) -> int:
         held = _COPIES_OF_A_DESCENT * depth * positions
     else:
         duals = _EACH_DUAL * width * min(experiment.dynamics.saved, CERTIFIED_DUALS)
-        held = (_WORKSPACE + _COPIES * depth) * positions + duals + _HESSIANS * width**2
+        hessians = _HESSIANS * width * min(width, DENSE)
+        held = (_WORKSPACE + _COPIES * depth) * positions + duals + hessians
     return 8 * (held + _COPIES * matrices)
 
 
