@@ -29,6 +29,7 @@ def seen(base):
     return state, explorer.look(state)
 
 
+@pytest.mark.slow
 def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
     _, view = seen
     times = view.lane["time"].values
@@ -40,6 +41,7 @@ def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
     np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
 
 
+@pytest.mark.slow
 def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(seen):
     _, view = seen
     plane = views.plane_chart(view)
@@ -54,6 +56,7 @@ def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(se
     assert np.linalg.norm(level - limit, axis=1).min() < 0.02 * np.ptp(level)
 
 
+@pytest.mark.slow
 def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
     _, view = seen
     entropy, mirror = views.entropy_charts(view, 0)
@@ -68,6 +71,7 @@ def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
     np.testing.assert_allclose(slope[::40], exact, atol=rough)
 
 
+@pytest.mark.slow
 def test_a_descent_is_drawn_against_its_steps(base):
     state = explorer.choose(base, {"dynamics": "sgd"})
     state = explorer.move(state, {"dynamics.steps": 100})
@@ -86,6 +90,7 @@ def test_a_descent_is_drawn_against_its_steps(base):
     assert "largest stable step" in views.overview(view)
 
 
+@pytest.mark.slow
 def test_another_number_compiles_nothing(base, seen):
     counts = []
 
@@ -151,7 +156,7 @@ def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
                     continue  # an order between two of them
-                for end in (control.steps[0], control.steps[-1]):
+                for end in {control.steps[0], control.steps[-1]}:
                     moved = explorer.move(state, {control.name: end})
                     assert explorer.read(base, explorer.query(base, moved)) == moved
 
@@ -166,6 +171,7 @@ def swept(base):
     )
 
 
+@pytest.mark.slow
 def test_a_number_of_every_lane_is_drawn(swept):
     chart = browser.across(
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
@@ -180,6 +186,7 @@ def test_a_number_of_every_lane_is_drawn(swept):
         np.testing.assert_allclose(rate, np.log10(exact), atol=PIXEL * pixel)
 
 
+@pytest.mark.slow
 def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = views.view(browser.pick(swept, places))
@@ -193,12 +200,13 @@ def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
         assert "&lt;script" in drawn
 
 
+@pytest.mark.slow
 def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
     drawn = browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
     assert all(f'data-name="scale = {a}"' in drawn for a in ("0.5", "1", "1.5"))
 
 
-def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base, swept):
+def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base):
     page, words = apps.opened("figure4", ["network.depth=3"], tmp_path)
     assert page == "network"
     assert words[0].endswith("figure4.toml")
