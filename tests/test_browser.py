@@ -30,7 +30,7 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-PATIENCE = 180_000  # ms: a first network is compiled, on a machine with much else to do
+PATIENCE = 300_000  # ms: a first network is compiled, on a machine with much else to do
 MARKS = 1e-6  # of numbers that pages and files write to nine digits
 OWN = ("http://127.0.0.1:", "ws://127.0.0.1:", "file://", "data:", "blob:")
 
@@ -81,6 +81,7 @@ def served(folder, *words):
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
+        process.wait()
         process.stdout.close()
 
 

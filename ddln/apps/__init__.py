@@ -81,6 +81,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
+            listener.listen()  # who is quicker than the server waits
         except OSError as error:
             raise ServerError(
                 f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
