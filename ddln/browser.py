@@ -12,10 +12,11 @@ import xarray as xr
 from ddln import figures, views
 from ddln.charts import COLOURS, Axis, Curve, chart
 from ddln.markup import Markup, element, join, table
-from ddln.store import RunFolder
+from ddln.store import RunFolder, StoreError
 
 CURVES = len(COLOURS)
 """So many values of an axis are drawn as curves; of more, these, from the first to the last."""
+_CLAIMED = ("measured", "predicted", "tolerance", "applies", "holds")
 _WIDE = 20.0
 """A positive axis whose ends are in this ratio, or a larger one, is logarithmic."""
 
@@ -49,9 +50,15 @@ def read(folder: RunFolder) -> xr.Dataset:
     """The data set of a run.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: it is missing or damaged, or not as `ddln run` writes it.
     """
-    return folder.read_dataset()
+    dataset = folder.read_dataset()
+    needed = {"status", "gap", "loss", "steps", *(f"certificate_{name}" for name in _CLAIMED)}
+    lacking = sorted(needed - {*dataset.data_vars})
+    lacking += sorted({"config", "certificate_statements"} - {*map(str, dataset.attrs)})
+    if lacking:
+        raise StoreError(f"{folder.path}: no run that `ddln run` leaves: without {lacking[0]}")
+    return dataset
 
 
 def axes(dataset: xr.Dataset) -> list[str]:
@@ -116,7 +123,7 @@ def across(
 def side_by_side(dataset: xr.Dataset, over: str, places: Mapping[str, int]) -> Markup:
     """The loss gaps of lanes that differ along one axis."""
     others = {axis: places[axis] for axis in axes(dataset) if axis != over}
-    (gap,) = (figures.resolved(dataset).isel(others).load(),)
+    gap = figures.resolved(dataset).isel(others).load()
     times = dataset["flow_time"].isel(others) if "flow_time" in dataset else gap["time"]
     curves = []
     for i, (name, at) in enumerate(_some(dataset, over)):

@@ -75,16 +75,16 @@ def chart(
     (True, True)
     """
     width, height = size
-    rows = _legend_rows([curve for curve in curves if curve.name], width - _LEFT)
-    top = 8 + _LINE * (len(rows) + bool(title))
-    inner = width - _LEFT - _RIGHT, height - top - _BOTTOM
+    rows = _legend_rows([curve for curve in curves if curve.name], float(width - _LEFT))
+    top = 8.0 + _LINE * (len(rows) + bool(title))
+    inner = float(width - _LEFT - _RIGHT), float(height - top - _BOTTOM)
     low_x, high_x = _ends(x, [np.asarray(curve.x, float) for curve in curves])
     low_y, high_y = _ends(y, [np.asarray(curve.y, float) for curve in curves])
     if square:
         (low_x, high_x), (low_y, high_y) = _squared((low_x, high_x), (low_y, high_y), inner)
-    across = _to_pixels(low_x, high_x, x.log, 0, inner[0])
-    up = _to_pixels(low_y, high_y, y.log, inner[1], 0)
-    frame = {"width": inner[0], "height": inner[1], "x": _LEFT, "y": top}
+    across = _to_pixels(low_x, high_x, x.log, 0.0, inner[0])
+    up = _to_pixels(low_y, high_y, y.log, inner[1], 0.0)
+    frame = {"width": inner[0], "height": inner[1], "x": float(_LEFT), "y": top}
     (ticks_x, unit_x), (ticks_y, unit_y) = (
         _ticks(low_x, high_x, x.log),
         _ticks(low_y, high_y, y.log),
@@ -94,12 +94,12 @@ def chart(
         *_grid(ticks_y, up, frame, is_x=False),
         element("svg", join(*[_drawn(curve, across, up) for curve in curves]), frame),
         element("rect", "", {**frame, "fill": "none", "stroke": "currentColor", "opacity": 0.5}),
-        _text(x.label + unit_x, _LEFT + inner[0] / 2, height - 6, anchor="middle"),
-        _text(y.label + unit_y, 0, 0, anchor="middle", turn=(13, top + inner[1] / 2)),
-        *_legend(rows, 8 + _LINE * bool(title)),
+        _text(x.label + unit_x, _LEFT + inner[0] / 2, height - 6.0, anchor="middle"),
+        _text(y.label + unit_y, 0.0, 0.0, anchor="middle", turn=(13.0, top + inner[1] / 2)),
+        *_legend(rows, 8.0 + _LINE * bool(title)),
     ]
     if title:
-        parts.append(_text(title, _LEFT, _LINE - 3, weight="600"))
+        parts.append(_text(title, float(_LEFT), _LINE - 3.0, weight="600"))
     named = ", ".join(curve.name for curve in curves if curve.name)
     attributes = {
         "viewBox": f"0 0 {width} {height}",
@@ -155,10 +155,10 @@ def _squared(x, y, inner):
 
 def _to_pixels(
     low: float, high: float, log: bool, start: float, end: float
-) -> Callable[[Any], np.ndarray]:
+) -> Callable[[Any], Any]:
     first, last = (math.log10(low), math.log10(high)) if log else (low, high)
 
-    def place(values: Any) -> np.ndarray:
+    def place(values: Any) -> Any:
         values = np.asarray(values, float)
         if log:
             values = np.log10(np.where(values > 0, values, np.nan))
@@ -175,7 +175,7 @@ def _ticks(low: float, high: float, log: bool) -> tuple[list[tuple[float, str]],
             step = -(-(last - first) // 5)
             return [(10.0**k, _power(k)) for k in range(first, last + 1, step)], ""
     rough = (high - low) / 4
-    unit = 10 ** math.floor(math.log10(rough))
+    unit = 10.0 ** math.floor(math.log10(rough))
     step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(step - rough))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     size = math.floor(math.log10(max(abs(low), abs(high))))

@@ -281,7 +281,7 @@ def explore(
     with _refusing():
         page, words = apps.opened(subject, overrides or [], out)
         start_jax()
-        apps.serve(page, words, port=port, browser=browser)
+        apps.serve(page, words, port=port, window=browser)
 
 
 @app.command("list")

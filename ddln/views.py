@@ -238,7 +238,8 @@ def plane_chart(view: View, first: int = 0, second: int = 1) -> Markup | str:
         return "A network of one coordinate has no plane."
     pair = [first, second]
     path, predicted = view.theta[:, pair], limit(view)
-    best = predicted if predicted is not None else np.asarray(view.problem.minimiser)
+    ended = view.theta[np.isfinite(view.theta).all(axis=1)][-1]
+    best = ended if predicted is None else predicted
     points = np.vstack([path, best[None, pair]])
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
     margin = 0.3 * max(*(high - low), 1e-3 * np.abs(points[np.isfinite(points)]).max(), 1e-12)

@@ -1,53 +1,20 @@
 """What the explorer shows is what is computed, and an address leads back to what it was made of."""
 
 import builtins
-import re
 import socket
 
 import jax
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 from typer.testing import CliRunner
 
 import ddln
 from ddln import apps, browser, cli, explorer, parts, plan, views
 from ddln.config import ConfigError, parse
 from ddln.store import RunFolder
+from tests.reading import PIXEL, curve_of, flow, mark_of
 
-PIXEL = 0.02  # charts are written to a hundredth of a pixel, and read back from two of them
 HOSTILE = "<script>alert('x')</script>"
-
-
-def range_of(svg, axis):
-    return [float(x) for x in re.search(rf'data-{axis}="(\S+) (\S+)"', svg).groups()]
-
-
-def frame_of(svg):
-    inner = re.search(r'<svg width="([\d.]+)" height="([\d.]+)"', svg)
-    return [float(x) for x in inner.groups()]
-
-
-def curve_of(svg, name):
-    """The points of a curve, back from pixels, and what a pixel is along y."""
-    path = re.search(rf'data-name="{re.escape(name)}"><title>.*?</title><path d="(.*?)"', svg)
-    pixels = np.array(re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path[1]), float)
-    (x0, x1), (y0, y1) = range_of(svg, "x"), range_of(svg, "y")
-    width, height = frame_of(svg)
-    is_log = re.search(r'data-log="\d (\d)"', svg)[1] == "1"
-    low, high = np.log10([y0, y1]) if is_log else (y0, y1)
-    y = low + (1 - pixels[:, 1] / height) * (high - low)
-    return x0 + pixels[:, 0] / width * (x1 - x0), y, (high - low) / height
-
-
-def mark_of(svg, name):
-    """Where the diamond of a single point is, and what a pixel is."""
-    corners = re.search(rf'data-name="{name}">.*?points="(.*?)"', svg)[1]
-    x, y = np.array([point.split(",") for point in corners.split()], float).mean(axis=0)
-    (x0, x1), (y0, y1) = range_of(svg, "x"), range_of(svg, "y")
-    width, height = frame_of(svg)
-    place = [x0 + x / width * (x1 - x0), y0 + (1 - y / height) * (y1 - y0)]
-    return np.array(place), (y1 - y0) / height
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +29,11 @@ def seen(base):
     return state, explorer.look(state)
 
 
-def by_scipy(view):
-    """θ at the saved times, from the layers themselves."""
-    X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
-
-    def slope(_, flat):
-        layers = flat.reshape(view.layers.shape)
-        gradient = 2 * X.T @ (X @ layers.prod(axis=0) - y)
-        others = [np.delete(layers, j, axis=0).prod(axis=0) for j in range(len(layers))]
-        return -(gradient * np.array(others)).ravel()
-
-    times = view.lane["time"].values
-    start = np.asarray(view.layers).ravel()
-    found = solve_ivp(slope, (0, times[-1]), start, "DOP853", times, rtol=1e-11, atol=1e-13)
-    theta = found.y.T.reshape(times.size, *view.layers.shape).prod(axis=1)
-    return times, theta, ((theta @ X.T - y) ** 2).sum(axis=1)
-
-
+@pytest.mark.slow
 def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
     _, view = seen
-    times, theta, gap = by_scipy(view)
+    times = view.lane["time"].values
+    theta, gap = flow(view.problem.features, view.problem.targets, view.layers, times)
     t, logs, pixel = curve_of(views.gap_chart(view), "loss gap")
     np.testing.assert_allclose(t, times[: t.size], atol=PIXEL * times[-1] / 100)
     np.testing.assert_allclose(logs, np.log10(gap[: t.size]), atol=PIXEL * pixel + 1e-6)
@@ -89,6 +41,7 @@ def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
     np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
 
 
+@pytest.mark.slow
 def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(seen):
     _, view = seen
     plane = views.plane_chart(view)
@@ -103,11 +56,12 @@ def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(se
     assert np.linalg.norm(level - limit, axis=1).min() < 0.02 * np.ptp(level)
 
 
+@pytest.mark.slow
 def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
     _, view = seen
     entropy, mirror = views.entropy_charts(view, 0)
-    theta, q, _ = _unnamed(entropy)
-    _, slope, pixel = _unnamed(mirror)
+    theta, q, _ = curve_of(entropy)
+    _, slope, pixel = curve_of(mirror)
     middle = (theta[1:] + theta[:-1]) / 2
     measured = np.diff(q) / np.diff(theta)
     rough = 0.01 * np.ptp(slope) + pixel  # differences of what is read from pixels
@@ -117,11 +71,7 @@ def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
     np.testing.assert_allclose(slope[::40], exact, atol=rough)
 
 
-def _unnamed(svg):
-    named = svg.replace('data-name=""><path', 'data-name="it"><title></title><path')
-    return curve_of(named, "it")
-
-
+@pytest.mark.slow
 def test_a_descent_is_drawn_against_its_steps(base):
     state = explorer.choose(base, {"dynamics": "sgd"})
     state = explorer.move(state, {"dynamics.steps": 100})
@@ -140,6 +90,7 @@ def test_a_descent_is_drawn_against_its_steps(base):
     assert "largest stable step" in views.overview(view)
 
 
+@pytest.mark.slow
 def test_another_number_compiles_nothing(base, seen):
     counts = []
 
@@ -205,7 +156,7 @@ def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
                     continue  # an order between two of them
-                for end in (control.steps[0], control.steps[-1]):
+                for end in {control.steps[0], control.steps[-1]}:
                     moved = explorer.move(state, {control.name: end})
                     assert explorer.read(base, explorer.query(base, moved)) == moved
 
@@ -220,6 +171,7 @@ def swept(base):
     )
 
 
+@pytest.mark.slow
 def test_a_number_of_every_lane_is_drawn(swept):
     chart = browser.across(
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
@@ -234,6 +186,7 @@ def test_a_number_of_every_lane_is_drawn(swept):
         np.testing.assert_allclose(rate, np.log10(exact), atol=PIXEL * pixel)
 
 
+@pytest.mark.slow
 def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = views.view(browser.pick(swept, places))
@@ -247,12 +200,13 @@ def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
         assert "&lt;script" in drawn
 
 
+@pytest.mark.slow
 def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
     drawn = browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
     assert all(f'data-name="scale = {a}"' in drawn for a in ("0.5", "1", "1.5"))
 
 
-def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base, swept):
+def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base):
     page, words = apps.opened("figure4", ["network.depth=3"], tmp_path)
     assert page == "network"
     assert words[0].endswith("figure4.toml")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 
-from ddln import studies
+from ddln import browser, studies
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError
@@ -49,20 +49,20 @@ def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[s
             folder = RunFolder.existing(name, root)
         except StoreError as no_run:
             raise ValueError(f"{no_config}\n{no_run}") from None
-        folder.read_dataset().close()
+        browser.read(folder).close()
         return "run", [str(folder.path)]
     make_plan(load(config, overrides))
     return "network", [str(config), *overrides]
 
 
-def serve(page: str, subject: Sequence[str], *, port: int, browser: bool) -> None:
+def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None:
     """Serve a page to this machine until it is stopped.
 
     Args:
         page: the name of a module here.
         subject: what it is opened on.
         port: on 127.0.0.1; 0 takes one that is free.
-        browser: open it there.
+        window: open it in a browser.
 
     Raises:
         ServerError: marimo is not installed, or the port is taken.
@@ -81,6 +81,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, browser: bool) -> Non
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
+            listener.listen()  # who is quicker than the server waits
         except OSError as error:
             raise ServerError(
                 f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
@@ -92,7 +93,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, browser: bool) -> Non
         guarded = TrustedHostMiddleware(app.build(), allowed_hosts=[HOST, "localhost"])
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         print(f"{address}  (Ctrl-C stops it)", flush=True)
-        if browser:
+        if window:
             Timer(1.0, webbrowser.open, [address]).start()
         config = uvicorn.Config(guarded, log_level="warning")
         uvicorn.Server(config).run([listener])

@@ -51,21 +51,26 @@ def _(explorer, first, mo):
 
 @app.cell
 def _(explorer, first, kinds, mo, moved):
-    chosen = explorer.choose(first, kinds.value)
+    try:
+        chosen, unfit = explorer.choose(first, kinds.value), ""
+    except ValueError as _error:
+        chosen, unfit = first, str(_error)
+    _controls = explorer.controls(chosen)
+    _before = {c.name: moved[c.name] for c in _controls if moved.get(c.name) in c.steps}
     sliders = mo.ui.dictionary(
         {
             control.name: mo.ui.slider(
                 steps=list(control.steps),
-                value=moved.get(control.name, control.value),
+                value=_before.get(control.name, control.value),
                 debounce=True,
                 show_value=True,
                 full_width=True,
                 label=control.name.rpartition(".")[2].replace("_", " "),
             )
-            for control in explorer.controls(chosen)
+            for control in _controls
         }
     )
-    return chosen, sliders
+    return chosen, sliders, unfit
 
 
 @app.cell
@@ -107,10 +112,11 @@ def _(element, mo, state, state_query, urlencode):
 
 
 @app.cell
-def _(coordinate, export, fault, get_kept, mo, panel, refused, view, views):
-    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in (refused, fault) if text]
+def _(coordinate, export, fault, get_kept, mo, panel, refused, unfit, view, views):
+    _faults = [text for text in (refused, unfit, fault) if text]
+    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
     if view is not None:
-        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
+        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
     _panel = mo.vstack([panel, export], gap=1.2).style({"width": "15rem"})
     _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
     mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
@@ -129,7 +135,8 @@ def _(address, base, chosen, explorer, latest, mo, moved, sliders):
         fault = str(_error)
     if state is not None:
         state_query = explorer.query(base, state)
-        for _name in [n for n in address.to_dict() if "." in n and n not in state_query]:
+        _own = [n for n in address.to_dict() if n in explorer.TABLES or "." in n]
+        for _name in set(_own) - {*state_query}:
             address.remove(_name)
         for _name, _value in state_query.items():
             address[_name] = _value

@@ -116,7 +116,7 @@ def _(browser, coordinate, element, fault, get_kept, mo, panel, sweep, view, vie
     _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
     _told.append(mo.Html(sweep))
     if view is not None:
-        _told.append(mo.Html(views.overview(view, coordinate.value - 1, get_kept())))
+        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
     if get_kept():
         _told.append(mo.Html(element("div", browser.compare(get_kept()), {"id": "kept"})))
     _panel = panel.style({"width": "15rem"})

@@ -1,0 +1,67 @@
+"""Numbers read back from the charts of `ddln.charts`, and what they should be, by SciPy."""
+
+import re
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+PIXEL = 0.02
+"""Charts are written to a hundredth of a pixel: what is read back is off by twice that at most."""
+
+
+def ends_of(svg, axis):
+    """Where an axis begins and ends."""
+    return [float(x) for x in re.search(rf'data-{axis}="(\S+) (\S+)"', svg).groups()]
+
+
+def _frame(svg):
+    """Width and height inside, and a pixel along y, in decades where it is logarithmic."""
+    inner = re.search(r"<svg [^>]*?x=\"58\"[^>]*>", svg)[0]
+    width, height = (
+        float(re.search(rf' {name}="([\d.]+)"', inner)[1]) for name in ("width", "height")
+    )
+    low, high = ends_of(svg, "y")
+    if re.search(r'data-log="\d (\d)"', svg)[1] == "1":
+        low, high = np.log10([low, high])
+    return width, height, low, (high - low) / height
+
+
+def _places(svg, pixels):
+    width, height, low, pixel = _frame(svg)
+    left, right = ends_of(svg, "x")
+    return left + pixels[:, 0] / width * (right - left), low + (height - pixels[:, 1]) * pixel
+
+
+def curve_of(svg, name=""):
+    """The points of a curve, x and y, of which y in decades where it is logarithmic; and a pixel.
+
+    Without a name, of the first curve that has none.
+    """
+    group = re.search(rf'<g data-name="{re.escape(name)}">.*?</g>', svg, re.DOTALL)[0]
+    path = re.search(r'<path d="(.*?)"', group)[1]
+    pixels = np.array(re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path), float)
+    return *_places(svg, pixels), _frame(svg)[-1]
+
+
+def mark_of(svg, name):
+    """Where the diamond of a single point is, and a pixel."""
+    group = re.search(rf'<g data-name="{re.escape(name)}">.*?</g>', svg, re.DOTALL)[0]
+    corners = re.search(r'points="(.*?)"', group)[1].split()
+    middle = np.array([corner.split(",") for corner in corners], float).mean(axis=0)
+    return np.concatenate(_places(svg, middle[None])), _frame(svg)[-1]
+
+
+def flow(features, targets, layers, times):
+    """θ and ‖Xθ − y‖² at some times, from the layers as they stand."""
+    X, y, start = (np.asarray(x, float) for x in (features, targets, layers))
+
+    def slope(_, flat):
+        layers = flat.reshape(start.shape)
+        gradient = 2 * X.T @ (X @ layers.prod(axis=0) - y)
+        others = [np.delete(layers, j, axis=0).prod(axis=0) for j in range(len(layers))]
+        return -(gradient * np.array(others)).ravel()
+
+    span, options = (0.0, times[-1]), {"rtol": 1e-11, "atol": 1e-13}
+    found = solve_ivp(slope, span, start.ravel(), "DOP853", times, **options)
+    theta = found.y.T.reshape(len(times), *start.shape).prod(axis=1)
+    return theta, ((theta @ X.T - y) ** 2).sum(axis=1)
