@@ -162,7 +162,7 @@ small = ["sweep={}", "network.depth=3", "dynamics.points=7", "dynamics.until=0.2
 descent = 'dynamics={kind="descent", steps=40, points=7, optimiser={kind="sgd", learning_rate=1e-3}'
 signed = [*small, "network.signed=true"]
 runs = {
-    "flow": (signed, {"problem.data.seed": [0, 1, 2], "network.scale": [0.4, 0.6]}),
+    "flow": (signed, {"problem.data.seed": [0, 1, 2], "network.scale": [0.4, 0.5, 0.6, 0.7]}),
     "descent": ([*small[:2], descent + ", sampling={batch=2}}"], {"problem.data.seed": [0, 1]}),
 }
 for name, (overrides, over) in runs.items():
