@@ -12,8 +12,6 @@ how far the smallest layers will grow. Batches run side by side, one for each co
 or each accelerator.
 """
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Literal, get_args
@@ -25,22 +23,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ddln import sharding
+from ddln import batches, sharding
 from ddln._checks import ArrayLike, as_floats
-from ddln.costs import CORES, accurate_steps, surcharge
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility
 from ddln.pictures import Reduced, Smallest, first_step, observe
 from ddln.problem import Problem
-from ddln.steppers import Rodas5P, Tsit5
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
-
-_NARROWEST = 8
-"""Lanes of a batch below which its steps cost no less."""
-_NEAR = 3.0
-"""Positions within which the smallest layers themselves, that take less to move, move as well."""
 
 
 class Flows(eqx.Module):
@@ -239,15 +230,16 @@ def _in_batches(problem, layers, by_lane, solver: str, max_steps: int, mesh) -> 
     reduction, times, rtol, *_ = by_lane
     stiffness, reach = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
     stiffness, reach, dim = np.asarray(stiffness), np.asarray(reach), layers.shape[-1]
-    batches = list(_batches(stiffness, reach, np.asarray(rtol), dim, solver))
+    places = batches.places_of(mesh)
+    parts = list(batches.cut(stiffness, reach, np.asarray(rtol), dim, solver, len(places)))
     budget = np.int32(max_steps)
     by_lane = jax.tree.map(np.asarray, by_lane)
     free: SimpleQueue[Any] = SimpleQueue()
-    for place in _places(mesh):
+    for place in places:
         free.put(place)
 
     def integrate(number: int) -> March:
-        way, lanes = batches[number]
+        way, lanes = parts[number]
         given = jax.tree.map(lambda array: array[lanes], by_lane)
         alone = problem
         if problem.minimum.ndim:
@@ -262,13 +254,12 @@ def _in_batches(problem, layers, by_lane, solver: str, max_steps: int, mesh) -> 
         # Lanes share what was computed for the copies that pad their batch.
         return run._replace(rounds=-(-run.rounds * lanes.size // np.unique(lanes).size))
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        marches = list(pool.map(integrate, range(len(batches))))
+    with ThreadPoolExecutor(len(places)) as pool:
+        marches = list(pool.map(integrate, range(len(parts))))
     # A lane that pads a batch is there more than once; either will do.
-    place = np.empty(len(layers), int)
-    order = np.concatenate([lanes for _, lanes in batches])
-    place[order] = np.arange(order.size)
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[place]), *marches)
+    order, lanes = np.empty(len(layers), int), np.concatenate([lanes for _, lanes in parts])
+    order[lanes] = np.arange(lanes.size)
+    return jax.tree.map(lambda *runs: jnp.asarray(np.concatenate(runs)[order]), *marches)
 
 
 @jax.jit
@@ -359,60 +350,3 @@ def _expect(
         return horizon * jnp.linalg.norm(root * image), reach
 
     return jax.vmap(lane, (_axis(problem, 0), 0, 0, 0))(problem, layers, reduction, horizon)
-
-
-def _batches(
-    stiffness: np.ndarray, reach: np.ndarray, rtol: np.ndarray, dim: int, solver: str
-) -> Iterator[tuple[tuple[type, type], np.ndarray]]:
-    """Ways and lanes of all batches, of each way the longest first; a last lane may be repeated."""
-    for_stability = np.nan_to_num(stiffness, nan=0.0) / 3
-    implicit = for_stability > accurate_steps(rtol) * surcharge(dim)
-    if solver != "auto":
-        implicit = np.full(stiffness.shape, solver == "rodas5p")
-    is_near = reach <= _NEAR
-    for stepper, uses in ((Rodas5P, implicit), (Tsit5, ~implicit)):
-        for picture, members in ((Reduced, uses & ~is_near), (Smallest, uses & is_near)):
-            lanes = np.flatnonzero(members)
-            lanes = lanes[np.argsort(-stiffness[lanes], kind="stable")]
-            width = _width(lanes.size, dim, stepper)
-            for start in range(0, lanes.size, width):
-                part = lanes[start : start + width]
-                yield (stepper, picture), np.pad(part, (0, width - part.size), mode="edge")
-
-
-def _width(lanes: int, dim: int, stepper: type) -> int:
-    """Lanes in a batch: a power of two, that few programs are compiled."""
-    if jax.local_devices()[0].platform != "cpu":
-        most = min(65536, 2**31 // (8 * dim**2 if stepper is Rodas5P else 512 * dim))
-    elif stepper is Rodas5P:
-        most = min(64, 1536 // dim)  # their matrices stay in the cache
-    else:
-        most = min(64, 65536 // dim)
-    # As many batches as keep a machine's cores busy, but the same on every machine: the last digits
-    # of a lane depend on how wide its batch is.
-    share = max(-(-lanes // _batches_at_once()), min(lanes, _NARROWEST))
-    return min(1 << max(most, 1).bit_length() - 1, 1 << (share - 1).bit_length())
-
-
-def _batches_at_once() -> int:
-    """Into how many batches lanes are cut at least."""
-    devices = jax.local_devices()
-    return CORES if devices[0].platform == "cpu" else len(devices)
-
-
-def _places(mesh: Mesh | None) -> list[Any]:
-    """Where batches run side by side: devices, or rows of a mesh."""
-    if mesh is not None:
-        return sharding.rows(mesh)
-    devices = jax.local_devices()
-    return [devices[k % len(devices)] for k in range(_workers())]
-
-
-def _workers() -> int:
-    """Batches that run side by side."""
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        return len(devices)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

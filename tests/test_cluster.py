@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddln import cluster, engine, execution
+from ddln import batches, cluster, execution
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.steppers import Rodas5P, Tsit5
@@ -75,9 +75,14 @@ def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client
 def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
     widths = []
     for cores in (1, 2, 64):
-        monkeypatch.setattr(engine, "_workers", lambda cores=cores: cores)
+        monkeypatch.setattr(batches, "workers", lambda cores=cores: cores)
+        places = len(batches.places_of(None))
         widths.append(
-            [engine._width(n, 8, way) for n in (1, 3, 64, 999) for way in (Tsit5, Rodas5P)]
+            [
+                batches.width_of(n, 8, way, places)
+                for n in (1, 3, 64, 999)
+                for way in (Tsit5, Rodas5P)
+            ]
         )
     assert widths[0] == widths[1] == widths[2]
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln import engine
+from ddln import batches, engine
 from ddln.flow import STATUS
 from ddln.pictures import Reduced, Smallest
 from ddln.steppers import Rodas5P, Tsit5, inverse
@@ -200,7 +200,7 @@ def ways(problem, layers, until=2.0):
     known = engine._expect(problem, layers, reduction, jnp.full(len(layers), until))
     found = {}
     rtol = np.full(len(layers), 1e-9)
-    for way, lanes in engine._batches(*map(np.asarray, known), rtol, layers.shape[-1], "auto"):
+    for way, lanes in batches.cut(*map(np.asarray, known), rtol, layers.shape[-1], "auto", 2):
         found |= dict.fromkeys(lanes.tolist(), way)
     return [found[lane] for lane in range(len(layers))]
 
@@ -219,7 +219,8 @@ def test_what_is_expected_of_a_lane_decides_how_it_is_integrated():
 
 def test_efficiency_counts_what_pads_a_batch(problem, layers):
     flows = ddln.gradient_flows(problem, np.stack([layers[4]] * 3), TIMES, solver="tsit5")
-    width = engine._width(3, 4, Tsit5) * -(-3 // engine._width(3, 4, Tsit5))
+    width = batches.width_of(3, 4, Tsit5, 2)
+    width *= -(-3 // width)
     assert flows.efficiency == pytest.approx(3 / width, rel=0.02)
 
 

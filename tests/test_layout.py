@@ -27,7 +27,7 @@ ORDER = [
         "custom",
         "positions",
     ),
-    *("entropy", "runs", "pictures", "flow", "steppers", "march", "engine"),
+    *("entropy", "runs", "pictures", "flow", "steppers", "march", "batches", "engine"),
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "certificates"),

@@ -153,19 +153,27 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import ddln
+from ddln import sharding
+
+place, placed = sharding.place, []
+sharding.place = lambda *given, **how: placed.append(place(*given, **how)) or placed[-1]
 
 small = ["sweep={}", "network.depth=3", "dynamics.points=7", "dynamics.until=0.2"]
 descent = 'dynamics={kind="descent", steps=40, points=7, optimiser={kind="sgd", learning_rate=1e-3}'
 signed = [*small, "network.signed=true"]
 runs = {
-    "flow": (signed, {"problem.data.seed": [0, 1, 2], "network.scale": [0.4, 0.6]}),
+    "flow": (signed, {"problem.data.seed": [0, 1, 2], "network.scale": [0.4, 0.5, 0.6, 0.7]}),
     "descent": ([*small[:2], descent + ", sampling={batch=2}}"], {"problem.data.seed": [0, 1]}),
 }
 for name, (overrides, over) in runs.items():
     plain = ddln.load("configs/figure4.toml", overrides)
     cut = plain.with_({"devices": {"lanes": 2, "features": 2}})
     assert cut.digest() != plain.digest()
+    placed.clear()
     one, four = (ddln.sweep(experiment, over) for experiment in (plain, cut))
+    parts = [x for x in jax.tree.leaves(placed) if x.ndim > 1]
+    halved = [x for x in parts if 2 * x.addressable_shards[0].data.shape[-1] == x.shape[-1]]
+    assert {device.id for x in halved for device in x.devices()} == {0, 1, 2, 3}
     for variable in ("layers", "theta", "loss", "gap", "steps", "status"):
         np.testing.assert_allclose(
             four[variable], one[variable], rtol=1e-12, atol=1e-12, err_msg=f"{name}: {variable}"
