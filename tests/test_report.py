@@ -180,7 +180,7 @@ def test_lanes_that_were_solved_again_are_told_of(folder):
         again = lanes.assign(discrepancy=("lane", [0.1, np.nan, 7.0]))
         folder.write_chunk(planned.chunks[0], again)
         folder.write_dataset(planned)
-    told = "2 lanes solved again 30 times finer: 1 off by more than their tolerances let expect"
+    told = "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
     assert told in report.page(folder)
 
 
