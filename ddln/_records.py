@@ -69,6 +69,10 @@ class Receipt(Table):
     """How many of them ended in which way."""
     steps: int
     rounds: int
+    solved_again: int = 0
+    """How many of them were, more exactly."""
+    inexact: int = 0
+    """How many of these were off by more than their tolerances let expect."""
     lanes_at_once: int | None = None
     """Where memory ran out: with how many it did not."""
 

@@ -17,12 +17,13 @@ from jaxtyping import Array, Bool, Float
 
 from ddln import hermite, theory
 from ddln._checks import Number
+from ddln.accuracy import expected_error, relative_accuracy, rests
 from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.costs import DENSE
 from ddln.descent import Descent
 from ddln.entropy import Entropy
-from ddln.flow import STATUS, Trajectory
-from ddln.network import OPEN, Reduction, coordinate_kinds, effective_parameter, mobility
+from ddln.flow import Trajectory
+from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
 from ddln.stepwise import step_claims
 
@@ -94,8 +95,7 @@ def _certify(problem: Problem, run: Trajectory) -> FlowCertificates:
 
 def _until_it_stopped(run: Trajectory) -> Trajectory:
     """The run with its last point on the curve again wherever it was at rest."""
-    rests = jnp.all(run.theta == run.theta[-1:], axis=1) & (run.status == STATUS.index("stopped"))
-    on_curve = jnp.max(jnp.where(rests, 0, _places(run)))
+    on_curve = jnp.max(jnp.where(rests(run), 0, _places(run)))
     places = jnp.minimum(_places(run), on_curve)
     return jax.tree.map(lambda saved: saved[places] if saved.ndim else saved, run)
 
@@ -116,25 +116,6 @@ def _places(run):
     return jnp.arange(run.times.size)
 
 
-def _accuracy(run: Trajectory) -> Float[Array, ""]:
-    """Relative error of θ to be expected of the integrator: its tolerance, over many steps.
-
-    A relative tolerance on a position far from 0, that of a tiny start, is as much more on θ.
-    """
-    tolerance = 30 * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
-    return tolerance * jnp.maximum(_farthest(run) / 3, 1.0)
-
-
-def _farthest(run: Trajectory) -> Float[Array, ""]:
-    """The largest position that was integrated."""
-    if run.coordinates != "reduced":
-        return jnp.asarray(0.0, run.theta.dtype)
-    reduction = Reduction(run.layers[0])
-    smallest = jnp.nanmax(jnp.min(jnp.abs(run.layers), axis=1), axis=0)
-    reach = jnp.arcsinh(smallest / jnp.where(reduction.is_open, reduction.radius, jnp.inf))
-    return jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
-
-
 def _few(run: Trajectory, count: int = _SAMPLES) -> np.ndarray:
     return np.unique(np.linspace(0, run.times.size - 1, count).round().astype(int))
 
@@ -149,8 +130,7 @@ def _steepness(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Arra
 
 def gap_floor(problem: Problem, run: Trajectory) -> Float[Array, ""]:
     """The gap ½ β δ² that an error δ of the integrator in θ makes at the minimum."""
-    error = _accuracy(run) * jnp.max(jnp.linalg.norm(run.theta, axis=1)) + run.atol
-    return _steepness(problem, run.theta[_few(run)]) * error**2 / 2
+    return _steepness(problem, run.theta[_few(run)]) * expected_error(run) ** 2 / 2
 
 
 def _gradient_noise(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
@@ -164,7 +144,7 @@ def _exactness(run: Trajectory, rounding: int) -> tuple[Number, str]:
     """Tolerance, in roundings, of what is exact unless the layers themselves are integrated."""
     exact = rounding * jnp.finfo(run.theta.dtype).eps
     if run.coordinates == "layers":
-        return jnp.maximum(exact, 10 * _accuracy(run)), "the integrator's"
+        return jnp.maximum(exact, 10 * relative_accuracy(run)), "the integrator's"
     return exact, "rounding: reduced coordinates are exact"
 
 
@@ -328,7 +308,8 @@ def _dual_path(problem, entropy, run):
     # An error in θ is one of ∇²Q = 1/M times as much in ∇Q(θ).
     stiffness = jnp.where(mobile, jnp.abs(theta) / jax.vmap(mobility)(run.layers[few]), 0.0)
     doubt = jnp.max(jnp.where(mobile[0], jnp.sum(error, axis=0), 0.0))
-    tolerance = (doubt + _accuracy(run) * jnp.max(stiffness)) / safe_size + 100 * _accuracy(run)
+    accuracy = relative_accuracy(run)
+    tolerance = (doubt + accuracy * jnp.max(stiffness)) / safe_size + 100 * accuracy
     return Claim(
         "dual path",
         "Theorem 1",

@@ -193,6 +193,7 @@ def verify(
 ) -> None:
     """Check every theorem on an experiment, its hypotheses first; nothing is written.
 
+    All flows are solved twice, the second time at finer tolerances, and what differs is told of.
     The exit status is 1 when a theorem whose hypotheses hold fails.
     """
     with _refusing():
@@ -203,11 +204,11 @@ def verify(
 
         parts.mesh_of(experiment.devices)
     from ddln._records import finite
-    from ddln.variables import status_counts
+    from ddln.variables import solved_again, status_counts
 
     done, computed = progress.Progress(plan, {}, 0), {}
     with _interruptible(), progress.shown(done) as advance:
-        compute = partial(lanes.compute, report=done.reach)
+        compute = partial(lanes.compute, report=done.reach, again=True)
         for chunk, part in progress.computed(compute, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
@@ -219,6 +220,7 @@ def verify(
     else:
         typer.echo(hypotheses.render(assumed) + "\n")
         _print_table(rows, "Certificates")
+        _print_accuracy(*solved_again(dataset))
     raise typer.Exit(_failed(rows))
 
 
@@ -443,11 +445,19 @@ def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     ends = folder.endings()
     endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
     typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
+    _print_accuracy(*folder.solved_again())
     if cut := folder.cut():
         typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
     for name in ends.keys() & REMEDIES.keys():
         typer.echo(f"{name}: {REMEDIES[name]}")
     typer.echo(nearby(folder.path))
+
+
+def _print_accuracy(lanes: int, off: int) -> None:
+    from ddln.variables import accuracy_in_words
+
+    if lanes:
+        typer.echo(accuracy_in_words(lanes, off))
 
 
 def _print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -21,16 +21,27 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import certificates, claims, descent, diagnostics, engine, flow, network, parts, sharding
+from ddln import (
+    accuracy,
+    certificates,
+    claims,
+    descent,
+    diagnostics,
+    engine,
+    flow,
+    network,
+    parts,
+    sharding,
+)
 from ddln._checks import ArrayLike
 from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
 from ddln.dynamics import Descent as Training
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
-from ddln.plan import Chunk, make_plan, seconds
+from ddln.plan import Chunk, is_solved_again, make_plan, seconds
 from ddln.problem import Problem
-from ddln.variables import VARIABLES, along, kept
+from ddln.variables import FINER, VARIABLES, along, kept
 
 _SOLVERS = {
     "auto": diffrax.Tsit5,
@@ -125,13 +136,15 @@ def validate(chunk: Chunk) -> None:
         )
 
 
-def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
+def compute(chunk: Chunk, report: Report | None = None, *, again: bool | None = None) -> xr.Dataset:
     """Run a chunk's lanes; where memory does not do for them, one half after the other.
 
     Args:
         chunk: of a plan.
         report: called with the chunk and the share of its steps that is done, now and then in a
             long descent.
+        again: whether flows are solved a second time, see `ddln.accuracy`; `None`: where the chunk
+            is of the sample.
 
     Returns:
         A dataset over `lane`, with the chunk's numbers in the grid as its coordinate. Where
@@ -142,7 +155,7 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
         MemoryError: there is too little for a single lane.
     """
     try:
-        return _together(chunk, report)
+        return _together(chunk, report, is_solved_again(chunk) if again is None else again)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -159,7 +172,7 @@ def compute(chunk: Chunk, report: Report | None = None) -> xr.Dataset:
         ResourceWarning,
         stacklevel=2,
     )
-    halves = [compute(half, report) for half in _parts(chunk, width)]
+    halves = [compute(half, report, again=again) for half in _parts(chunk, width)]
     dataset = xr.concat(
         halves, "lane", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
@@ -185,7 +198,7 @@ def _parts(chunk: Chunk, width: int) -> list[Chunk]:
     ]
 
 
-def _together(chunk: Chunk, report: Report | None) -> xr.Dataset:
+def _together(chunk: Chunk, report: Report | None, twice: bool) -> xr.Dataset:
     # The last chunk of a shape is padded with copies of a lane, to run as the same program.
     padded = {
         name: np.pad(values, (0, chunk.width - values.size), mode="edge")
@@ -195,7 +208,10 @@ def _together(chunk: Chunk, report: Report | None) -> xr.Dataset:
     best, problems, *given = build(padded, _numbers(chunk.experiment, padded))
     tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
     runs, rounds = integrate(problems, *given, tell)
-    numbers, checked = examine(problems, runs)
+    again = np.full(runs.theta.shape, np.nan, runs.theta.dtype)
+    if twice and isinstance(runs, flow.Trajectory):
+        again = _again(integrate, problems, *given)
+    numbers, checked = examine(problems, runs, again)
     # Waited for: two batches of eigenvalues side by side can lock each other (docs/decisions.md).
     numbers = {name: np.asarray(value) for name, value in numbers.items()}
     numbers |= measure(problems, runs) | {"rounds": rounds, "truth": best}
@@ -223,6 +239,16 @@ def _together(chunk: Chunk, report: Report | None) -> xr.Dataset:
     }
     dataset.attrs = {"certificate_statements": claims.statements(checked)}
     return dataset
+
+
+def _again(integrate, problems, layers, controls, keys):
+    """θ of all lanes by the same program at finer tolerances."""
+    times, *tolerances, target = controls
+    finest = jnp.finfo(layers.dtype).eps
+    finer = [jnp.maximum(tolerance / FINER, finest) for tolerance in tolerances]
+    never = None if target is None else jnp.zeros_like(target)
+    runs, _ = integrate(problems, layers, (times, *finer, never), keys, None)
+    return runs.theta
 
 
 def _numbers(experiment: Experiment, swept: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +281,8 @@ def _programs(chunk: Chunk):
         measure = partial(_measure, experiment.dynamics.measure)
         haste = _haste(chunk.width)
         examine, measure = (
-            jax.jit(jax.vmap(f, (problems, 0)), compiler_options=haste) for f in (_examine, measure)
+            jax.jit(jax.vmap(f, lanes), compiler_options=haste)
+            for f, lanes in ((_examine, (problems, 0, 0)), (measure, (problems, 0)))
         )
         _PROGRAMS[key] = jax.jit(build), _integrator(experiment, axes), examine, measure
     return _PROGRAMS[key]
@@ -364,7 +391,7 @@ def _measure(
 
 
 def _examine(
-    loss: Problem, run: flow.Trajectory | Descent
+    loss: Problem, run: flow.Trajectory | Descent, again: Array
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     if isinstance(run, Descent):
         certified = certificates.certify(loss, run)
@@ -379,6 +406,7 @@ def _examine(
             "divergence_bound": predictions.divergence_bound,
             "rate_bound": predictions.rate_bound,
             "asymptotic_rate": certified["asymptotic rate"].predicted,
+            "discrepancy": accuracy.discrepancy(run, again),
         }
     checked, assumed = certified.claims, check_hypotheses(loss, run)
     numbers = {

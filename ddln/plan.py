@@ -28,6 +28,10 @@ from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_CHUNK = 256
+SAMPLED = 50
+"""Of so many chunks one is solved again."""
+QUICK = 0.1
+"""Seconds that the first may take to be solved again, too."""
 _PRODUCT, _COORDINATE, _CERTIFIED, _SINGLY = 6e-11, 1.6e-8, 3e-7, 10
 """Seconds of a multiplication and addition in a product with X, of a coordinate in a stage of a
 step, of one that is certified; and how much slower what the engine of sweeps does not run is. As
@@ -204,6 +208,18 @@ def seconds(chunk: Chunk) -> float:
     certify = _CERTIFIED * points * experiment.width
     steps = _steps(experiment, experiment.dynamics, samples)
     return float(np.sum(np.broadcast_to(steps * step + certify, chunk.lanes.shape)))
+
+
+def is_solved_again(chunk: Chunk) -> bool:
+    """Whether a chunk of flows is of the sample that is solved twice, see `ddln.accuracy`.
+
+    One of fifty is, for a few hundredths of the time; and the first, where that takes none.
+
+    >>> from ddln.config import load
+    >>> is_solved_again(make_plan(load("configs/figure4.toml")).chunks[0])
+    True
+    """
+    return chunk.index % SAMPLED == SAMPLED - 1 or (chunk.index == 0 and seconds(chunk) < QUICK)
 
 
 def _descent_seconds(experiment: Experiment, descent: Descent, lanes: int) -> float:

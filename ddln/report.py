@@ -23,6 +23,7 @@ from ddln._files import read_limited, write_whole
 from ddln.costs import FINISHED
 from ddln.markup import Markup, count, element, join, number, table
 from ddln.store import RunFolder, StoreError
+from ddln.variables import accuracy_in_words, solved_again
 
 LARGEST = 2**26
 """Bytes of a figure or config that goes into the page."""
@@ -94,12 +95,14 @@ def _page(folder: RunFolder) -> str:
     manifest, tables, dataset = folder.manifest(), folder.read_claims(), folder.read_dataset()
     config = read_limited(folder.path / "config.toml", LARGEST).decode()
     study = manifest["study"]
+    again = solved_again(dataset)
     checks = [*tables["claims"], *tables["certificates"]]
     sections = [
         ("Figures", [_figure(path) for path in sorted((folder.path / "figures").glob("*.png"))]),
         ("What this study claims", [_checks(tables["claims"])]),
         ("Theorems, checked on every network", [_checks(tables["certificates"])]),
         ("Networks that did not finish", _unfinished(dataset)),
+        ("Solved again", [element("p", accuracy_in_words(*again))] if again[0] else []),
         ("Configuration", [element("pre", config.strip())]),
         ("Made with", [_provenance(manifest)]),
         ("Again", _again(folder.path.name)),

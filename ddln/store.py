@@ -35,7 +35,7 @@ from ddln._records import (
 )
 from ddln.config import Experiment
 from ddln.plan import Chunk, Plan
-from ddln.variables import status_counts
+from ddln.variables import solved_again, status_counts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -212,6 +212,7 @@ class RunFolder:
                 dataset.to_netcdf(file, engine="h5netcdf")
 
         digest, endings = self._write(_chunk_name(chunk), write), status_counts(dataset)
+        again, inexact = solved_again(dataset)
         receipt = Receipt(
             run=Begun(**manifest.model_dump(include=set(Begun.model_fields))),
             chunk=chunk.index,
@@ -220,6 +221,8 @@ class RunFolder:
             status=endings,
             steps=int(dataset["steps"].sum()),
             rounds=int(dataset["rounds"].sum()),
+            solved_again=again,
+            inexact=inexact,
             lanes_at_once=dataset.attrs.get("lanes_at_once"),
         )
         self._write_text(_chunk_name(chunk, "json"), sealed(receipt))
@@ -241,6 +244,11 @@ class RunFolder:
     def cut(self) -> int:
         """How many chunks were computed with fewer lanes at once, for want of memory."""
         return sum(receipt.lanes_at_once is not None for receipt in self._receipts())
+
+    def solved_again(self) -> tuple[int, int]:
+        """How many lanes were solved twice, and how many are off by more than expected."""
+        receipts = list(self._receipts())
+        return sum(r.solved_again for r in receipts), sum(r.inexact for r in receipts)
 
     def efficiency(self) -> float:
         """Lane efficiency: steps that lanes made as a share of those computed for them."""

@@ -39,7 +39,7 @@ class Fakes:
         if self.refuse:
             raise ValueError(self.refuse)
 
-    def compute(self, chunk, report=None):
+    def compute(self, chunk, report=None, again=None):
         if chunk.index == self.interrupt_at:
             raise KeyboardInterrupt
         self.computed.append(chunk.index)

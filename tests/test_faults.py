@@ -288,7 +288,7 @@ class Memory:
     def __init__(self, lanes, refuse):
         self.lanes, self.refuse, self.widths = lanes, refuse, []
 
-    def together(self, chunk, report):
+    def together(self, chunk, report, again):
         if chunk.width > self.lanes:
             self.refuse()
         assert chunk.lanes.size <= chunk.width
@@ -342,7 +342,7 @@ def test_a_single_lane_that_memory_does_not_do_for_is_one_message(monkeypatch):
 
 
 def test_another_error_of_the_device_is_not_taken_for_one_of_memory(monkeypatch):
-    def fail(chunk, report):
+    def fail(chunk, report, again):
         raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
 
     monkeypatch.setattr(lanes, "_together", fail)

@@ -30,7 +30,7 @@ ORDER = [
     *("entropy", "runs", "pictures", "flow", "steppers", "march", "batches", "engine"),
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
-    *("tables", "claims", "stepwise", "certificates"),
+    *("tables", "claims", "stepwise", "accuracy", "certificates"),
     *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles", "views", "explorer", "browser"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddln.config import ConfigError, load
-from ddln.plan import estimate, make_plan
+from ddln.plan import estimate, is_solved_again, make_plan
 from ddln.variables import working_bytes
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
@@ -77,6 +77,13 @@ def test_a_chunk_has_no_more_lanes_than_memory_takes_and_the_config_alone_decide
         wider = -(-700 // (len(plan.chunks) - 1))
         assert wider * working_bytes(PLAIN) > memory * 1e9
     assert make_plan(PLAIN.with_({**seeds, "memory": 1e-6})).chunks[0].width == 1
+
+
+def test_one_of_fifty_chunks_is_solved_again_and_a_first_one_that_is_quick():
+    many = make_plan(PLAIN.with_({"sweep.network.init.seed": {"range": [0, 200]}}), 1)
+    again = [chunk.index for chunk in many.chunks if is_solved_again(chunk)]
+    assert again == [0, 49, 99, 149, 199]
+    assert not is_solved_again(make_plan(PLAIN.with_({"dynamics.points": 10**6})).chunks[0])
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,18 @@ def test_a_network_that_stopped_at_its_target_has_finished(folder, experiment):
     assert "did not finish" not in report.page(folder)
 
 
+def test_lanes_that_were_solved_again_are_told_of(folder):
+    assert "Solved again" not in report.page(folder)
+    planned = plan.make_plan(config.load(folder.path / "config.toml"))
+    lanes = xr.load_dataset(folder.path / "chunks" / "00000.nc", engine="h5netcdf")
+    with folder.locked():
+        again = lanes.assign(discrepancy=("lane", [0.1, np.nan, 7.0]))
+        folder.write_chunk(planned.chunks[0], again)
+        folder.write_dataset(planned)
+    told = "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
+    assert told in report.page(folder)
+
+
 def test_many_unfinished_networks_are_counted(folder, experiment, monkeypatch):
     monkeypatch.setattr(report, "LISTED", 2)
     write_run(folder, experiment, [1, 1, 1])

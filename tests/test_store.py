@@ -15,7 +15,7 @@ from ddln import _records, grid
 from ddln.config import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError
-from ddln.variables import status_counts
+from ddln.variables import accuracy_in_words, status_counts
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 STUDY = "5" * 64
@@ -64,6 +64,17 @@ def swap(one, other):
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
     other.write_bytes(first)
+
+
+def test_what_was_solved_again_is_counted_and_what_was_off_is_told_with_a_remedy(folder):
+    assert folder.solved_again() == (0, 0)
+    for chunk, off in zip(PLAN.chunks, (0.5, np.nan, 1.5), strict=True):
+        folder.write_chunk(chunk, lanes_of(chunk).assign(discrepancy=("lane", [off])))
+    assert folder.solved_again() == (2, 1)
+    assert accuracy_in_words(2, 1) == (
+        "accuracy: 2 lanes solved again 30 times finer, 1 less exact than expected: lower"
+        " dynamics.rtol"
+    )
 
 
 def test_nothing_is_made_until_the_folder_is_locked(tmp_path):

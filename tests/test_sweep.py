@@ -9,11 +9,12 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import data, diagnostics, lanes, parts, progress
+from ddln import data, diagnostics, engine, lanes, parts, plan, progress
 from ddln.config import substitute
 from ddln.plan import make_plan
+from ddln.steppers import Rodas5P
 from ddln.store import status_counts
-from ddln.variables import lane_bytes
+from ddln.variables import lane_bytes, solved_again
 
 ROOT = Path(__file__).parent.parent
 SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(
@@ -125,6 +126,39 @@ def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
     assert ("theta" in part, "layers" in part) == (save != "loss", save == "all")
     assert {"loss", "gap", "bound", "certificate_holds", "status"} <= part.keys()
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
+
+
+ALONE = SMALL.with_({"dynamics.rtol": 1e-6})
+OPTIMISM = 1e-5  # what its estimate keeps of an error
+
+
+def optimistic(monkeypatch):
+    """From now on steps are thought far more exact than they are."""
+
+    class Optimist(Rodas5P):
+        @staticmethod
+        def step(*given):
+            step = Rodas5P.step(*given)
+            return step._replace(error=OPTIMISM * step.error)
+
+    monkeypatch.setattr(engine, "Rodas5P", Optimist)
+
+
+def test_a_solver_that_thinks_too_well_of_itself_is_flagged_and_an_honest_one_is_not(monkeypatch):
+    assert solved_again(ddln.run(ALONE)) == (1, 0)
+    optimistic(monkeypatch)
+    flagged = ddln.run(ALONE)
+    assert flagged["status"] == 0
+    assert solved_again(flagged) == (1, 1)
+
+
+def test_being_solved_again_changes_no_other_byte(monkeypatch):
+    twice = ddln.run(ALONE)
+    monkeypatch.setattr(plan, "QUICK", 0.0)
+    once = ddln.run(ALONE)
+    assert solved_again(once) == (0, 0)
+    for name in twice.data_vars.keys() - {"discrepancy"}:
+        assert twice[name].values.tobytes() == once[name].values.tobytes(), name
 
 
 DESCENT = SMALL.with_(
@@ -244,6 +278,7 @@ def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
     assert dataset["status"].values.tolist() == [0, 3]
     gap = dataset["gap"][1].values
     assert gap[0] > target >= gap[-1]
+    assert solved_again(dataset) == (2, 0)  # what rests is not on the curve
     held = dataset.isel({"network.scale": 1})
     assert held["certificate_holds"].all()
     applies = held["certificate_applies"].to_series()

@@ -1,0 +1,70 @@
+"""How exact a flow is to be expected, and whether it is so.
+
+An integrator holds the error of each step to its tolerances, and says nothing of a whole curve. Of
+that
+
+    ‖θ(t) − exact‖ ≤ δ = 30 rtol · max ‖θ‖ + atol          is expected,
+
+30 standing for its many steps. All tolerances of `ddln.certificates` follow from δ; so some lanes
+of a sweep are solved again at finer tolerances (`ddln.plan.is_solved_again`), and those that are
+farther off than δ are told of.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ddln.flow import STATUS, Trajectory
+from ddln.network import Reduction
+
+_MANY = 30
+
+
+def relative_accuracy(run: Trajectory) -> Float[Array, ""]:
+    """Error of θ to be expected of the integrator, relative.
+
+    A relative tolerance on a position far from 0, that of a tiny start, is as much more on θ.
+    """
+    tolerance = _MANY * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
+    return tolerance * jnp.maximum(_farthest(run) / 3, 1.0)
+
+
+def expected_error(run: Trajectory) -> Float[Array, ""]:
+    """δ, the error of ‖θ‖ to be expected of the integrator anywhere along the curve."""
+    return relative_accuracy(run) * jnp.nanmax(jnp.linalg.norm(run.theta, axis=1)) + run.atol
+
+
+def discrepancy(run: Trajectory, again: Float[Array, "times dim"]) -> Float[Array, ""]:
+    """max ‖θ(t) − θ′(t)‖ / δ: above 1, the run is not as exact as its tolerances let expect.
+
+    Args:
+        run: a flow.
+        again: θ′, the same curve from an integrator with finer tolerances; NaN where there is none.
+
+    Returns:
+        The largest value before the run came to rest, if it did; NaN where there is none.
+
+    >>> problem, layers = ddln.least_squares([[1.0]], [2.0]), [[0.0], [1.0]]
+    >>> run = ddln.gradient_flow(problem, layers, [0.0, 1.0, 2.0])
+    >>> again = ddln.gradient_flow(problem, layers, [0.0, 1.0, 2.0], rtol=3e-11, atol=3e-14)
+    >>> bool(discrepancy(run, again.theta) < 1), bool(discrepancy(run, again.theta + 1e-3) > 1)
+    (True, True)
+    """
+    apart = jnp.linalg.norm(run.theta - again, axis=1)
+    told = jnp.isfinite(apart) & ~rests(run)
+    worst = jnp.max(jnp.where(told, apart, 0.0)) / expected_error(run)
+    return jnp.where(jnp.any(told), worst, jnp.nan)
+
+
+def rests(run: Trajectory) -> Bool[Array, " times"]:
+    """Where a run that was stopped at its target is at rest."""
+    return jnp.all(run.theta == run.theta[-1:], axis=1) & (run.status == STATUS.index("stopped"))
+
+
+def _farthest(run: Trajectory) -> Float[Array, ""]:
+    """The largest position that was integrated."""
+    if run.coordinates != "reduced":
+        return jnp.asarray(0.0, run.theta.dtype)
+    reduction = Reduction(run.layers[0])
+    smallest = jnp.nanmax(jnp.min(jnp.abs(run.layers), axis=1), axis=0)
+    reach = jnp.arcsinh(smallest / jnp.where(reduction.is_open, reduction.radius, jnp.inf))
+    return jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
