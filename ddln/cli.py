@@ -3,16 +3,14 @@
 import contextlib
 import json
 import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddln.exits import interruptible, refusing, say
 from ddln.runtime import nearby, start_jax
 
 if TYPE_CHECKING:
@@ -126,8 +124,8 @@ def run(
     from ddln.cluster import way_to_compute
     from ddln.store import RunFolder
 
-    with contextlib.ExitStack() as stack, _interruptible(json_lines):
-        with _refusing():
+    with contextlib.ExitStack() as stack, interruptible(json_lines):
+        with refusing():
             experiment, plan, beside = _prepare(config, overrides)
             source = studies.locate(experiment.study, beside)
             fingerprint = studies.fingerprint(source)
@@ -139,17 +137,17 @@ def run(
             study = studies.find(experiment.study, beside)
             _validate(plan)
             stack.enter_context(execution.begun(folder, plan, way))
-        with _refusing((OSError, execution.LostChunks)):
+        with refusing((OSError, execution.LostChunks)):
             execution.compute(folder, plan, way, json_lines=json_lines)
-        with _refusing():
-            execution.publish(folder, plan, study, fingerprint, _say)
+        with refusing():
+            execution.publish(folder, plan, study, fingerprint, say)
         _conclude(folder, json_lines)
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
-    with _refusing():
+    with refusing():
         experiment, plan, beside = _prepare(config, overrides)
         from ddln import studies
         from ddln.data import shape_of
@@ -196,7 +194,7 @@ def verify(
     All flows are solved twice, the second time at finer tolerances, and what differs is told of.
     The exit status is 1 when a theorem whose hypotheses hold fails.
     """
-    with _refusing():
+    with refusing():
         experiment, plan, _ = _prepare(config, overrides)
         start_jax()
         _validate(plan)
@@ -207,7 +205,7 @@ def verify(
     from ddln.variables import solved_again, status_counts
 
     done, computed = progress.Progress(plan, {}, 0), {}
-    with _interruptible(), progress.shown(done) as advance:
+    with interruptible(), progress.shown(done) as advance:
         compute = partial(lanes.compute, report=done.reach, again=True)
         for chunk, part in progress.computed(compute, plan.chunks):
             computed[chunk.index] = part
@@ -229,7 +227,7 @@ def show(run: Run, out: Out = Path("runs")) -> None:
     """Print the tables of a run."""
     from ddln.store import RunFolder
 
-    with _refusing():
+    with refusing():
         folder = RunFolder.existing(run, out)
         _print_run(folder, folder.read_claims())
 
@@ -240,12 +238,12 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
     from ddln import studies
 
     with contextlib.ExitStack() as stack:
-        with _refusing():
+        with refusing():
             folder = _open(run, out, stack)
             dataset = folder.read_dataset()
             start_jax()
             study = studies.find(folder.manifest()["study"])
-        with _refusing():
+        with refusing():
             for path in folder.write_figures(studies.figures(study, dataset)):
                 typer.echo(path)
 
@@ -255,7 +253,7 @@ def report(run: Run, out: Out = Path("runs")) -> None:
     """Write a run's page again."""
     from ddln import report
 
-    with _refusing(), contextlib.ExitStack() as stack:
+    with refusing(), contextlib.ExitStack() as stack:
         folder = _open(run, out, stack)
         path = report.write(folder.path)
         folder.record(path)
@@ -280,7 +278,7 @@ def explore(
     """
     from ddln import apps
 
-    with _refusing():
+    with refusing():
         page, words = apps.opened(subject, overrides or [], out)
         start_jax()
         apps.serve(page, words, port=port, window=browser)
@@ -308,7 +306,7 @@ def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.
     """Start a study: configs/NAME.toml and experiments/NAME.py."""
     from ddln import studies
 
-    with _refusing():
+    with refusing():
         for path in studies.create(name, Path()):
             typer.echo(path)
     typer.echo(f"now: ddln run configs/{name}.toml")
@@ -319,7 +317,7 @@ def data(name: Annotated[str, typer.Argument(help="Of a study.")]) -> None:
     """Make configs/data/NAME.npz by the recipe `data()` of experiments/NAME.py."""
     from ddln import studies
 
-    with _refusing():
+    with refusing():
         start_jax()
         typer.echo(studies.write_data(name, Path()))
 
@@ -361,68 +359,6 @@ def _validate(plan: "Plan") -> None:
 
     for chunk in plan.programs:
         lanes.validate(chunk)
-
-
-@contextlib.contextmanager
-def _refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Bad input, or a full disk: one message, exit status 2."""
-    try:
-        yield
-    except kinds as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.filename:
-            message = f"{error.filename}: {error.strerror}"
-        from ddln.tables import plain
-
-        _say(f"ddln: {plain(message)}")
-        raise typer.Exit(2) from None
-
-
-@contextlib.contextmanager
-def _interruptible(json_lines: bool = False) -> Iterator[None]:
-    """Ctrl-C or SIGTERM: says how to go on; the exit status is 128 and the signal's number."""
-    received = [signal.SIGINT]
-
-    def stop(number: int, _: Any) -> None:
-        if number != signal.SIGALRM:
-            received.append(signal.Signals(number))
-        # What is raised in a finaliser is swallowed: once more, until it is heard.
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        raise KeyboardInterrupt
-
-    hook = sys.unraisablehook
-
-    def swallowed(what: Any) -> None:
-        if what.exc_type is not KeyboardInterrupt:
-            hook(what)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    sys.unraisablehook = swallowed
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _say(f"ddln: {message}")
-            yield
-    except MemoryError as error:
-        _say(f"ddln: {str(error) or 'out of memory'}")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        from ddln import progress
-
-        status = 128 + received[-1]
-        typer.echo("\nstopped; the same command goes on from here", err=True)
-        if json_lines:
-            progress.event("stopped", exit=status)
-        raise typer.Exit(status) from None
-    finally:
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _say(stage: str) -> None:
-    typer.echo(stage, err=True)
 
 
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:

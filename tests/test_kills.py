@@ -108,7 +108,7 @@ STUCK = """
 import ctypes, sys, time
 from types import ModuleType, SimpleNamespace
 import ddln
-from ddln import cli
+from ddln import exits
 
 lanes = ModuleType("ddln.lanes")
 lanes.validate = lambda chunk: None
@@ -143,12 +143,12 @@ def test_a_stopped_run_leaves_at_once_and_says_how_to_go_on(number, tmp_path):
 
 SWALLOW = """
 import os, signal, time, weakref
-from ddln import cli
+from ddln import exits
 
 class Held:
     pass
 
-with cli._interruptible():
+with exits.interruptible():
     held = Held()
     reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     del held

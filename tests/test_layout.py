@@ -34,7 +34,7 @@ ORDER = [
     *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults", "config"),
     *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles", "views", "explorer", "browser"),
-    *("studies", "report", "runtime", "progress", "execution", "cluster", "apps", "cli"),
+    *("studies", "report", "runtime", "progress", "execution", "cluster", "apps", "exits", "cli"),
 ]
 
 
