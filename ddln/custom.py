@@ -130,8 +130,11 @@ def _minimise(function, start):
         rates, modes = jnp.linalg.eigh(jax.hessian(function)(theta))
         flat = rates <= 1e3 * start.size * precision * jnp.max(jnp.abs(rates))
         slopes = modes.T @ jax.grad(function)(theta)
-        step = -modes @ jnp.where(flat, 0.0, slopes / jnp.where(flat, 1.0, rates))
-        better = function(theta + step) <= function(theta) + precision * jnp.abs(function(theta))
+        along = jnp.where(flat, 0.0, slopes / jnp.where(flat, 1.0, rates))
+        step, value = -modes @ along, function(theta)
+        # Of a fall within its rounding the value is no judge.
+        is_lost = slopes @ along <= 16 * precision * jnp.abs(value)
+        better = is_lost | (function(theta + step) <= value)
         return jnp.where(better, theta + step, theta), step
 
     theta, step = jax.lax.fori_loop(0, 8, newton, (found.value, jnp.full_like(start, jnp.inf)))
