@@ -160,7 +160,8 @@ def overview(view: View, k: int = 0, others: Mapping[str, View] | None = None) -
     }
     theorems = element("div", certificates(view), {"id": "certificates"})
     style = element(
-        "style", Markup("#facts td, #certificates td, th { padding: .1rem 1rem .1rem 0 }")
+        "style",
+        Markup("#facts td, #certificates td, #certificates th { padding: .1rem 1rem .1rem 0 }"),
     )
     return join(style, grid(pictures), theorems)
 

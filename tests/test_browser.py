@@ -173,13 +173,14 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
 
 @pytest.mark.slow
 def test_a_run_is_browsed_and_its_lanes_are_compared(tab, tmp_path):
-    words = ["network.depth=2", "dynamics.points=41", "sweep.network.init.seed=[1, 2]"]
+    words = ["study=explore", "network.depth=2", "dynamics.points=41"]
+    words.append("sweep.network.init.seed=[1, 2]")
     command = [sys.executable, "-m", "ddln.cli", "run", "figure4", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
     (run,) = (tmp_path / "runs").iterdir()
     dataset = RunFolder(run).read_dataset()
-    with served(tmp_path, run.name[:10]) as address:
+    with served(tmp_path, run.name[:11]) as address:
         tab.goto(address)
         tab.wait_for_selector("#across svg")
         ends = dataset["gap"].isel(time=-1)
