@@ -166,7 +166,8 @@ def _(figures, flow, mine, np, plain, robust, trained):
 @app.cell
 def _(mo):
     mo.md(r"""
-    Left, plain gradient descent waits where the layers are small, and normalised steps do not. Right, two entropies, two
+    Left, plain gradient descent waits where the layers are small, and normalised steps do not; near the minimum it is the
+    other way round. Right, two entropies, two
     ways to the one minimiser.
 
     ## A study
