@@ -48,7 +48,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     return element("table", join(element("thead", top), element("tbody", rest)))
 
 
-def card(title: str, facts: Mapping[str, str], *more: Markup) -> Markup:
+def card(title: str, facts: Mapping[str, str], *more: Markup) -> str:
     """What a notebook shows of a value: its title, a line of facts, then drawings or tables.
 
     In the reader's own font and colours, so that it is at home on light and on dark.
@@ -61,7 +61,8 @@ def card(title: str, facts: Mapping[str, str], *more: Markup) -> Markup:
         for name, value in facts.items()
     ]
     head = join(element("div", title, {"style": "font-weight: 600"}), element("div", join(*told)))
-    return element("div", join(head, *more), {"style": _CARD, "class": "ddln"})
+    # Plain text: what serialises a notebook need not know what else text can be.
+    return str(element("div", join(head, *more), {"style": _CARD, "class": "ddln"}))
 
 
 def number(value: float) -> str:

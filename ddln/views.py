@@ -160,14 +160,15 @@ def overview(view: View, k: int = 0, others: Mapping[str, View] | None = None) -
     }
     theorems = element("div", certificates(view), {"id": "certificates"})
     style = element(
-        "style", Markup("#facts td, #certificates td, th { padding: .1rem 1rem .1rem 0 }")
+        "style",
+        Markup("#facts td, #certificates td, #certificates th { padding: .1rem 1rem .1rem 0 }"),
     )
     return join(style, grid(pictures), theorems)
 
 
-def _along(view: View) -> tuple[np.ndarray, Axis]:
+def _along(view: View, in_time: bool = False) -> tuple[np.ndarray, Axis]:
     """Steps of a descent, else flow times, and their axis."""
-    if view.is_stepwise:
+    if view.is_stepwise and not in_time:
         steps = view.lane["step"].values.astype(float)
         return steps, Axis("step k", 0.0, float(steps.max()))
     times = view.lane["time"].values
@@ -179,9 +180,12 @@ def gap_chart(view: View, others: Mapping[str, View] | None = None) -> Markup:
 
     Args:
         view: drawn with all that is known of it.
-        others: of which only the gap is drawn, by name.
+        others: of which only the gap is drawn, by name; flows beside descents are all drawn
+            against flow time.
     """
-    along, axis = _along(view)
+    others = others or {}
+    in_time = any(other.is_stepwise != view.is_stepwise for other in others.values())
+    along, axis = _along(view, in_time)
     gap = figures.resolved(view.lane).values
     curves = [Curve(along, gap, "loss gap", 0, shape=0)]
     for variable, name, dashes in (
@@ -196,9 +200,9 @@ def gap_chart(view: View, others: Mapping[str, View] | None = None) -> Markup:
         slope = gap[last] * np.exp(-2 * r * (times - times[last]).clip(max=0.0))
         slope = np.where(np.arange(slope.size) <= last, slope, np.nan)
         curves.append(Curve(along, slope, "slope exp(−2rt)", None, DOTTED))
-    for i, (name, other) in enumerate((others or {}).items()):
+    for i, (name, other) in enumerate(others.items()):
         gap = figures.resolved(other.lane).values
-        curves.append(Curve(_along(other)[0], gap, name, 2 + i, shape=1 + i))
+        curves.append(Curve(_along(other, in_time)[0], gap, name, 2 + i, shape=1 + i))
     seen = np.concatenate(
         [curve.y[np.isfinite(curve.y)] for curve in curves if curve.shape is not None]
     )

@@ -123,7 +123,11 @@ def _(errors, figures, on_layers, paths, steps, times):
         right.loglog(
             steps, errors[0] * (steps / steps[0]) ** 4, color="0.3", linestyle=figures.DASHES[0]
         )
-        right.set(xlabel="step", ylabel="largest error in θ")
+        right.set(xlabel="step", ylabel=r"largest error in $\theta$")
+        right.minorticks_off()
+        right.set_xticks(
+            [0.002, 0.005, 0.01, 0.02, 0.05], ["0.002", "0.005", "0.01", "0.02", "0.05"]
+        )
         figures.legend(figure, {"order 4": figures.DASHES[0]})
     figure
     return

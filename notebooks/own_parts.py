@@ -26,7 +26,8 @@ def _(mo):
     ## A loss
 
     Any differentiable function of $\theta$ is a problem. This one is the log-cosh loss, quadratic near its minimum and
-    linear far from it. What the theorems need is given where it is known; what is not known they say they lack.
+    linear far from it, written as $\log(1 + 2\sinh^2(r/2))$ so that nothing cancels where it is small. What the theorems
+    need is given where it is known; what is not known they say they lack.
     """)
     return
 
@@ -38,7 +39,7 @@ def _(ddln, jnp):
 
     def log_cosh(theta):
         residual = X @ theta - y
-        return jnp.sum(jnp.logaddexp(residual, -residual) - jnp.log(2.0))
+        return jnp.sum(jnp.log1p(2 * jnp.sinh(residual / 2) ** 2))
 
     robust = ddln.from_function(
         log_cosh,
@@ -165,7 +166,8 @@ def _(figures, flow, mine, np, plain, robust, trained):
 @app.cell
 def _(mo):
     mo.md(r"""
-    Left, plain gradient descent waits where the layers are small, and normalised steps do not. Right, two entropies, two
+    Left, plain gradient descent waits where the layers are small, and normalised steps do not; near the minimum it is the
+    other way round. Right, two entropies, two
     ways to the one minimiser.
 
     ## A study

@@ -36,7 +36,8 @@ def _(Path, ddln, studies, tempfile, xr):
     experiment = ddln.load(studies.find_config("figure4")).with_(
         {
             "network.depth": 3,
-            "dynamics.points": 61,
+            "dynamics.points": 101,
+            "dynamics.until": 20.0,
             "sweep.network.scale": [0.6, 1.0, 1.4],
             "sweep.network.init.seed": [1, 2, 3, 4],
         }
@@ -103,7 +104,7 @@ def _(dataset, figures):
                 label=figures.value_label(dataset["network.scale"][_i]),
                 **_look,
             )
-        left.set(xlabel="flow time $t$", ylabel="gap over the first", xlim=(0, 3), ylim=(1e-12, 2))
+        left.set(xlabel="flow time $t$", ylabel="gap over the first", xlim=(0, 20), ylim=(1e-8, 2))
         right.plot(dataset["network.scale"], reached, color="0.6", marker="o", linestyle="")
         right.plot(dataset["network.scale"], reached.median("network.init.seed"), color="0.1")
         right.set(

@@ -82,7 +82,8 @@ def _(dataset, figures, scales):
 def _(dataset, np, scales):
     def slopes(name):
         """d log(rate) / d log(a), between neighbouring scales."""
-        return np.diff(np.log(dataset[name].values), axis=1) / np.diff(np.log(scales))
+        rates = dataset[name].transpose("network.depth", "network.scale").values
+        return np.diff(np.log(rates), axis=1) / np.diff(np.log(scales))
 
     bound_slopes, rate_slopes = slopes("rate_bound"), slopes("asymptotic_rate")
     {"of the bound": bound_slopes.round(6), "of the rate": rate_slopes.round(3)}

@@ -16,7 +16,7 @@ def ends_of(svg, axis):
 
 def _frame(svg):
     """Width and height inside, and a pixel along y, in decades where it is logarithmic."""
-    inner = re.search(r"<svg [^>]*?x=\"58\"[^>]*>", svg)[0]
+    inner = re.search(r"<svg [^>]*?x=\"58\.0\"[^>]*>", svg)[0]
     width, height = (
         float(re.search(rf' {name}="([\d.]+)"', inner)[1]) for name in ("width", "height")
     )

@@ -48,9 +48,6 @@ def values():
     return {
         "problem": problem,
         "run": run,
-        "descent": ddln.descend(
-            problem, layers, ddln.optimiser("sgd", learning_rate=0.01), steps=50
-        ),
         "entropy": ddln.Entropy(layers),
         "frozen": ddln.Entropy(jnp.zeros((2, 1))),
         "certificates": ddln.Certificates((claim,)),

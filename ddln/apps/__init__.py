@@ -4,6 +4,7 @@ What is computed and drawn for them is in `ddln.explorer`, `ddln.browser` and `d
 is its controls and where things stand.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -86,7 +87,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
             raise ServerError(
                 f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
             ) from None
-        app = marimo.create_asgi_app(quiet=True).with_app(
+        app = marimo.create_asgi_app(quiet=True, skew_protection=True).with_app(
             path="", root=str(Path(__file__).with_name(f"{page}.py"))
         )
         # A name that leads here is another's page: its scripts must not read this one.
@@ -96,4 +97,5 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         if window:
             Timer(1.0, webbrowser.open, [address]).start()
         config = uvicorn.Config(guarded, log_level="warning")
-        uvicorn.Server(config).run([listener])
+        with contextlib.suppress(KeyboardInterrupt):  # raised again once it has stopped
+            uvicorn.Server(config).run([listener])
