@@ -108,7 +108,7 @@ def _refuse_to_be_watched() -> None:
     its parts lie depends on when they are closed."""
     from dask import config
 
-    if config.get(_WATCHES):
+    if config.get(_WATCHES, default=True):
         raise ValueError(
             f"{socket.gethostname()}: workers must be started with "
             "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=false, or the bytes of files would depend "
