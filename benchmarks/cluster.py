@@ -74,7 +74,8 @@ def cluster(root: Path, cores: list[int]) -> Iterator[Cluster]:
 
 def _start(verb: str, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", f"distributed.cli.dask_{verb}", *options]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
 
 
 def seconds_of_a_task(way: Cluster) -> float:

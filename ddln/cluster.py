@@ -16,6 +16,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -51,6 +52,8 @@ UNSEEN = 120.0
 _LOOKS = 0.5
 """Seconds after which it is seen whether the scheduler is still there."""
 
+_WATCHES = "distributed.worker.profile.enabled"
+
 _ALONE = threading.Lock()
 
 
@@ -67,9 +70,11 @@ def compute_chunk(path: str, index: int, ground: Mapping[str, Any]) -> dict[str,
 
     Raises:
         RuntimeError: this worker's are others.
+        ValueError: Dask looks at what its threads do.
     """
     # A program has the whole process: in one with more threads the others wait.
     with _ALONE:
+        _refuse_to_be_watched()
         start_jax()
         if (here := provenance()) != ground:
             raise RuntimeError(f"the run was begun with {dict(ground)}, this worker has {here}")
@@ -93,8 +98,22 @@ def _plan(path: str) -> Plan:
 
 def _ground(devices: Devices | None) -> dict[str, Any]:
     with _ALONE:
+        _refuse_to_be_watched()
         start_jax()
         return Here().provenance(devices)
+
+
+def _refuse_to_be_watched() -> None:
+    """Who looks at a thread's frames holds them, and with them parts of an HDF5 file open; where
+    its parts lie depends on when they are closed."""
+    from dask import config
+
+    if config.get(_WATCHES, default=True):
+        raise ValueError(
+            f"{socket.gethostname()}: workers must be started with "
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=false, or the bytes of files would depend "
+            "on when Dask looks at them"
+        )
 
 
 class Cluster(Way):
@@ -234,6 +253,7 @@ def way_to_compute(where: str | None) -> Iterator[Way]:
         settings = {
             "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
             "distributed.worker.multiprocessing-method": "spawn",
+            _WATCHES: False,
         }
         stack.enter_context(config.set(settings))
         if count := _local(where):

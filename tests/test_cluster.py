@@ -100,6 +100,9 @@ def surroundings():
     return {**os.environ, "PYTHONPATH": PATHS, "MPLBACKEND": "Agg"}
 
 
+UNWATCHED = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+
+
 class Machines:
     """A scheduler, its workers and clients, each a process."""
 
@@ -131,6 +134,7 @@ class Machines:
 
     def worker(self, **environment):
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        environment = {UNWATCHED: "false", **environment}
         worker = self.start("worker", self.address, *options, *PRELOADED, **environment)
         self.workers.append(worker)
         return worker
@@ -335,7 +339,8 @@ def test_the_recipe_for_kubernetes_is_a_cluster_over_tls(
     machines = Machines(tmp_path, plain, "tls")
     try:
         machines.scheduler()
-        machines.workers.append(machines.start(verb, machines.address, *options, *PRELOADED))
+        own = {variable["name"]: variable["value"] for variable in container["env"]}
+        machines.start(verb, machines.address, *options, *PRELOADED, **own)
         client = machines.client()
         assert machines.clients.wait(client) == 0, machines.clients.said(client)
         assert "not encrypted" not in machines.clients.said(client)
@@ -391,6 +396,16 @@ def test_the_recipe_for_slurm_runs_as_it_is_written(home, tmp_path, folder, plai
     finally:
         os.killpg(job.pid, signal.SIGKILL)
     assert contents(folder.path) == plain
+
+
+@pytest.mark.slow
+def test_a_worker_that_dask_looks_at_is_refused(machines, folder):
+    machines.scheduler()
+    machines.worker(**{UNWATCHED: "true"})
+    client = machines.client()
+    assert machines.clients.wait(client) == 2
+    assert f"workers must be started with {UNWATCHED}=false" in machines.clients.said(client)
+    assert not (folder.path / "manifest.json").exists()
 
 
 @pytest.mark.slow
