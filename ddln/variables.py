@@ -198,7 +198,7 @@ def accuracy_in_words(lanes: int, off: int) -> str:
     >>> accuracy_in_words(200, 0)
     '200 lanes solved again 30 times finer, all as exact as expected'
     """
-    told = f"{lanes:,} lanes solved again {FINER} times finer, "
+    told = f"{lanes:,} lane{'s' * (lanes != 1)} solved again {FINER} times finer, "
     if not off:
         return told + "all as exact as expected"
     return f"{told}{off:,} less exact than expected: lower dynamics.rtol"
