@@ -30,7 +30,7 @@ MAX_LANES = 10_000_000
 MAX_CHUNK = 256
 SAMPLED = 50
 """Of so many chunks one is solved again."""
-QUICK = 0.1
+QUICK = 0.02
 """Seconds that the first may take to be solved again, too."""
 _ESTIMATED = 500
 """Chunks that stand for all in the estimate, where there are more."""
