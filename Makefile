@@ -40,7 +40,7 @@ mutants: $(VENV)/.dev ## which changes to the mathematics no test notices (hours
 	@$(PY) -m tests.mutants $(ARGS)
 
 audit: $(VENV)/.made ## look the locked versions up among known vulnerabilities (needs pip-audit)
-	@for file in requirements/*.txt; do pip-audit --disable-pip --no-deps -r $$file || exit 1; done
+	@for file in requirements/*.txt; do pip-audit --strict --disable-pip --no-deps -r $$file || exit 1; done
 
 bench: $(VENV)/.bench ## measure: writes benchmarks/RESULTS.md (some minutes)
 	@$(PY) -m benchmarks

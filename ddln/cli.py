@@ -393,7 +393,7 @@ def _print_accuracy(lanes: int, off: int) -> None:
     from ddln.variables import accuracy_in_words
 
     if lanes:
-        typer.echo(accuracy_in_words(lanes, off))
+        typer.echo(f"accuracy: {accuracy_in_words(lanes, off)}")
 
 
 def _print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -392,7 +392,10 @@ def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
 
 
 def _check_corners(experiment: Experiment) -> None:
-    """Every rule between two keys is an order, so the corners of the grid speak for all of it."""
+    """Rules between two keys are orders, so the corners of the grid speak for all of it.
+
+    Where one must divide another, `ddln.plan` meets what is between them: those change shapes.
+    """
     leaves = numeric_leaves(experiment)
     dimensions: dict[str, dict[str, Any]] = {}
     for name, axis in experiment.sweep.items():

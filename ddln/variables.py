@@ -196,9 +196,9 @@ def accuracy_in_words(lanes: int, off: int) -> str:
     """What that says, and what to change.
 
     >>> accuracy_in_words(200, 0)
-    'accuracy: 200 lanes solved again 30 times finer, all as exact as expected'
+    '200 lanes solved again 30 times finer, all as exact as expected'
     """
-    told = f"accuracy: {lanes:,} lanes solved again {FINER} times finer, "
+    told = f"{lanes:,} lane{'s' * (lanes != 1)} solved again {FINER} times finer, "
     if not off:
         return told + "all as exact as expected"
     return f"{told}{off:,} less exact than expected: lower dynamics.rtol"

@@ -53,9 +53,9 @@ _SWAPS: dict[type, type] = {
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
     """Line, what was changed there, and the changed source, for each change."""
     tree = ast.parse(source)
-    shapes = {id(inner) for node in ast.walk(tree) for inner in _of_types(node)}
+    words = {id(inner) for node in ast.walk(tree) for inner in _of_words(node)}
     for place, node in enumerate(ast.walk(tree)):
-        if id(node) in shapes or not (changed := _changed(node)):
+        if id(node) in words or not (changed := _changed(node)):
             continue
         other = copy.deepcopy(tree)
         target = next(n for i, n in enumerate(ast.walk(other)) if i == place)
@@ -64,8 +64,10 @@ def mutants(source: str) -> Iterator[tuple[int, str, str]]:
         yield line, f"{was}  →  {ast.unparse(target)}", ast.unparse(other)
 
 
-def _of_types(node: ast.AST) -> Iterator[ast.AST]:
-    """What is only said of types and in words."""
+def _of_words(node: ast.AST) -> Iterator[ast.AST]:
+    """What is only said, of types and in words, or drawn."""
+    if isinstance(node, ast.FunctionDef) and node.name in ("__repr__", "_repr_html_"):
+        yield from ast.walk(node)
     for name in ("annotation", "returns"):
         if (part := getattr(node, name, None)) is not None:
             yield from ast.walk(part)

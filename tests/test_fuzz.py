@@ -206,17 +206,16 @@ def take(path):
     """What `ddln check` asks of a config; whether it was let in."""
     try:
         experiment = load(path)
+        plan = make_plan(experiment)
     except ConfigError as error:
         return refused(error.problems and all(map(str.strip, error.problems)), error)
+    except ValueError as error:
+        return refused("lanes, more than" in str(error), error)
     text = experiment.to_toml()
     path.write_text(text, encoding="utf-8")
     again = load(path)
     assert again == experiment
     assert again.digest() == experiment.digest()
-    try:
-        plan = make_plan(experiment)
-    except ValueError as error:
-        return refused("lanes, more than" in str(error), error)
     assert sum(chunk.lanes.size for chunk in plan.chunks) == plan.lanes
     assert plan.nbytes > 0
     assert plan.peak_bytes > 0

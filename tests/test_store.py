@@ -72,8 +72,7 @@ def test_what_was_solved_again_is_counted_and_what_was_off_is_told_with_a_remedy
         folder.write_chunk(chunk, lanes_of(chunk).assign(discrepancy=("lane", [off])))
     assert folder.solved_again() == (2, 1)
     assert accuracy_in_words(2, 1) == (
-        "accuracy: 2 lanes solved again 30 times finer, 1 less exact than expected: lower"
-        " dynamics.rtol"
+        "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
     )
 
 

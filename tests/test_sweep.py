@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import data, diagnostics, engine, lanes, parts, plan, progress
+from ddln import batches, data, diagnostics, lanes, parts, plan, progress
 from ddln.config import substitute
 from ddln.plan import make_plan
 from ddln.steppers import Rodas5P
@@ -141,7 +141,7 @@ def optimistic(monkeypatch):
             step = Rodas5P.step(*given)
             return step._replace(error=OPTIMISM * step.error)
 
-    monkeypatch.setattr(engine, "Rodas5P", Optimist)
+    monkeypatch.setattr(batches, "Rodas5P", Optimist)
 
 
 def test_a_solver_that_thinks_too_well_of_itself_is_flagged_and_an_honest_one_is_not(monkeypatch):
