@@ -70,7 +70,7 @@ def chart(
     Returns:
         One `svg` element.
 
-    >>> drawn = chart([Curve([0.0, 1.0], [1.0, 0.01], "gap")], Axis("t"), Axis("ℒ", log=True))
+    >>> drawn = chart([Curve([0.0, 1.0], [1.0, 0.01], "gap")], Axis("t"), Axis("ℒ", 0.01, 1.0, True))
     >>> "gap" in drawn, 'data-y="0.01 1.0"' in drawn
     (True, True)
     """
@@ -135,9 +135,14 @@ def _ends(axis: Axis, values: Sequence[np.ndarray]) -> tuple[float, float]:
     seen = np.concatenate([value.ravel() for value in values])
     seen = seen[np.isfinite(seen) & (seen > (0 if axis.log else -np.inf))]
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.1, 1.0)
-    margin = 0.0 if axis.log else 0.05 * (high - low)
-    low = low - margin if axis.low is None else float(axis.low)
-    high = high + margin if axis.high is None else float(axis.high)
+    if axis.log:
+        room = (high / low) ** 0.04
+        ends = low / room, high * room
+    else:
+        room = 0.05 * (high - low)
+        ends = low - room, high + room
+    low = ends[0] if axis.low is None else float(axis.low)
+    high = ends[1] if axis.high is None else float(axis.high)
     if not low < high:
         spread = abs(low) * 0.1 or 0.1
         low, high = low - spread, high + spread

@@ -96,6 +96,8 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         print(f"{address}  (Ctrl-C stops it)", flush=True)
         if window:
             Timer(1.0, webbrowser.open, [address]).start()
-        config = uvicorn.Config(guarded, log_level="warning")
+        config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=1)
         with contextlib.suppress(KeyboardInterrupt):  # raised again once it has stopped
             uvicorn.Server(config).run([listener])
+    # A page that is still open has a thread, which would be waited for.
+    os._exit(0)
