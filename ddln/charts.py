@@ -70,7 +70,8 @@ def chart(
     Returns:
         One `svg` element.
 
-    >>> drawn = chart([Curve([0.0, 1.0], [1.0, 0.01], "gap")], Axis("t"), Axis("ℒ", 0.01, 1.0, True))
+    >>> curve = Curve([0.0, 1.0], [1.0, 0.01], "gap")
+    >>> drawn = chart([curve], Axis("t"), Axis("ℒ", 0.01, 1.0, log=True))
     >>> "gap" in drawn, 'data-y="0.01 1.0"' in drawn
     (True, True)
     """
