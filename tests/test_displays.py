@@ -10,6 +10,7 @@ import pytest
 
 import ddln
 from ddln import charts, figures, markup
+from ddln.flow import Trajectory
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
 LARGEST = 60_000  # bytes: a hundred of them do not weigh down a notebook
@@ -43,7 +44,13 @@ def values():
     """One of each kind, of a small network."""
     problem = ddln.least_squares([[1.0, 0.5]], [1.0])
     layers = jnp.array([[0.0, 0.0], [1.0, 0.8]])
-    run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 2.0, 21))
+    times = jnp.linspace(0.0, 2.0, 21)
+    theta = (1 - jnp.exp(-times))[:, None] * jnp.array([[0.8, 0.4]])
+    gap = jax.vmap(problem.gap)(theta)
+    path = jnp.broadcast_to(layers, (21, 2, 2))
+    end = jnp.asarray(0), {"num_steps": jnp.asarray(7)}
+    tolerances = jnp.asarray(1e-9), jnp.asarray(1e-12)
+    run = Trajectory(times, path, theta, gap, gap, *end, theta, *tolerances, "reduced")
     claim = ddln.Claim(HOSTILE, HOSTILE, HOSTILE, 1.0, 0.0, 0.0, reason=HOSTILE)
     return {
         "problem": problem,
@@ -104,10 +111,7 @@ def test_a_problem_shows_what_the_theorems_know_of_it(values):
 
 
 def test_what_is_of_many_lanes_or_traced_is_a_line(values):
-    problem = values["problem"]
-    layers = jnp.array([[[0.0, 0.0], [1.0, 0.8]]] * 2)
-    times = jnp.array([0.0, 1.0])
-    runs = jax.vmap(lambda one: ddln.gradient_flow(problem, one, times, throw=False))(layers)
+    runs = jax.tree.map(lambda saved: jnp.stack([saved, saved]), values["run"])
     assert "<svg" not in runs._repr_html_()
     shown = []
 
@@ -115,7 +119,7 @@ def test_what_is_of_many_lanes_or_traced_is_a_line(values):
         shown.append(ddln.Entropy(layers)._repr_html_())
         return layers
 
-    jax.eval_shape(traced, layers[0])
+    jax.eval_shape(traced, values["run"].layers[0])
     assert "Entropy" in shown[0]
 
 

@@ -31,6 +31,7 @@ def test_first_steps_ends_where_it_says(monkeypatch):
     assert sum(hasattr(value, "_repr_html_") for value in shown) >= 4
 
 
+@pytest.mark.slow
 def test_the_mirror_flow_by_hand_is_the_layers_flow_to_the_order_of_its_steps(monkeypatch):
     _, defined = run("mirror_flow_by_hand", monkeypatch)
     np.testing.assert_allclose(defined["product"], np.eye(2), atol=SAME)
