@@ -108,7 +108,7 @@ STUCK = """
 import ctypes, sys, time
 from types import ModuleType, SimpleNamespace
 import ddln
-from ddln import exits
+from ddln import cli
 
 lanes = ModuleType("ddln.lanes")
 lanes.validate = lambda chunk: None
