@@ -98,8 +98,9 @@ def _(ddln, jax, jnp, optax, robust):
             theta = optax.apply_updates(theta, updates)
             return (theta, state), theta
 
-        theta = jnp.zeros(2)
-        return jax.lax.scan(step, (theta, rule.init(theta)), length=steps)[1]
+        start = jnp.zeros(2)
+        path = jax.lax.scan(step, (start, rule.init(start)), length=steps)[1]
+        return jnp.vstack([start, path])
 
     alpha = 0.8
     mine = mirrored(Hyperbolic(alpha))

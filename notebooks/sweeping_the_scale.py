@@ -72,6 +72,7 @@ def _(dataset, figures, scales):
             _slope = float(_bound[0]) * (scales / scales[0]) ** (2 * (_depth - 1))
             _panel.loglog(scales, _slope, color="0.3", linestyle=figures.DASHES[0], linewidth=1)
             _panel.set(xlabel="initialisation scale $a$", title=f"$L$ = {_depth}")
+            _panel.set_xticks([0.75, 1, 1.5], ["0.75", "1", "1.5"])
         panels[0].set_ylabel("rate")
         figures.legend(figure, {"$a^{2(L-1)}$": figures.DASHES[0]})
     figure
