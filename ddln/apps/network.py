@@ -70,6 +70,13 @@ def _(explorer, first, kinds, mo, moved):
             for control in _controls
         }
     )
+    _panel = []
+    for _table in explorer.TABLES:
+        _prefix = _table.partition(".")[0] + "."
+        _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
+        _panel.append(mo.vstack([kinds[_table], *_own]))
+    # Shown where they are made: what is shown elsewhere is drawn anew at every move.
+    mo.sidebar(mo.vstack(_panel, gap=1.2), width="17rem")
     return chosen, sliders, unfit
 
 
@@ -82,19 +89,19 @@ def _(latest, mo, set_kept, urlencode):
     keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="draw this curve beside the next")
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
     coordinate = mo.ui.number(1, 1000, value=1, label="coordinate k")
-    return coordinate, forget, keep
+    _row = mo.hstack([keep, forget, coordinate], justify="start", gap=1)
+    _row.style({"padding-top": "1.5rem"})  # below the buttons of a narrow page
+    return (coordinate,)
 
 
 @app.cell
-def _(coordinate, explorer, forget, keep, kinds, mo, sliders):
-    _panel = []
-    for _table in explorer.TABLES:
-        _prefix = _table.partition(".")[0] + "."
-        _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
-        _panel.append(mo.vstack([kinds[_table], *_own]))
-    _keeping = mo.hstack([keep, forget], justify="start")
-    panel = mo.vstack([*_panel, coordinate, _keeping], gap=1.2)
-    return (panel,)
+def _(coordinate, fault, get_kept, mo, refused, unfit, view, views):
+    _faults = [text for text in (refused, unfit, fault) if text]
+    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
+    if view is not None:
+        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
+    mo.vstack(_told, gap=1)
+    return
 
 
 @app.cell
@@ -107,19 +114,8 @@ def _(element, mo, state, state_query, urlencode):
         disabled=state is None,
     )
     _look = {"id": "link", "style": "overflow-wrap: anywhere"}
-    export = mo.vstack([_config, mo.Html(element("code", f"?{urlencode(state_query)}", _look))])
-    return (export,)
-
-
-@app.cell
-def _(coordinate, export, fault, get_kept, mo, panel, refused, unfit, view, views):
-    _faults = [text for text in (refused, unfit, fault) if text]
-    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
-    if view is not None:
-        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
-    _panel = mo.vstack([panel, export], gap=1.2).style({"width": "15rem"})
-    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
-    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
+    _link = mo.Html(element("code", f"?{urlencode(state_query)}", _look))
+    mo.hstack([_config, _link], justify="start", align="center", gap=1)
     return
 
 

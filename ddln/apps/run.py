@@ -41,7 +41,7 @@ def _(RunFolder, browser, root, run):
 
 
 @app.cell
-def _(axes, browser, dataset, mo):
+def _(axes, browser, dataset, element, mo, run):
     places = mo.ui.dictionary(
         {
             axis: mo.ui.slider(
@@ -56,6 +56,10 @@ def _(axes, browser, dataset, mo):
     )
     _known = browser.quantities(dataset) if dataset is not None else []
     quantity = mo.ui.dropdown(_known, _known[0] if _known else None, label="drawn", full_width=True)
+    _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
+    _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
+    # Shown where they are made: what is shown elsewhere is drawn anew at every move.
+    mo.sidebar(mo.vstack([run, *(_sweep + _lane if axes else [])], gap=1.2), width="17rem")
     return along, over, places, quantity
 
 
@@ -80,24 +84,15 @@ def _(latest, mo, set_kept):
     keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="compare this lane with the next")
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
     coordinate = mo.ui.number(1, 100_000, value=1, label="coordinate k")
-    return coordinate, forget, keep
+    _row = mo.hstack([keep, forget, coordinate], justify="start", gap=1)
+    _row.style({"padding-top": "1.5rem"})  # below the buttons of a narrow page
+    return (coordinate,)
 
 
 @app.cell
-def _(along, coordinate, element, forget, keep, lane_name, mo, over, places, quantity, run):
-    _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
-    _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
-    panel = mo.vstack(
-        [
-            run,
-            *(_sweep if places.elements else []),
-            *(_lane if places.elements else []),
-            mo.Html(element("code", lane_name, {"id": "lane"})),
-            mo.hstack([keep, forget], justify="start"),
-            coordinate,
-        ]
-    )
-    return (panel,)
+def _(element, lane_name, mo):
+    mo.Html(str(element("code", lane_name, {"id": "lane"})))
+    return
 
 
 @app.cell
@@ -112,16 +107,14 @@ def _(along, browser, dataset, over, places, quantity, views):
 
 
 @app.cell
-def _(browser, coordinate, element, fault, get_kept, mo, panel, sweep, view, views):
+def _(browser, coordinate, element, fault, get_kept, mo, sweep, view, views):
     _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
     _told.append(mo.Html(sweep))
     if view is not None:
         _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
     if get_kept():
         _told.append(mo.Html(element("div", browser.compare(get_kept()), {"id": "kept"})))
-    _panel = panel.style({"width": "15rem"})
-    _pictures = mo.vstack(_told, gap=1).style({"min-width": 0})
-    mo.hstack([_panel, _pictures], widths=[0, 1], align="start", gap=2)
+    mo.vstack(_told, gap=1)
     return
 
 
