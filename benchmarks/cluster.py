@@ -97,9 +97,10 @@ def measure(root: Path) -> tuple[dict[str, float], np.ndarray]:
     taken, there = {}, {}
     for count in (1, 2):
         with cluster(root, cores[:count]) as way:
-            seconds_of_chunks(root, sweep(10 * count), way)
-            plan = sweep(10 * count + 1)
-            taken[count] = seconds_of_chunks(root, plan, way).mean()
+            plan = sweep(10 * count)
+            seconds_of_chunks(root, plan, way)  # compiles
+            others = (sweep(10 * count + k) for k in (1, 2, 3))
+            taken[count] = min(seconds_of_chunks(root, other, way).mean() for other in others)
             there[count] = min(seconds_of_chunks(root, plan, way).mean() for _ in range(3))
             task = seconds_of_a_task(way)
     sizes = [path.stat().st_size for path in root.glob("*/chunks/*.nc")]
@@ -122,7 +123,7 @@ def schedule(
     Args:
         workers: how many.
         chunks: how many.
-        compute: seconds that chunks were seen to take; the k-th takes one of them.
+        compute: seconds that chunks were seen to take; each takes one of them, at random.
         dispatch: seconds of the scheduler for a chunk, one after the other.
         write: seconds of the storage for a chunk, one after the other.
 
@@ -132,9 +133,9 @@ def schedule(
     1001.0
     """
     free, scheduler, storage = [0.0] * workers, 0.0, 0.0
-    for k in range(chunks):
+    for seconds in np.random.default_rng(0).choice(compute, chunks).tolist():
         scheduler = max(heapq.heappop(free), scheduler) + dispatch
-        storage = max(storage, scheduler + float(compute[k % compute.size])) + write
+        storage = max(storage, scheduler + seconds) + write
         heapq.heappush(free, storage)
     return storage
 
@@ -147,18 +148,22 @@ def draw(facts: dict[str, float], compute: np.ndarray, path: Path) -> None:
     each = compute + facts["seconds a chunk that is there already, 1 worker"]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot(
-        xscale="log", yscale="log", xlabel="workers", ylabel="chunks per second"
+        xscale="log",
+        yscale="log",
+        xlim=(0.8, 4 * WORKERS[-1]),
+        xlabel="workers",
+        ylabel="chunks per second",
     )
-    axes.plot(WORKERS, WORKERS / each.mean(), ":", color="0.4", label="each alone")
-    for bandwidth, colour in reversed(STORAGE.items()):
+    axes.plot(WORKERS, WORKERS / each.mean(), ":", color="0.4")
+    axes.annotate("no one waits ", (60, 60 / each.mean()), ha="right", va="bottom", fontsize=8)
+    for bandwidth, colour in STORAGE.items():
         rates = [40 * n / schedule(n, 40 * n, each, task, nbytes / bandwidth) for n in WORKERS]
-        label = f"storage of {bandwidth / 1e9:g} GB/s"
-        axes.plot(WORKERS, rates, "o-", ms=3, color=colour, label=label)
-        axes.axhline(bandwidth / nbytes, ls=":", color=colour, lw=1)
+        axes.plot(WORKERS, rates, "o-", ms=3, color=colour)
+        at, label = (WORKERS[-1], rates[-1]), f"  storage of\n  {bandwidth / 1e9:g} GB/s"
+        axes.annotate(label, at, va="center", fontsize=8, color=colour)
     axes.axhline(1 / task, ls="--", color="0.4", lw=1)
-    axes.annotate("the scheduler's most", (1, 1 / task), va="bottom", fontsize=8)
-    axes.set_ylim(0.5 / each.mean(), 3 / task)
-    axes.legend(frameon=False)
+    axes.annotate("the scheduler hands out no more", (1, 1 / task), va="bottom", fontsize=8)
+    axes.set_ylim(0.5 / each.mean(), 2 / task)
     figure.savefig(path, dpi=160)
 
 
