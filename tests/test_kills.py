@@ -76,6 +76,7 @@ def files_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     plan = make_plan(load(FIGURE4, SEEDS))
     assert len(plan.chunks) == 20

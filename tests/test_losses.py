@@ -465,6 +465,7 @@ def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_asymptotic_rate_allows_for_a_loss_that_is_not_quadratic_yet(tmp_path):
     # At the start of its last e-fold 3 % of the gap is of third order in θ − θ*.
     overrides = ("sweep={}", "network.signed=true", "dynamics.until=3.0", "dynamics.points=41")
