@@ -63,7 +63,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     return [
         ddln.Claim(
             name="closed form",
-            source="Woodworth et al. 2020, Azulay et al. 2021",
+            source="Woodworth et al. 2020",
             statement="where the flow ends, at every depth and scale: largest difference",
             measured=float(abs(found - expected).max()),
             predicted=0.0,
@@ -74,7 +74,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
         *(
             ddln.Claim(
                 name=f"w{i + 1} at D = {depth}, α = {scale:g}",
-                source="the same, by mpmath",
+                source="Woodworth et al. 2020, by mpmath",
                 statement="the weight at the end of the flow",
                 measured=float(found.sel({DEPTH: depth}).sel({SCALE: scale}, method="nearest")[i]),
                 predicted=value,
@@ -89,7 +89,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
         *(
             ddln.Claim(
                 name=f"power at D = {depth.item()}",
-                source="from the closed form",
+                source="derived in docs",
                 statement="the distance to the least ℓ1 norm falls as α^{2(1−|x₂|)} at D = 2, "
                 "as α^D from D = 3 on: the power between the two smallest scales",
                 measured=float(slopes.sel({DEPTH: depth})),

@@ -17,6 +17,7 @@ from ddln.config import parse
 
 SCALE, STEP = "network.scale", "dynamics.optimiser.learning_rate"
 TARGET = 1e-2
+OURS = "derived in docs"
 
 
 def times_to_target(dataset: xr.Dataset) -> xr.DataArray:
@@ -54,16 +55,15 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     finished = bool((dataset["gap"].isel(time=-1) < 1e-6).all())
     limit = "a limit: the layers still move by a little at the largest scale"
 
-    def claim(name, statement, measured, predicted, tolerance, reason, relation="="):
+    def claim(name, statement, measured, predicted, tolerance, reason, relation="=", source=OURS):
         return ddln.Claim(
-            *(name, "arXiv 2412.16765, Corollary 1", statement, measured, predicted, tolerance),
-            *(relation, reason, finished),
+            *(name, source, statement, measured, predicted, tolerance, relation, reason, finished),
         )
 
     return [
         claim(
             *("flow time", f"power of a in the flow time to a relative gap of {TARGET:g}"),
-            *(slope(times), -power, 0.1, limit),
+            *(slope(times), -power, 0.1, limit, "=", "arXiv 2412.16765, Corollary 1"),
         ),
         claim(
             *("stable step", "power of a in the largest stable step 2/S"),
