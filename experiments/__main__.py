@@ -68,8 +68,10 @@ def clock(folder: RunFolder, events: list[dict[str, Any]], seconds: float) -> fl
     """What a run took in all, kept beside the run folders; None where some of it was not timed."""
     path = folder.path.parent / "seconds.json"
     kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    worked = events[0]["event"] == "plan"  # else it was finished before
-    if worked and (folder.path.name in kept or events[0]["chunks_done"] == 0):
+    first = events[0]
+    # Else it was finished before, or only its claims and figures were made anew.
+    worked = first["event"] == "plan" and first["chunks_done"] < first["chunks"]
+    if worked and (folder.path.name in kept or first["chunks_done"] == 0):
         kept[folder.path.name] = kept.get(folder.path.name, 0.0) + seconds
         write_whole(path, lambda path: path.write_text(json.dumps(kept, indent=1), "utf-8"))
     return kept.get(folder.path.name)
@@ -89,7 +91,8 @@ def page(results: dict[str, Result]) -> str:
         "# Results",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python "
-        f"{platform.python_version()}, {packages}. Written by `make experiments`.",
+        f"{platform.python_version()}, {packages}. Written by `make experiments`; no time is known of "
+        "a run that another command began.",
         "",
         "| study | claims that hold | certificates that hold | time |",
         "|---|---|---|--:|",
