@@ -27,7 +27,8 @@ def by_radau(unit, levels):
     features, targets = map(np.asarray, STAIRS.minimisers())
 
     def halves(xi):
-        return np.exp(2 * (xi - unit)) / 2, np.exp(-2 * (xi + unit)) / 2
+        both = 2 * np.array([xi - unit, -xi - unit])
+        return np.exp(np.minimum(both, 50)) / 2  # a trial of Newton's method may be far off
 
     def theta(xi):
         return np.subtract(*halves(xi))
