@@ -122,7 +122,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         axes.plot(error["time"][1:], error[1:], label=label, markevery=(0.05, 0.15), **look)
     last = max(float(error["time"][-1]) for error in errors(dataset))
     level = oracle(dataset)
-    axes.axhline(level, color="0.5", linestyle=figures.DOTS, zorder=0)
+    axes.axhline(level, color="0.3", linestyle=figures.DOTS, zorder=1)
     axes.axhspan(level, NEAR * level, color="0.9", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset["time"]))
     axes.set(ylabel=r"$\|w_t - w^*\|_2$", xlim=(1, last))

@@ -115,16 +115,18 @@ def draw(dataset: xr.Dataset) -> Figure:
         axes.axhline(told["minimax"], color="0.5", linestyle=figures.DASHES[0], zorder=0)
         axes.set(yscale="log", title=f"$n$ = {samples}", ylim=(5e-4, 8))
     panels[0].set_ylabel(r"$\|w_t - w^*\|_2^2$")
-    run = dataset.isel({SAMPLES: -1})
+    run = dataset.isel({SAMPLES: -1, "time": slice(1, None)})
     signal = abs(run["predictor"]).where(run["truth"] != 0)
     for i, look in enumerate(figures.looks(scales.size)):
         lane, plain = {SCALE: i}, {"color": look["color"], "linewidth": 0.9}
         inside = signal.isel(lane).dropna("feature", how="all").transpose("time", "feature")
-        panels[-1].plot(step, inside, **plain)
-        panels[-1].plot(step, outside(run.isel(lane)), linestyle=figures.DASHES[0], **plain)
-    panels[-1].set(yscale="log", ylim=(1e-8, 3), title=f"$|w_i|$, $n$ = {run[SAMPLES].item()}")
+        panels[-1].plot(step[1:], inside, **plain)
+        panels[-1].plot(step[1:], outside(run.isel(lane)), linestyle=figures.DASHES[1], **plain)
+    title = f"$|w_i|$ on the support, $n$ = {run[SAMPLES].item()}"
+    panels[-1].set(yscale="log", ylim=(1e-8, 3), title=title)
     for axes in panels:
         axes.set(xlim=(0, float(step[-1])), xlabel=figures.axis_label(step))
-    kinds = {"least squares on the support": figures.DOTS, "minimax rate": figures.DASHES[0]}
-    figures.legend(figure, kinds)
+    names = ("least squares on the support", "minimax rate", "largest off the support")
+    dashes = figures.DOTS, *figures.DASHES
+    figures.legend(figure, dict(zip(names, dashes, strict=True)))
     return figure
