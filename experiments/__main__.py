@@ -91,8 +91,8 @@ def page(results: dict[str, Result]) -> str:
         "# Results",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python "
-        f"{platform.python_version()}, {packages}. Written by `make experiments`; no time is known of "
-        "a run that another command began.",
+        f"{platform.python_version()}, {packages}. Written by `make experiments`; of a run "
+        "that another command began no time is known.",
         "",
         "| study | claims that hold | certificates that hold | time |",
         "|---|---|---|--:|",

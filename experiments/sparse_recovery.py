@@ -122,11 +122,9 @@ def draw(dataset: xr.Dataset) -> Figure:
         inside = signal.isel(lane).dropna("feature", how="all").transpose("time", "feature")
         panels[-1].plot(step[1:], inside, **plain)
         panels[-1].plot(step[1:], outside(run.isel(lane)), linestyle=figures.DASHES[1], **plain)
-    title = f"$|w_i|$ on the support, $n$ = {run[SAMPLES].item()}"
-    panels[-1].set(yscale="log", ylim=(1e-8, 3), title=title)
+    panels[-1].set(yscale="log", ylim=(1e-8, 3), title=f"$|w_i|$, $n$ = {run[SAMPLES].item()}")
     for axes in panels:
         axes.set(xlim=(0, float(step[-1])), xlabel=figures.axis_label(step))
     names = ("least squares on the support", "minimax rate", "largest off the support")
-    dashes = figures.DOTS, *figures.DASHES
-    figures.legend(figure, dict(zip(names, dashes, strict=True)))
+    figures.legend(figure, dict(zip(names, (figures.DOTS, *figures.DASHES), strict=True)))
     return figure
