@@ -70,8 +70,8 @@ def of_samples(run: xr.Dataset, samples: int) -> list[ddln.Claim]:
 
     return [
         claim(
-            *("smaller α", "least ‖w − w*‖² of a run over that of the next larger α: the largest"),
-            *(np.max(best[1:] / best[:-1]), "only the order is claimed", scales.size > 1),
+            *("smaller α", "least ‖w − w*‖² at the smallest α over that at the largest"),
+            *(best[last] / best[np.argmax(scales)], "only the order is claimed", scales.size > 1),
         ),
         claim(
             *("minimax rate", "least ‖w − w*‖² at the smallest α over 2kσ² ln(d)/n"),
