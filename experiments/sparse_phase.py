@@ -121,9 +121,10 @@ def draw(dataset: xr.Dataset) -> Figure:
     if min(found.sizes[name] for name in order) > 1:
         look = {"colors": "white", "linewidths": 1.5, "linestyles": "dashed"}
         axes.contour(samples, nonzeros, pursuit.transpose(*order), levels=[0.5], **look)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     axes.plot(dimensions(dataset), nonzeros, color="white", linestyle=figures.DOTS, linewidth=1.5)
     axes.set(xlabel="samples $n$", ylabel="entries that are not zero $k$")
     axes.set(xticks=samples, yticks=nonzeros)
-    axes.set_title("white: half of basis pursuit's draws; dots: its theory", fontsize=9)
+    axes.set_title("half of basis pursuit's draws: seen (dashes), in theory (dots)", fontsize=9)
     figure.colorbar(tints, ax=axes, label="share of draws recovered")
     return figure
