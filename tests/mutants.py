@@ -3,19 +3,27 @@
 Operators, comparisons, signs and numbers of a module are changed, one at a time, in a copy of the
 project; a change that its tests let pass is printed. What a survivor may be: a number that decides
 speed only, a guard for what rounding does, or a test that is not there.
+
+Compiling is most of the time that a change takes: each is tried in a process that finds all but the
+project imported, with the programs that it leaves alone compiled, cheapest test first.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = {
@@ -26,12 +34,13 @@ TESTS = {
     "theory/bounds": ["test_theory.py"],
     "theory/design": ["test_design.py"],
     "theory/limit": ["test_limit.py"],
-    "theory/references": ["test_theory.py"],
+    "theory/references": ["test_limit.py"],
     "theory/saddles": ["test_saddles.py"],
     "theory/steps": ["test_steps.py"],
 }
-HANGS = 900
-"""Seconds after which a mutant counts as noticed."""
+PRELOADED = ["diffrax", "optax", "pytest", "beartype.beartype", "scipy.integrate", "mpmath"]
+PATIENCE = 10
+"""A mutant that takes so many times as long as its module counts as noticed."""
 _SWAPS: dict[type, type] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -92,20 +101,69 @@ def _changed(node: ast.AST) -> ast.AST | None:
     return None
 
 
-def survives(copy_of: Path, module: str, source: str) -> bool:
-    """Whether the module's tests let a change pass."""
-    (copy_of / "ddln" / f"{module}.py").write_text(source, encoding="utf-8")
-    tests = [f"tests/{name}" for name in TESTS[module]]
-    # What noticed the last change is likely to notice this one: first.
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--ff", "-m", "not slow", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy_of)}
+
+class Cheapest:
+    """Of pytest: first what is quick for the changes that it noticed; how long each test takes."""
+
+    def __init__(self, seconds: Counter[str], noticed: Counter[str]):
+        self.seconds, self.noticed = seconds, noticed
+        self.failed = ""
+
+    def pytest_configure(self) -> None:
+        from hypothesis import Phase, settings  # pytest has to come first
+
+        # What fails need not be made small.
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", phases=phases, derandomize=True, database=None)
+        settings.load_profile("mutants")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self.seconds[item.nodeid] / (1 + self.noticed[item.nodeid]))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            self.failed = report.nodeid
+
+
+def run_tests(
+    copied: Path, module: str, seconds: Counter[str], noticed: Counter[str], told: Connection
+) -> None:
+    """In a process of its own: the module's tests until one fails; tells which, and the times."""
+    os.chdir(copied)
+    sys.path.insert(0, str(copied))
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    # A change may be no longer than what it changes, and as old: no byte code of it.
+    sys.dont_write_bytecode = bool(seconds)
+    order = Cheapest(seconds, noticed)
+    preloaded = ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+    options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", *preloaded]
+    code = pytest.main([*options, *(f"tests/{name}" for name in TESTS[module])], [order])
+    told.send(("" if code == 0 else order.failed or f"exit {code}", order.seconds))
+    told.close()
+    os._exit(0)
+
+
+def first_to_fail(
+    copied: Path, module: str, seconds: Counter[str], noticed: Counter[str]
+) -> tuple[str, Counter[str]]:
+    """The test that fails, none if all pass; and the seconds of each test that ran."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    hears, tells = context.Pipe(duplex=False)
+    given = (copied, module, seconds, noticed, tells)
+    process = context.Process(target=run_tests, args=given)
+    process.start()
+    tells.close()
+    patience = PATIENCE * seconds.total() if seconds else None
     try:
-        done = subprocess.run(
-            command, cwd=copy_of, env=environment, capture_output=True, timeout=HANGS
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        with contextlib.suppress(EOFError):  # it died
+            if hears.poll(patience):
+                return hears.recv()
+        return "took too long, or died", seconds
+    finally:
+        process.kill()
+        process.join()
 
 
 def main() -> None:
@@ -114,22 +172,32 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**6, help="changes of each module, at random")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/programs")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         copied = Path(folder) / "copy"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".*", "runs", "htmlcov"))
         for module in options.modules:
-            source = (ROOT / "ddln" / f"{module}.py").read_text(encoding="utf-8")
-            if not survives(copied, module, source):
-                sys.exit(f"{module}: its tests fail as it is")
-            every = list(mutants(source))
-            chosen = random.Random(0).sample(every, min(options.most, len(every)))
-            alive = 0
-            for line, change, changed in sorted(chosen, key=lambda mutant: mutant[0]):
-                if survives(copied, module, changed):
-                    alive += 1
-                    print(f"ddln/{module}.py:{line}: {change}", flush=True)
-            (copied / "ddln" / f"{module}.py").write_text(source, encoding="utf-8")
-            killed = 1 - alive / max(len(chosen), 1)
-            print(f"{module}: {killed:.0%} of {len(chosen)} of {len(every)} noticed", flush=True)
+            examine(copied, module, options.most)
+
+
+def examine(copied: Path, module: str, most: int) -> None:
+    """Prints the changes to a module that no test notices, and the share of those that one does."""
+    path = copied / "ddln" / f"{module}.py"
+    source, noticed = path.read_text(encoding="utf-8"), Counter[str]()
+    failed, seconds = first_to_fail(copied, module, Counter(), noticed)
+    if failed:
+        sys.exit(f"{module}: its tests fail as it is: {failed}")
+    every = list(mutants(source))
+    chosen = random.Random(0).sample(every, min(most, len(every)))
+    for line, change, changed in sorted(chosen, key=lambda mutant: mutant[0]):
+        path.write_text(changed, encoding="utf-8")
+        failed, _ = first_to_fail(copied, module, seconds, noticed)
+        noticed[failed] += 1
+        if not failed:
+            print(f"ddln/{module}.py:{line}: {change}", flush=True)
+    path.write_text(source, encoding="utf-8")
+    share = 1 - noticed[""] / max(len(chosen), 1)
+    print(f"{module}: {share:.0%} of {len(chosen)} of {len(every)} noticed", flush=True)
 
 
 if __name__ == "__main__":
