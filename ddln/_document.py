@@ -1,5 +1,6 @@
 """A configuration before it is validated: nested tables, as TOML and the command line give them."""
 
+import contextlib
 import json
 import re
 import tomllib
@@ -25,6 +26,16 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         head, indent = (f"{source}:\n", "  ") if source else ("", "")
         super().__init__(head + "\n".join(indent + problem for problem in problems))
+
+
+@contextlib.contextmanager
+def told_of(source: Path) -> Iterator[None]:
+    """Whatever turns out to be wrong with a configuration is told of the file it is from."""
+    try:
+        yield
+    except ValueError as error:
+        problems = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+        raise ConfigError(problems, str(source)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -126,16 +126,16 @@ def run(
 
     with contextlib.ExitStack() as stack, interruptible(json_lines):
         with refusing():
-            experiment, plan, beside = _prepare(config, overrides)
-            source = studies.locate(experiment.study, beside)
+            experiment, plan, path = _prepare(config, overrides)
+            source = _study_of(experiment, path)
             fingerprint = studies.fingerprint(source)
             folder = RunFolder.of(experiment, out)
             if folder.is_complete(plan, fingerprint):
                 _conclude(folder, json_lines)
             way = stack.enter_context(way_to_compute(cluster))
             start_jax()
-            study = studies.find(experiment.study, beside)
-            _validate(plan)
+            study = studies.find(experiment.study, path.parent)
+            _validate(plan, path)
             stack.enter_context(execution.begun(folder, plan, way))
         with refusing((OSError, execution.LostChunks)):
             execution.compute(folder, plan, way, json_lines=json_lines)
@@ -148,12 +148,11 @@ def run(
 def check(config: Config, overrides: Overrides = None) -> None:
     """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
     with refusing():
-        experiment, plan, beside = _prepare(config, overrides)
-        from ddln import studies
+        experiment, plan, path = _prepare(config, overrides)
         from ddln.data import shape_of
         from ddln.plan import estimate
 
-        studies.locate(experiment.study, beside)
+        _study_of(experiment, path)
         samples, features = shape_of(experiment.problem.data)
     network, dynamics = experiment.network, experiment.dynamics
     programs = [chunk.experiment for chunk in plan.programs]
@@ -195,9 +194,9 @@ def verify(
     The exit status is 1 when a theorem whose hypotheses hold fails.
     """
     with refusing():
-        experiment, plan, _ = _prepare(config, overrides)
+        experiment, plan, path = _prepare(config, overrides)
         start_jax()
-        _validate(plan)
+        _validate(plan, path)
         from ddln import claims, grid, hypotheses, lanes, parts, progress
 
         parts.mesh_of(experiment.devices)
@@ -337,13 +336,22 @@ def _duration(seconds: float) -> str:
 
 
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
-    from ddln.config import load
+    from ddln.config import load, told_of
     from ddln.plan import make_plan
     from ddln.studies import find_config
 
     path = find_config(config)
     experiment = load(path, overrides or ())
-    return experiment, make_plan(experiment), path.parent
+    with told_of(path):
+        return experiment, make_plan(experiment), path
+
+
+def _study_of(experiment: "Experiment", path: Path) -> Path:
+    from ddln.config import told_of
+    from ddln.studies import locate
+
+    with told_of(path):
+        return locate(experiment.study, path.parent)
 
 
 def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
@@ -354,11 +362,13 @@ def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
     return folder
 
 
-def _validate(plan: "Plan") -> None:
+def _validate(plan: "Plan", path: Path) -> None:
     from ddln import lanes
+    from ddln.config import told_of
 
-    for chunk in plan.programs:
-        lanes.validate(chunk)
+    with told_of(path):
+        for chunk in plan.programs:
+            lanes.validate(chunk)
 
 
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:

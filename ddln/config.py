@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
 from ddln._document import as_toml, flatten, parse_override, parse_toml, place, read_toml, resolve
+from ddln._document import told_of as told_of
 from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
 from ddln.dynamics import OF_DEPTH_2, Descent, Dynamics
 from ddln.schema import (
@@ -230,6 +231,23 @@ def _substitute(table: Any, path: Sequence[str], value: Any) -> Any:
     return table.model_copy(update={head: inner})
 
 
+def swept_to(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment without its sweep, at one place of it.
+
+    Raises:
+        ConfigError: what is wrong there.
+
+    >>> swept_to(load("configs/figure4.toml"), {"network.scale": 1.4}).network.scale
+    1.4
+    """
+    try:
+        return experiment.with_({**values, "sweep": {}})
+    except ConfigError as error:
+        at = ", ".join(f"{name} = {value}" for name, value in values.items())
+        told = f" (swept to {at})" if values else ""
+        raise ConfigError([line + told for line in error.problems]) from None
+
+
 def numeric_leaves(experiment: Experiment) -> dict[str, FieldInfo]:
     """The leaves that can be swept, by dotted name.
 
@@ -403,12 +421,7 @@ def _check_corners(experiment: Experiment) -> None:
         dimensions.setdefault(dimension_of(name, axis), {})[name] = values
     ends = [_extremes(columns) for columns in dimensions.values()]
     for corner in itertools.product(*ends) if ends else ():
-        changes = {name: value for step in corner for name, value in step.items()}
-        try:
-            experiment.with_({**changes, "sweep": {}})
-        except ConfigError as error:
-            at = ", ".join(f"{name} = {value}" for name, value in changes.items())
-            raise ConfigError([f"{line} (swept to {at})" for line in error.problems]) from None
+        swept_to(experiment, {name: value for step in corner for name, value in step.items()})
 
 
 def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

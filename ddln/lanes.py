@@ -34,7 +34,7 @@ from ddln import (
     sharding,
 )
 from ddln._checks import ArrayLike
-from ddln.config import Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.config import ConfigError, Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
 from ddln.dynamics import Descent as Training
 from ddln.grid import assemble
@@ -116,7 +116,7 @@ def validate(chunk: Chunk) -> None:
     """Build a chunk's first problem and network, so that what is wrong with them is said first.
 
     Raises:
-        ValueError: they do not fit, or are not finite.
+        ConfigError: they do not fit, or are not finite.
     """
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
@@ -128,11 +128,13 @@ def validate(chunk: Chunk) -> None:
         "the mobility M": jnp.max(network.mobility(layers)),
     }.items():
         if not bool(jnp.isfinite(value)):
-            raise ValueError(f"network.scale: {words} must be finite at the start, got {value}")
+            raise ConfigError([f"network.scale: {words} must be finite at the start, got {value}"])
     if not bool((network.mobility(layers) > 0).any()):
-        raise ValueError(
-            "network.init: every coordinate is frozen, so that nothing would move: its smallest "
-            "layers are all 0, or network.scale is so small that their products are"
+        raise ConfigError(
+            [
+                "network.init: every coordinate is frozen, so that nothing would move: its smallest "
+                "layers are all 0, or network.scale is so small that their products are"
+            ]
         )
 
 

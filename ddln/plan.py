@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from ddln.config import (
+    ConfigError,
     Experiment,
     axis_values,
     changes_shape,
     dimension_of,
     numeric_leaves,
     substitute,
+    swept_to,
     units_of,
 )
 from ddln.costs import accurate_steps, surcharge
@@ -27,6 +29,7 @@ from ddln.dynamics import Descent, Flow
 from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
+MAX_PROGRAMS = 5_000
 MAX_CHUNK = 256
 SAMPLED = 50
 """Of so many chunks one is solved again."""
@@ -115,7 +118,8 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the chunks' files: the numbers that are kept of every lane."""
-        return sum(chunk.lanes.size * lane_bytes(chunk.experiment) for chunk in self.chunks)
+        of_lane = {id(chunk.experiment): lane_bytes(chunk.experiment) for chunk in self.programs}
+        return sum(chunk.lanes.size * of_lane[id(chunk.experiment)] for chunk in self.chunks)
 
     @property
     def peak_bytes(self) -> int:
@@ -133,7 +137,8 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
         chunk_lanes: lanes per chunk, at most.
 
     Raises:
-        ValueError: the grid has more than `MAX_LANES` lanes.
+        ConfigError: the grid has more than `MAX_LANES` lanes, or they have more shapes than
+            `MAX_PROGRAMS`; or a shape that does not fit, between the ends of its axes.
 
     >>> from ddln.config import load
     >>> plan = make_plan(load("configs/figure4.toml"))
@@ -154,7 +159,7 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
     size = math.prod(sizes.values())
     if size > MAX_LANES:
-        raise ValueError(f"sweep: {size:,} lanes, more than {MAX_LANES:,}")
+        raise ConfigError([f"sweep: {size:,} lanes, more than {MAX_LANES:,}"])
     steps = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
     along = dict(zip(sizes, steps, strict=True))
     looped = [axis for axis in axes if axis.shape_changing]
@@ -162,11 +167,18 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     for axis in looped:
         # Not the step but the value: zipped axes may come back to one.
         group = group * axis.values.size + _first(axis.values)[along[axis.dimension]]
+    if (shapes := np.unique(group).size) > MAX_PROGRAMS:
+        names = ", ".join(axis.name for axis in looped)
+        raise ConfigError(
+            [
+                f"sweep: {shapes:,} shapes by {names}, each compiled alone, more than {MAX_PROGRAMS:,}"
+            ]
+        )
     chunks: list[Chunk] = []
     order = np.argsort(group, kind="stable")
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         first = {axis.name: axis.values[along[axis.dimension][lanes[0]]].item() for axis in looped}
-        program = experiment.with_({**first, "sweep": {}})
+        program = swept_to(experiment, first)
         room = int(experiment.memory * 1e9) // working_bytes(program)
         most = min(chunk_lanes, max(room, 1))
         width = math.ceil(lanes.size / math.ceil(lanes.size / most))

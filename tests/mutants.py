@@ -96,10 +96,9 @@ def _changed(node: ast.AST) -> ast.AST | None:
         new.op = ast.UAdd()
         return new
     if isinstance(new, ast.Constant) and type(new.value) in (int, float):
-        new.value = new.value + 1 if isinstance(new.value, int) else new.value * 1.5
+        new.value = new.value + 1 if isinstance(new.value, int) else new.value * 1.5 or 0.5
         return new
     return None
-
 
 
 class Cheapest:

@@ -23,6 +23,7 @@ from ddln import cli, runtime, studies, tables
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
 DESCENT = "dynamics={kind='descent', steps=1000, optimiser={kind='sgd', learning_rate=1e-3}}"
+GROUPED = [DESCENT, "dynamics.sampling={batch=2}", "dynamics.sharpness_aware={rho=0.1, group=2}"]
 ROW = {"name": "bound", "applies": True, "holds": True, "measured": 1.0}
 
 
@@ -192,6 +193,19 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
         ([FIGURE4, "problem.data={kind='file', path='nan.csv'}"], 'row 2, column "a": not a fin'),
         ([FIGURE4, DESCENT, "dynamics.steps=-1"], "dynamics.steps: must be ≥ 1, got -1"),
         ([FIGURE4, DESCENT, "dynamics.optimiser.kind=adan"], 'kind "adan", did you mean "adam"?'),
+        (
+            [FIGURE4, *GROUPED, "sweep={}", "sweep.dynamics.sampling.batch=[2, 3, 4]"],
+            "  dynamics.sharpness_aware.group: must divide the batch of 3, got 2 (swept to dyn",
+        ),
+        (
+            [FIGURE4, "sweep={}", "sweep.network.init.seed={range=[0, 1_000_000]}"]
+            + ["sweep.problem.data.seed={range=[0, 11]}"],
+            "  sweep: 11,000,000 lanes, more than 10,000,000",
+        ),
+        (
+            [FIGURE4, "sweep={}", "sweep.network.depth={range=[2, 6000]}"],
+            "  sweep: 5,998 shapes by network.depth, each compiled alone, more than 5,000",
+        ),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "check"])
@@ -202,6 +216,7 @@ def test_bad_input_is_one_message_exit_status_2_and_nothing_written(
     refused = call(verb, *arguments)
     assert refused.code == 2
     assert refused.out == ""
+    assert refused.err.startswith(f"ddln: {arguments[0]}:")
     assert told in refused.err
     assert "Traceback" not in refused.err
     assert [path.name for path in tmp_path.iterdir()] == ["nan.csv"]
@@ -213,7 +228,8 @@ def test_a_network_that_the_theory_refuses_is_refused_before_anything_is_written
 ):
     fakes.refuse = "`layers`: coordinate 3 is frozen"
     refused = call(verb, FIGURE4)
-    assert (refused.code, refused.err) == (2, "ddln: `layers`: coordinate 3 is frozen\n")
+    told = f"ddln: {FIGURE4}:\n  `layers`: coordinate 3 is frozen\n"
+    assert (refused.code, refused.err) == (2, told)
     assert not any(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln.config import load
+from ddln.config import ConfigError, load
 from ddln.data import draw
 
 CONFIG = "configs/figure4.toml"
@@ -101,12 +101,12 @@ def test_identities_that_float64_has_no_numbers_for_do_not_apply(extremes):
 def test_a_saddle_is_told_of_before_anything_runs():
     for init in ("{kind='constant', value=0.0}", "{kind='constant', value=1e-300}"):
         experiment = load(CONFIG, [*TINY, f"network.init={init}"])
-        with pytest.raises(ValueError, match="every coordinate is frozen, so that nothing would"):
+        with pytest.raises(ConfigError, match="every coordinate is frozen, so that nothing would"):
             ddln.run(experiment)
 
 
 def test_a_start_that_overflows_is_told_of_before_anything_runs():
-    with pytest.raises(ValueError, match="the mobility M must be finite at the start, got inf"):
+    with pytest.raises(ConfigError, match="the mobility M must be finite at the start, got inf"):
         ddln.run(load(CONFIG, [*TINY, "network.scale=1e100"]))
 
 

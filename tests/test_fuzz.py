@@ -209,8 +209,6 @@ def take(path):
         plan = make_plan(experiment)
     except ConfigError as error:
         return refused(error.problems and all(map(str.strip, error.problems)), error)
-    except ValueError as error:
-        return refused("lanes, more than" in str(error), error)
     text = experiment.to_toml()
     path.write_text(text, encoding="utf-8")
     again = load(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Timer
 
 from ddln import browser, studies
-from ddln.config import load
+from ddln.config import load, told_of
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError
 
@@ -52,7 +52,9 @@ def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[s
             raise ValueError(f"{no_config}\n{no_run}") from None
         browser.read(folder).close()
         return "run", [str(folder.path)]
-    make_plan(load(config, overrides))
+    experiment = load(config, overrides)
+    with told_of(config):
+        make_plan(experiment)
     return "network", [str(config), *overrides]
 
 
