@@ -246,5 +246,6 @@ def _half_difference(w, start):
 
 @_half_difference.defjvp
 def _half_difference_jvp(values, tangents):
-    (w, start), (w_dot, start_dot) = values, tangents
-    return _half_difference(w, start), w * w_dot - start * start_dot
+    # With respect to the initial layers nothing is differentiated.
+    (w, start), (w_dot, _) = values, tangents
+    return _half_difference(w, start), w * w_dot

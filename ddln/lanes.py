@@ -132,8 +132,8 @@ def validate(chunk: Chunk) -> None:
     if not bool((network.mobility(layers) > 0).any()):
         raise ConfigError(
             [
-                "network.init: every coordinate is frozen, so that nothing would move: its smallest "
-                "layers are all 0, or network.scale is so small that their products are"
+                "network.init: every coordinate is frozen, so that nothing would move: its "
+                "smallest layers are all 0, or network.scale is so small that their products are"
             ]
         )
 

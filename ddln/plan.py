@@ -169,11 +169,8 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
         group = group * axis.values.size + _first(axis.values)[along[axis.dimension]]
     if (shapes := np.unique(group).size) > MAX_PROGRAMS:
         names = ", ".join(axis.name for axis in looped)
-        raise ConfigError(
-            [
-                f"sweep: {shapes:,} shapes by {names}, each compiled alone, more than {MAX_PROGRAMS:,}"
-            ]
-        )
+        told = f"{shapes:,} shapes by {names}, each compiled alone"
+        raise ConfigError([f"sweep: {told}, more than {MAX_PROGRAMS:,}"])
     chunks: list[Chunk] = []
     order = np.argsort(group, kind="stable")
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):

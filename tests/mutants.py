@@ -31,7 +31,7 @@ TESTS = {
     "network": ["test_network.py", "test_init.py"],
     "flow": ["test_flow.py"],
     "certificates": ["test_certificates.py"],
-    "theory/bounds": ["test_theory.py"],
+    "theory/bounds": ["test_theory.py", "test_design.py"],
     "theory/design": ["test_design.py"],
     "theory/limit": ["test_limit.py"],
     "theory/references": ["test_limit.py"],

@@ -107,12 +107,86 @@ def test_each_claim_fails_when_what_it_names_breaks(certified, fields, claim):
     assert not ddln.certify(problem, spoil(run, **fields(run)))[claim].holds
 
 
+OFF = 1e-6  # far above the tolerances of what is spoilt, and small against 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "claim", "share"),
+    [
+        (lambda run: {"velocity": run.velocity * (1 + OFF)}, "dissipation", OFF),
+        (lambda run: {"velocity": run.velocity * (1 + OFF)}, "mirror identity", OFF),
+        # M is of degree 2 (L − 1) in the layers.
+        (lambda run: {"layers": run.layers.at[-1].multiply(1 + OFF)}, "entropy Hessian", 4 * OFF),
+    ],
+)
+def test_what_is_measured_is_how_far_off_it_is(certified, fields, claim, share):
+    problem, run, _ = certified
+    measured = ddln.certify(problem, spoil(run, **fields(run)))[claim].measured
+    np.testing.assert_allclose(measured, share, rtol=1e-3)
+
+
+def test_what_is_conserved_is_measured_against_the_largest_layer_of_its_coordinate(certified):
+    problem, run, _ = certified
+    layers = np.array(run.layers)
+    layers[7, 0] *= 1 + OFF
+    certificates = ddln.certify(problem, spoil(run, layers=jnp.asarray(layers)))
+    smallest = np.argmin(np.abs(layers[0]), axis=0)
+    gaps = layers**2 - np.take_along_axis(layers, smallest[None, None], axis=1) ** 2
+    size = np.abs(layers).max(axis=(0, 1))
+    drift = np.abs(gaps - gaps[:1]).max(axis=(0, 1)) / size**2
+    np.testing.assert_allclose(certificates["conservation"].measured, drift.max(), rtol=1e-6)
+    outside = np.sqrt(gaps[:1]) - np.sign(layers[:1]) * layers
+    outside[:, smallest, np.arange(4)] = -np.inf
+    deficit = (outside.max(axis=(0, 1)) / size).max()
+    np.testing.assert_allclose(certificates["sign"].measured, deficit, atol=1e-15)
+
+
+def test_tolerances_are_those_of_the_page_of_the_theory(certified):
+    problem, run, certificates = certified
+    rounding = np.finfo(float).eps
+    for names, tolerance in {
+        ("conservation", "sign"): 4096 * rounding,
+        ("dissipation", "mirror identity", "entropy Hessian"): 450_000 * rounding,
+        ("divergence bound", "exponential bound"): 1e-6,
+    }.items():
+        for name in names:
+            np.testing.assert_allclose(certificates[name].tolerance, tolerance, err_msg=name)
+    # No position of this network is beyond 3.
+    error = 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
+    root = np.linalg.norm(np.asarray(problem.features), 2) * error  # β = 2σ²
+    start = np.sqrt(run.gap[0])
+    np.testing.assert_allclose(certificates["monotone loss"].tolerance, 2 * root / start)
+    fall = np.diff(np.sqrt(run.gap)).max() / start
+    np.testing.assert_allclose(certificates["monotone loss"].measured, fall)
+    bounds = certificates.predictions
+    for name in ("divergence", "exponential", "posterior"):
+        ratio = (np.maximum(np.sqrt(run.gap) - root, 0) ** 2)[1:] / getattr(
+            bounds, f"{name}_bound"
+        )[1:]
+        first = 0.0 if name == "divergence" else (1 - root / start) ** 2
+        claim = certificates[{"posterior": "a-posteriori"}.get(name, name) + " bound"]
+        np.testing.assert_allclose(claim.measured, max(ratio.max(), first), rtol=1e-9)
+    doubt = certificates["a-posteriori bound"].tolerance - 1e-6
+    np.testing.assert_allclose(doubt, bounds.posterior_error, rtol=1e-6)
+
+
 def test_a_wrong_asymptotic_rate_fails():
     problem = ddln.least_squares([[1.0, 0.5]], [2.0])
     layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
     run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 1.0, 41))
-    assert ddln.certify(problem, run)["asymptotic rate"].applies
-    assert ddln.certify(problem, run)["asymptotic rate"].holds
+    rate = ddln.certify(problem, run)["asymptotic rate"]
+    assert rate.applies
+    assert rate.holds
+    # From the last gap that can be told to where it is e² times as large.
+    floor = np.linalg.norm(problem.features, 2) ** 2
+    floor *= (30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12) ** 2
+    gap, times = np.asarray(run.gap), np.asarray(run.times)
+    last = np.flatnonzero(gap > 1e4 * floor)[-1]
+    first = np.flatnonzero(gap[:last] >= np.e**2 * gap[last])[-1]
+    slope = np.log(gap[first] / gap[last]) / (2 * (times[last] - times[first]))
+    np.testing.assert_allclose(rate.measured, slope, rtol=1e-9)
+    predicted = ddln.asymptotic_rate(problem, run.theta[last], layers)
+    np.testing.assert_allclose(rate.predicted, predicted, rtol=1e-9)
     slower = spoil(run, times=1.1 * run.times)
     assert not ddln.certify(problem, slower)["asymptotic rate"].holds
 

@@ -23,6 +23,7 @@ from ddln import cli, runtime, studies, tables
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
 DESCENT = "dynamics={kind='descent', steps=1000, optimiser={kind='sgd', learning_rate=1e-3}}"
+SEEDS = ["sweep.network.init.seed={range=[0, 1_000_000]}", "sweep.problem.data.seed=[1, 2, 3, 4]"]
 GROUPED = [DESCENT, "dynamics.sampling={batch=2}", "dynamics.sharpness_aware={rho=0.1, group=2}"]
 ROW = {"name": "bound", "applies": True, "holds": True, "measured": 1.0}
 
@@ -198,9 +199,8 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
             "  dynamics.sharpness_aware.group: must divide the batch of 3, got 2 (swept to dyn",
         ),
         (
-            [FIGURE4, "sweep={}", "sweep.network.init.seed={range=[0, 1_000_000]}"]
-            + ["sweep.problem.data.seed={range=[0, 11]}"],
-            "  sweep: 11,000,000 lanes, more than 10,000,000",
+            [FIGURE4, *SEEDS],  # and the three scales that are there
+            "  sweep: 12,000,000 lanes, more than 10,000,000",
         ),
         (
             [FIGURE4, "sweep={}", "sweep.network.depth={range=[2, 6000]}"],

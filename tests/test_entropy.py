@@ -1,5 +1,6 @@
 """The entropy against mpmath at 30 digits, closed forms, and its own algebra."""
 
+import itertools
 from functools import cache
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddln
+from ddln import entropy as entropies
 from ddln import positions
 
 TOLERANCE = 1e-12  # relative; the inverse at depth is as ill-conditioned as its range is short
@@ -355,6 +357,25 @@ def test_a_half_line_reaches_as_far_as_its_logarithm():
     dual = mixed.mirror_map([theta])
     np.testing.assert_allclose(mixed.inverse(dual), theta, rtol=1e-9)
     assert mixed.inverse([-1e9]) == 0.0
+
+
+def test_what_is_drawn_is_the_entropy_of_each_coordinate_and_its_derivatives():
+    layers = np.array([[0.0, 0.5, 0.4], [2.0, -0.5, 0.9], [1.5, 1.1, -0.6]])
+    theta = np.array([[-1.0, 0.3, 2.0], [-1.2, -0.2, 0.0], [-0.7, 0.0, 0.7]])
+    value, slope, curvature = map(np.asarray, entropies.coordinatewise(layers, theta))
+    for k, i in itertools.product(range(3), range(3)):
+        alone = ddln.Entropy(layers[:, k : k + 1])
+        np.testing.assert_allclose(value[k, i], alone.value(theta[k, i : i + 1]), rtol=TOLERANCE)
+        if (k, i) == (1, 2):  # the end of a half-line
+            assert np.isnan(slope[k, i])
+            assert np.isinf(curvature[k, i])
+            continue
+        dual, expected, _ = reference(layers[:, k], theta[k, i] or 1e-300)
+        np.testing.assert_allclose([value[k, i], slope[k, i]], [expected, dual], rtol=TOLERANCE)
+        mobility = 1 / alone.hessian(theta[k, i : i + 1])
+        np.testing.assert_allclose(curvature[k, i], 1 / mobility, rtol=TOLERANCE)
+    outside = entropies.coordinatewise(layers[:, 1:2], np.array([[-0.5, 0.5]]))
+    assert [np.isnan(part).tolist() for part in outside] == [[[False, True]]] * 3
 
 
 def test_hessian_is_infinite_where_nothing_moves():

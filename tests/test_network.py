@@ -59,6 +59,11 @@ def test_coordinates_are_of_three_kinds():
     assert "2 of 4 coordinates open" in text
     assert "frozen" in text
     assert "(k = 2)" in text
+    reduction = ddln.Reduction(layers)
+    assert reduction.is_open.tolist() == [True, False, False, True]
+    assert reduction.is_frozen.tolist() == [False, False, True, False]
+    assert "(k = 0, 1, 2, 3, 4)" in ddln.describe(jnp.ones((2, 5)))
+    assert "(k = 0, 1, 2, 3, 4, …)" in ddln.describe(jnp.ones((2, 6)))
 
 
 def test_frozen_coordinates_stay_zero_and_do_not_spoil_the_others():
