@@ -1,0 +1,51 @@
+"""Quadrature over saved times against integrals in closed form, and its estimate of its error."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddln import hermite
+
+LATE = 1e-3
+
+
+def power(times):
+    """(1 + LATE − t)⁻², which escapes at the end of [0, 1]; its slope and its integral from 0."""
+    left = 1 + LATE - times
+    return left**-2, 2 * left**-3, 1 / left - 1 / (1 + LATE)
+
+
+def wave(times):
+    return np.sin(5 * times), 5 * np.cos(5 * times), (1 - np.cos(5 * times)) / 5
+
+
+def step(times):
+    """As good as a jump at ½."""
+    slope = 1e6
+    value = (1 + np.tanh(slope * (times - 0.5))) / 2
+    return value, slope / 2 / np.cosh(np.clip(slope * (times - 0.5), -300, 300)) ** 2, times - 0.5
+
+
+EVEN = np.linspace(0.0, 1.0, 21)
+GAP = np.concatenate([np.linspace(0.0, 0.45, 10), np.linspace(0.9999, 1.0, 10)])
+
+
+@pytest.mark.parametrize("function", [power, wave, step])
+@pytest.mark.parametrize("times", [EVEN, GAP], ids=["even", "with a gap"])
+def test_the_error_of_the_quadrature_is_no_larger_than_its_estimate(function, times):
+    value, slope, exact = function(times)
+    given = (jnp.asarray(times), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None])
+    exact = np.maximum(exact, 0.0) if function is step else exact
+    error = np.abs(np.diff(hermite.integrate(*given)[:, 0] - exact))
+    largest = np.maximum(np.abs(value[1:]), np.abs(value[:-1]))
+    estimate = np.diff(times) * largest * hermite.relative_error(*given)[:, 0]
+    assert (error <= estimate + 1e-15).all()
+
+
+def test_what_is_resolved_is_known_to_be():
+    value, slope, _ = wave(EVEN)
+    estimate = hermite.relative_error(
+        jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]
+    )
+    middle = np.abs(value[1:]) > 0.5
+    assert (estimate[middle] < 5e-3).all()
