@@ -126,18 +126,36 @@ class Cluster(Way):
 
     def __init__(self, connect: "Callable[[], Client]", where: str):
         self._connect, self._where = connect, where
-        self._client: Client | None = connect()
+        try:
+            self._client: Client | None = connect()
+        except OSError as error:
+            raise ConnectionError(
+                f"no scheduler answers at {where}: `dask scheduler` must be running there, with the"
+                f" protocol and settings that docs/cluster.md tells ({error})"
+            ) from None
         self._ground: dict[str, Any] = {}
 
     def provenance(self, devices: Devices | None) -> dict[str, Any]:
-        """That of the worker which answers first; the others must have the same."""
+        """That of the worker which answers first; the others must have the same.
+
+        Raises:
+            ValueError: it cannot compute, or has fewer devices than are asked for.
+        """
         client = self._connected()
         future = client.submit(_ground, devices, pure=False)
         with contextlib.suppress(TimeoutError):
-            future.result(timeout=5)
+            future.exception(timeout=5)
         if not future.done():
             _say(f"waiting for a worker at {self._where}")
-        self._ground = future.result()
+        try:
+            self._ground = future.result()
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # whatever scheduler and workers fall over
+            raise ValueError(
+                f"the cluster at {self._where} cannot compute: its scheduler and workers must have "
+                f"the versions of ddln and Dask that are here ({type(error).__name__}: {error})"
+            ) from None
         return self._ground
 
     def compute(
@@ -323,7 +341,11 @@ def _address(where: str) -> str:
                 f"scheduler file, got {where}"
             ) from None
     parts = urlsplit(address)
-    if parts.scheme not in ("tcp", "tls") or not parts.hostname:
+    try:
+        is_whole = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
+    except ValueError:  # a port that is no number, or none there can be
+        is_whole = False
+    if not is_whole:
         raise ValueError(f"--cluster: must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
     if parts.scheme == "tls" and not _has_certificates():
         raise ValueError(

@@ -37,13 +37,46 @@ PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
     [
         ("local:0", "local:N must have N ≥ 1, got local:0"),
         ("locl", "must be local, local:N, tls://HOST:PORT, tcp://HOST:PORT or a scheduler file"),
-        ("http://a:1", "must be tls://HOST:PORT or tcp://HOST:PORT, got http://a:1"),
+        *(
+            (address, f"must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
+            for address in ("http://a:1", "tcp://a", "tcp://a:b", "tcp://a:99999", "tls://:1")
+        ),
     ],
 )
 def test_a_place_that_is_no_cluster_is_refused(where, told):
     pytest.importorskip("distributed")
     with pytest.raises(ValueError, match=re.escape(told)), cluster.way_to_compute(where):
         pass
+
+
+def test_a_scheduler_that_does_not_answer_is_told_of_with_what_to_do():
+    def connect():
+        raise OSError("nobody there")
+
+    told = "no scheduler answers at tcp://a:1: `dask scheduler` must be running there"
+    with pytest.raises(ConnectionError, match=re.escape(told)):
+        cluster.Cluster(connect, "tcp://a:1")
+
+
+def test_a_cluster_that_knows_nothing_of_ddln_is_refused():
+    class Broken:
+        """What was sent for, where it could not be unpickled."""
+
+        def exception(self, timeout):
+            return self.fault
+
+        def done(self):
+            return True
+
+        def result(self):
+            raise self.fault
+
+        fault = RuntimeError("Error during deserialization of the task graph")
+
+    client = SimpleNamespace(submit=lambda *_, **__: Broken())
+    told = "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        cluster.Cluster(lambda: client, "tcp://a:1").provenance(None)
 
 
 def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(
