@@ -175,7 +175,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
         f"{len(programs):,} compiled program(s)",
         **_devices(experiment),
-        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB"
+        + ": too much, and no chunk can be smaller" * (plan.peak_bytes > experiment.memory * 1e9),
         "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
         "time": f"about {_duration(estimate(plan))}, and compiling",
     }.items():

@@ -342,17 +342,17 @@ def _address(where: str) -> str:
             ) from None
     parts = urlsplit(address)
     try:
-        is_whole = parts.scheme in ("tcp", "tls") and parts.hostname and parts.port
-    except ValueError:  # a port that is no number, or none there can be
-        is_whole = False
-    if not is_whole:
+        host = parts.hostname if parts.port else None
+    except ValueError:  # a port that is no number, or too large a one
+        host = None
+    if parts.scheme not in ("tcp", "tls") or not host:
         raise ValueError(f"--cluster: must be tls://HOST:PORT or tcp://HOST:PORT, got {address}")
     if parts.scheme == "tls" and not _has_certificates():
         raise ValueError(
             f"{address}: needs certificates, in DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
             "…__CLIENT__CERT and …__CLIENT__KEY; docs/cluster.md tells how to make them"
         )
-    if parts.scheme == "tcp" and not _is_loopback(parts.hostname):
+    if parts.scheme == "tcp" and not _is_loopback(host):
         _say(
             f"{address}: not encrypted, and whoever reaches it can run programs as you; "
             "docs/cluster.md tells how to use tls://"

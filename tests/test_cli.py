@@ -279,6 +279,12 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_check_tells_when_one_lane_takes_more_than_its_memory(fakes):
+    wide = 'problem.data={kind="gaussian", samples=100, features=1000000}'
+    told = call("check", FIGURE4, wide, "sweep={}").out
+    assert " GB a chunk, of 2 GB: too much, and no chunk can be smaller\n" in told
+
+
 def test_check_tells_of_a_descent_what_rule_and_how_many_steps(fakes):
     told = call("check", FIGURE4, DESCENT, "dynamics.points=11").out
     assert " dynamics  descent by sgd, 1,000 steps, 11 points\n" in told
