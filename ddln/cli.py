@@ -268,7 +268,9 @@ def explore(
     ] = "explore",
     overrides: Overrides = None,
     out: Out = Path("runs"),
-    port: Annotated[int, typer.Option(help="On 127.0.0.1; 0 takes a free one.")] = 2718,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")
+    ] = 2718,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """Look at a network while its numbers change, or browse a run, on a page of this machine.

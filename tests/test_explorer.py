@@ -222,6 +222,13 @@ def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base
         apps.opened(folder.path.name, [], tmp_path)
 
 
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_no_machine_has_is_refused(port):
+    done = CliRunner().invoke(cli.app, ["explore", "--port", port, "--no-browser"])
+    assert done.exit_code == 2
+    assert "Invalid value for '--port'" in done.output
+
+
 def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
     with socket.socket() as taken:
         taken.bind((apps.HOST, 0))
