@@ -468,6 +468,7 @@ def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path
 def test_a_network_without_a_finite_start_is_refused_by_the_real_thing(tmp_path):
     refused = process("run", "figure4", "sweep.network.scale=[1e200]", cwd=tmp_path)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("ddln: ")
-    assert len(refused.stderr.splitlines()) == 1
+    head, fault = refused.stderr.splitlines()
+    assert head == f"ddln: {FIGURE4}:"
+    assert fault.startswith("  network.scale: the mobility M must be finite at the start, got ")
     assert not (tmp_path / "runs").exists()

@@ -59,7 +59,7 @@ def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
         )
         assert done.returncode == 2
         assert "is code, which is run only from its own folder: cd " in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert len(done.stderr.splitlines()) == 2
     assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "mine").iterdir())
 
