@@ -121,6 +121,11 @@ def resolve(document: dict[str, Any], folder: Path) -> None:
         data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
 
 
+def plain(value: Any) -> Any:
+    """What JSON has no form for: lists of arrays, and words."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def as_toml(document: Mapping[str, Any]) -> str:
     """The document as TOML text."""
     return "\n".join(_toml_lines(document)) + "\n"

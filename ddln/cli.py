@@ -6,10 +6,11 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddln import terminal
 from ddln.exits import interruptible, refusing, say
 from ddln.runtime import nearby, start_jax
 
@@ -24,14 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # half the time of --help
 )
-
-REMEDIES = {
-    "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, "
-    "dynamics.until, or the step size of a descent",
-}
-ROWS = 40
-"""Rows of a table that are printed."""
 
 
 def _configs(incomplete: str) -> list[str]:
@@ -217,9 +210,9 @@ def verify(
         typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))
     else:
         typer.echo(hypotheses.render(assumed) + "\n")
-        _print_table(rows, "Certificates")
-        _print_accuracy(*solved_again(dataset))
-    raise typer.Exit(_failed(rows))
+        terminal.print_table(rows, "Certificates")
+        terminal.print_accuracy(*solved_again(dataset))
+    raise typer.Exit(terminal.failed(rows))
 
 
 @app.command()
@@ -229,7 +222,7 @@ def show(run: Run, out: Out = Path("runs")) -> None:
 
     with refusing():
         folder = RunFolder.existing(run, out)
-        _print_run(folder, folder.read_claims())
+        terminal.print_run(folder, folder.read_claims())
 
 
 @app.command()
@@ -376,57 +369,15 @@ def _validate(plan: "Plan", path: Path) -> None:
 
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:
     tables = folder.read_claims()
-    failed = [row for rows in tables.values() for row in rows if _failed([row])]
+    failed = [row for rows in tables.values() for row in rows if terminal.failed([row])]
     if json_lines:
         from ddln import progress
 
         names = [row["name"] for row in failed]
         progress.event("finished", run=str(folder.path), ok=not failed, failed=names)
     else:
-        _print_run(folder, tables)
+        terminal.print_run(folder, tables)
     raise typer.Exit(int(bool(failed)))
-
-
-def _print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
-    for title, rows in tables.items():
-        if rows:
-            _print_table(rows, title.capitalize())
-    ends = folder.endings()
-    endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
-    typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
-    _print_accuracy(*folder.solved_again())
-    if cut := folder.cut():
-        typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
-    for name in ends.keys() & REMEDIES.keys():
-        typer.echo(f"{name}: {REMEDIES[name]}")
-    typer.echo(nearby(folder.path))
-
-
-def _print_accuracy(lanes: int, off: int) -> None:
-    from ddln.variables import accuracy_in_words
-
-    if lanes:
-        typer.echo(f"accuracy: {accuracy_in_words(lanes, off)}")
-
-
-def _print_table(rows: list[dict[str, Any]], title: str) -> None:
-    from ddln import tables
-
-    shown = rows
-    if len(rows) > ROWS:
-        shown = sorted(rows, key=lambda row: _failed([row]), reverse=True)[:ROWS]
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(tables.table(shown, title))
-    else:
-        typer.echo(tables.render(shown, title))
-    if len(rows) > ROWS:
-        typer.echo(f"and {len(rows) - ROWS:,} more; those that fail come first")
-
-
-def _failed(rows: list[dict[str, Any]]) -> int:
-    return int(any(row["applies"] and not row["holds"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -7,40 +7,44 @@ as an axis of `[sweep]`.
 
 import copy
 import hashlib
-import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from ddln import axes
 from ddln import data as datasets
 from ddln._document import ConfigError as ConfigError
-from ddln._document import as_toml, flatten, parse_override, parse_toml, place, read_toml, resolve
+from ddln._document import (
+    as_toml,
+    flatten,
+    parse_override,
+    parse_toml,
+    place,
+    plain,
+    read_toml,
+    resolve,
+)
 from ddln._document import told_of as told_of
-from ddln._faults import AXIS_FORMS, explain, hint, members_of, rule
+from ddln._faults import explain, members_of
 from ddln.dynamics import OF_DEPTH_2, Descent, Dynamics
 from ddln.schema import (
     NAME,
+    REAL,
+    WHOLE,
     Axis,
     Devices,
     Explicit,
     File,
-    Linspace,
-    Logspace,
     Network,
     Problem,
-    Range,
     Table,
-    Values,
 )
 
-_HUGE = 2**1024
-_WHOLE, _REAL = (int, int | None), (float, float | None)
 _SWEPT = ("problem", "network", "dynamics")
 """The tables whose numbers can be swept; what else there is, is about the machine."""
 
@@ -282,44 +286,11 @@ def _extra(leaf: FieldInfo, key: str, default: Any) -> Any:
     return extra.get(key, default) if isinstance(extra, dict) else default
 
 
-def dimension_of(name: str, axis: Any) -> str:
-    """The dimension an axis of the sweep lies along: its own, or that of the one it is zipped to.
-
-    >>> experiment = load("configs/figure4.toml", ["sweep={}"]).with_(
-    ...     {
-    ...         "sweep.network.scale": [1.0, 1.4],
-    ...         "sweep.network.init.seed": {"values": [3, 4], "zip": "network.scale"},
-    ...     }
-    ... )
-    >>> [dimension_of(name, axis) for name, axis in experiment.sweep.items()]
-    ['network.scale', 'network.scale']
-    """
-    return getattr(axis, "zip", None) or name
-
-
-def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
-    """The values of one axis of the sweep; whole numbers where its leaf wants them."""
-    import numpy as np
-
-    if isinstance(axis, Linspace):
-        values = np.linspace(*axis.linspace).tolist()
-    elif isinstance(axis, Logspace):
-        with np.errstate(over="ignore"):  # the range of the leaf is checked by the caller
-            values = np.logspace(*axis.logspace).tolist()
-    else:
-        listed = axis.values if isinstance(axis, Values) else axis
-        values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
-    if leaf.annotation not in _WHOLE:
-        # A whole number may be larger than any real one: infinite, which the caller refuses.
-        return [float(value) if abs(value) < _HUGE else math.inf for value in values]
-    return [int(value) if value == value // 1 else value for value in values]
-
-
 def _validated(document: dict[str, Any]) -> Experiment:
     experiment, problems = None, {}
     try:
         # Strict mode takes a list for a tuple only in JSON.
-        experiment = Experiment.model_validate_json(json.dumps(document, default=_plain))
+        experiment = Experiment.model_validate_json(json.dumps(document, default=plain))
     except ValidationError as error:
         faults = error.errors(include_url=False)
         # Keyed by place: a value that fits no member of a union is told once.
@@ -327,10 +298,12 @@ def _validated(document: dict[str, Any]) -> Experiment:
             explain(fault, document, Experiment) for fault in faults if not _is_of_a_file(fault)
         )
     told = [f"{where}: {what}" if where else what for where, what in problems.items()]
-    told += [*_file_problems(document), *_sweep_problems(document)]
+    told += _file_problems(document)
+    told += axes.faults(document.get("sweep", {}), dict(_leaves(Experiment, document)))
     if experiment is None or told:
         raise ConfigError(list(dict.fromkeys(told)))
-    _check_corners(experiment)
+    for corner in axes.corners(experiment.sweep, numeric_leaves(experiment)):
+        swept_to(experiment, corner)
     return experiment
 
 
@@ -339,99 +312,18 @@ def _is_of_a_file(fault: Any) -> bool:
     return isinstance(fault.get("ctx", {}).get("error"), datasets.DataError)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
 def _file_problems(document: Mapping[str, Any]) -> list[str]:
     problem = document.get("problem")
     data = problem.get("data") if isinstance(problem, Mapping) else None
     if not isinstance(data, Mapping) or data.get("kind") != "file":
         return []
     try:
-        datasets.shape_of(File.model_validate_json(json.dumps(data, default=_plain)))
+        datasets.shape_of(File.model_validate_json(json.dumps(data, default=plain)))
     except datasets.DataError as error:
         return [f"problem.data: {line}" for line in str(error).splitlines()]
     except ValidationError:
         return []  # told already
     return []
-
-
-def _sweep_problems(document: Mapping[str, Any]) -> Iterator[str]:
-    sweep = document.get("sweep", {})
-    leaves = dict(_leaves(Experiment, document))
-    dimensions: dict[str, str] = {}
-    columns: dict[str, list[Any]] = {}
-    for name, axis in sweep.items() if isinstance(sweep, Mapping) else ():
-        table, _, key = name.rpartition(".")
-        if table in leaves:
-            yield f"sweep.{table}: {AXIS_FORMS}, got {{{key} = …}}"
-            continue
-        if name not in leaves:
-            yield f"sweep.{name}: not a numeric key{hint(name, leaves)}"
-            continue
-        try:
-            axis = TypeAdapter(Axis).validate_json(json.dumps(axis, default=_plain), strict=True)
-        except ValidationError:
-            continue  # told already
-        values = axis_values(axis, leaves[name])
-        if not values:
-            yield f"sweep.{name}: needs at least one value"
-        try:
-            _values_adapter(leaves[name]).validate_python(values, strict=True)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            yield f"sweep.{name}[{fault['loc'][0]}]: {rule(fault)}"
-        dimensions[name], columns[name] = dimension_of(name, axis), values
-    yield from _zip_problems(dimensions, columns)
-
-
-def _zip_problems(
-    dimensions: Mapping[str, str], columns: Mapping[str, Sequence[Any]]
-) -> Iterator[str]:
-    own = [name for name, dimension in dimensions.items() if name == dimension]
-    for name, dimension in dimensions.items():
-        if dimension not in own:
-            near = hint(dimension, own)
-            yield f'sweep.{name}.zip: must name an axis with a dimension, got "{dimension}"{near}'
-        elif len(columns[name]) != len(columns[dimension]):
-            lengths = f"{len(columns[name])} values for {len(columns[dimension])}"
-            yield f"sweep.{name}: must be as long as {dimension}, got {lengths}"
-    for name in own:
-        steps = zip(*(columns[also] for also in columns if dimensions[also] == name), strict=False)
-        if len(set(steps)) < len(columns[name]):
-            yield f"sweep.{name}: values must differ from each other"
-
-
-def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
-    finite = [Field(allow_inf_nan=False)] if leaf.annotation in _REAL else []
-    value: Any = Annotated[leaf.annotation, *finite, *leaf.metadata]
-    return TypeAdapter(list[value])  # pyright: ignore[reportInvalidTypeForm]
-
-
-def _check_corners(experiment: Experiment) -> None:
-    """Rules between two keys are orders, so the corners of the grid speak for all of it.
-
-    Where one must divide another, `ddln.plan` meets what is between them: those change shapes.
-    """
-    leaves = numeric_leaves(experiment)
-    dimensions: dict[str, dict[str, Any]] = {}
-    for name, axis in experiment.sweep.items():
-        values = axis_values(axis, leaves[name])
-        dimensions.setdefault(dimension_of(name, axis), {})[name] = values
-    ends = [_extremes(columns) for columns in dimensions.values()]
-    for corner in itertools.product(*ends) if ends else ():
-        swept_to(experiment, {name: value for step in corner for name, value in step.items()})
-
-
-def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The steps at which a key, or the difference of two, is least or largest."""
-    import numpy as np
-
-    keys = [np.asarray(values) for values in columns.values()]
-    orders = [*keys, *(one - other for one, other in itertools.combinations(keys, 2))]
-    steps = {int(step) for order in orders for step in (np.argmin(order), np.argmax(order))}
-    return [{name: values[i] for name, values in columns.items()} for i in sorted(steps)]
 
 
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -441,7 +333,7 @@ def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tupl
         below = raw.get(name) if isinstance(raw, Mapping) else None
         if below is None and type(None) in get_args(leaf.annotation):
             continue  # what is not there has no numbers
-        if leaf.annotation in (*_WHOLE, *_REAL):
+        if leaf.annotation in (*WHOLE, *REAL):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):
             yield from _leaves(member, below, f"{prefix}{name}.")

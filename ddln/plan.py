@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ddln.axes import axis_values, dimension_of
 from ddln.config import (
     ConfigError,
     Experiment,
-    axis_values,
     changes_shape,
-    dimension_of,
     numeric_leaves,
     substitute,
     swept_to,

@@ -20,6 +20,7 @@ from pydantic.config import JsonDict
 
 NAME = r"^[a-z][a-z0-9_]*$"
 MAX_VALUES = 1_000_000
+WHOLE, REAL = (int, int | None), (float, float | None)
 SHAPE: JsonDict = {"changes_shape": True}
 
 Whole = Annotated[int, Field(lt=2**63)]

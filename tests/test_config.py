@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddln.axes import axis_values
 from ddln.config import (
     ConfigError,
     Experiment,
-    axis_values,
     changes_shape,
     load,
     numeric_leaves,

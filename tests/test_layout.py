@@ -31,10 +31,11 @@ ORDER = [
     *("mirror", "oracles", "optimisers", "descent", "stochastic"),
     *("hypotheses", "hermite", "theory", "diagnostics"),
     *("tables", "claims", "stepwise", "accuracy", "certificates"),
-    *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults", "config"),
-    *("variables", "plan", "_netcdf", "grid", "parts", "lanes"),
+    *("_files", "datafiles", "data", "schema", "dynamics", "_document", "_faults"),
+    *("axes", "config", "variables", "plan", "_netcdf", "grid", "parts", "lanes"),
     *("_records", "store", "figures", "profiles", "views", "explorer", "browser"),
-    *("studies", "report", "runtime", "progress", "execution", "cluster", "apps", "exits", "cli"),
+    *("studies", "report", "runtime", "progress", "execution", "cluster", "apps"),
+    *("exits", "terminal", "cli"),
 ]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from ddln import cli, tables
+from ddln import cli, tables, terminal
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
 ROW = {
@@ -42,7 +42,7 @@ def shown(monkeypatch):
     def shown(*rows):
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdout", Terminal())
-            cli._print_table(list(rows), "Certificates")
+            terminal.print_table(list(rows), "Certificates")
             return sys.stdout.getvalue()
 
     return shown
@@ -76,7 +76,7 @@ def test_no_color_is_obeyed(shown, monkeypatch):
 
 
 def test_what_is_no_terminal_has_no_escapes(capsys):
-    cli._print_table([ROW], "Certificates")
+    terminal.print_table([ROW], "Certificates")
     assert "\x1b" not in capsys.readouterr().out
 
 
