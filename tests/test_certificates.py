@@ -45,8 +45,11 @@ def test_every_theorem_holds_on_many_networks(networks):
     assert applies["asymptotic rate"] > networks / 20
 
 
+OTHERS = [(2, 1), (12, 60)]
+
+
 @pytest.mark.parametrize(
-    ("depth", "dim"), [(2, 1), (5, 3), pytest.param(12, 60, marks=pytest.mark.slow)]
+    ("depth", "dim"), [(5, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in OTHERS)]
 )
 def test_identities_hold_at_any_depth_and_width(depth, dim):
     problem, run = random_run(jax.random.key(depth), depth, dim + 2, dim)

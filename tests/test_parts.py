@@ -71,6 +71,7 @@ def test_logarithmic_times_are_spread_over_the_decades_asked_for():
     assert times[1] < 2 * 50.0 / 1e3 * np.log(1001) / 300
 
 
+@pytest.mark.slow
 def test_a_lane_of_a_data_set_has_its_problem_and_layers_again():
     experiment = ddln.load(FIGURE4).with_({"dynamics.points": 5, "sweep.network.scale": [1.0, 2.0]})
     dataset = ddln.run(experiment)

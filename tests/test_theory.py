@@ -28,7 +28,7 @@ def test_tied_layers_have_no_rate_bound():
     assert ddln.rate_bound(PROBLEM, jnp.ones((3, 6))) == 0
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_asymptotic_rate_is_what_a_long_run_shows(depth):
     rng = np.random.default_rng(depth)
     problem = ddln.least_squares(rng.normal(size=(4, 2)), rng.normal(size=4))
@@ -78,6 +78,7 @@ def test_modes_of_few_samples_are_those_of_the_whole_hessian(kind):
     np.testing.assert_allclose(whole @ modes, modes * rates[None], atol=1e-9 * float(rates[-1]))
 
 
+@pytest.mark.slow
 def test_mobility_integral_converges_with_the_saved_times():
     integrals = []
     for points in (21, 41, 641):
