@@ -56,61 +56,50 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Stopped early, every depth has the rates of sparse recovery; the window grows with depth."""
     best = np.array([float(error.min()) for error in errors(dataset)])
     end = np.array([float(error[-1]) for error in errors(dataset)])
-    made = [
-        ddln.Claim(
-            name="minimax rate",
-            source="Li et al. 2021",
-            statement="largest best error of a depth over σ√(2k ln(p)/n)",
-            measured=float(best.max()) / rate(dataset, "features"),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="the rate, with the constant of the threshold σ√(2 ln(p)/n) on k entries",
+    window, several = windows(dataset), dataset.sizes[DEPTH] > 1
+    level, depths = oracle(dataset), dataset[DEPTH].values.tolist()
+    minimax, parametric = rate(dataset, "features"), rate(dataset, "support")
+    rows = [
+        (
+            *("minimax rate", "Li et al. 2021"),
+            f"largest best error of a depth, {best.max() / level:.4f} of the support's least "
+            "squares, over σ√(2k ln(p)/n)",
+            best.max() / minimax,
+            *("the rate, with the constant of the threshold σ√(2 ln(p)/n) on k entries", True),
         ),
-        ddln.Claim(
-            name="parametric rate",
-            source="Vaškevičius et al. 2019",
-            statement="largest best error of a depth over σ√(2k ln(2k)/n), without p",
-            measured=float(best.max()) / rate(dataset, "support"),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="on all k entries, what the largest of k normal errors is about",
+        (
+            *("parametric rate", "Vaškevičius et al. 2019"),
+            "largest best error of a depth over σ√(2k ln(2k)/n), without p",
+            best.max() / parametric,
+            *("on all k entries, what the largest of k normal errors is about", True),
         ),
-        ddln.Claim(
-            name="stopping is needed",
-            source="Li et al. 2021",
-            statement="σ√(2k ln(2k)/n) over the least error of a depth at the end of its run",
-            measured=rate(dataset, "support") / float(end.min()),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="what stopping attains is lost without it, however long runs go on from there",
-            applies=dataset.sizes[DEPTH] > 1,
+        (
+            *("stopping is needed", "Li et al. 2021"),
+            "σ√(2k ln(2k)/n) over the least error of a depth at the end of its run",
+            parametric / end.min(),
+            *("what stopping attains is lost without it, however long runs go on", several),
         ),
     ]
-    for name, values, statement in (
-        ("best error", best, "from one start, the best error over that of the depth before"),
-        (
-            "window",
-            1 / np.maximum(windows(dataset), np.finfo(float).tiny),
-            "the window of the depth before over this one's, in flow time",
-        ),
-    ):
-        made += [
-            ddln.Claim(
-                name=f"{name}, depth {int(dataset[DEPTH][i])}",
-                source="Li et al. 2021",
-                statement=statement,
-                measured=float(values[i] / values[i - 1]),
-                predicted=1.0,
-                tolerance=0.0,
-                relation="<=",
-                reason="only the order is claimed",
-            )
-            for i in range(1, dataset.sizes[DEPTH])
+    order = "only the order is claimed", several
+    for i in range(1, len(depths)):
+        rows += [
+            (
+                *(f"best error, depth {depths[i]}", "Li et al. 2021"),
+                f"from one start, the best error, {best[i] / level:.4f} of the support's least "
+                f"squares, over that of the depth before, {best[i - 1] / level:.4f}",
+                *(best[i] / best[i - 1], *order),
+            ),
+            (
+                *(f"window, depth {depths[i]}", "Li et al. 2021"),
+                f"the window of the depth before, {window[i - 1]:,.0f} of flow time, over this "
+                f"one's, {window[i]:,.0f}",
+                *(window[i - 1] / max(window[i], np.finfo(float).tiny), *order),
+            ),
         ]
-    return made
+    return [
+        ddln.Claim(name, source, statement, float(value), 1.0, 0.0, "<=", reason, applies)
+        for name, source, statement, value, reason, applies in rows
+    ]
 
 
 @figures.style()

@@ -16,31 +16,26 @@ from ddln import figures, parts, theory
 SCALE = "network.scale"
 
 
-def margins(dataset: xr.Dataset) -> dict[int, xr.DataArray]:
-    """For ℓ1 and ℓ2: the least y_i x_iᵀθ over ‖θ‖, as a share of the largest there is."""
-    problem, _ = parts.rebuild(dataset.isel({SCALE: 0}))
-    plain, found = problem.unsigned, {}
-    rows = np.asarray(plain.targets)[:, None] * np.asarray(plain.features)
-    theta = dataset["predictor"].isel(time=slice(1, None))
-    least = xr.dot(xr.DataArray(rows, dims=("sample", "feature")), theta).min("sample")
-    for norm in (1, 2):
-        size = (abs(theta) ** norm).sum("feature") ** (1 / norm)
-        largest = np.linalg.norm(theory.max_margin(plain, norm=norm), ord=norm)
-        found[norm] = least / size * largest
-    return found
+def shares(dataset: xr.Dataset) -> tuple[dict[int, xr.DataArray], dict[int, float]]:
+    """Margins, the least y_i x_iᵀθ over ‖θ‖, as shares of the largest there is, by norm, ℓ1 and ℓ2.
 
-
-def crossed(dataset: xr.Dataset) -> dict[int, float]:
-    """For ℓ1 and ℓ2: the share that the direction of the other's largest margin has."""
+    Of each run along its way; and of the direction that has the largest in the other norm.
+    """
     problem, _ = parts.rebuild(dataset.isel({SCALE: 0}))
     plain = problem.unsigned
     rows = np.asarray(plain.targets)[:, None] * np.asarray(plain.features)
-    best = {norm: np.asarray(theory.max_margin(plain, norm=norm)) for norm in (1, 2)}
+    signed = xr.DataArray(rows, dims=("sample", "feature"))
+    found = {norm: np.asarray(theory.max_margin(plain, norm=norm)) for norm in (1, 2)}
+    best = {norm: xr.DataArray(theta, dims="feature") for norm, theta in found.items()}
 
     def margin(theta, norm):
-        return float((rows @ theta).min() / np.linalg.norm(theta, ord=norm))
+        size = (abs(theta) ** norm).sum("feature") ** (1 / norm)
+        return xr.dot(signed, theta, dim="feature").min("sample") / size
 
-    return {norm: margin(best[3 - norm], norm) / margin(best[norm], norm) for norm in (1, 2)}
+    runs = dataset["predictor"].isel(time=slice(1, None))
+    along = {norm: margin(runs, norm) / margin(theta, norm) for norm, theta in best.items()}
+    crossed = {n: float(margin(best[3 - n], n) / margin(best[n], n)) for n in best}
+    return along, crossed
 
 
 def fitted(dataset: xr.Dataset) -> xr.DataArray:
@@ -50,12 +45,11 @@ def fitted(dataset: xr.Dataset) -> xr.DataArray:
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """No direction has more than the largest margin; large scales have ℓ2's, small ones ℓ1's."""
-    shares, scale = margins(dataset), dataset[SCALE].values
-    ends = {norm: share.isel(time=-1) for norm, share in shares.items()}
+    (along, others), scale = shares(dataset), dataset[SCALE].values
+    ends = {norm: share.isel(time=-1) for norm, share in along.items()}
     largest = {SCALE: int(np.argmax(scale))}
     rich = {SCALE: int(np.argmin(abs(np.log(scale / 0.1))))}
     is_rich, is_lazy = bool(np.isclose(scale, 0.1).any()), scale.max() >= 100
-    others = crossed(dataset)
     return [
         *(
             ddln.Claim(
@@ -68,7 +62,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
                 relation="<=",
                 reason="that of the program that finds it",
             )
-            for norm, share in shares.items()
+            for norm, share in along.items()
         ),
         ddln.Claim(
             name="rich, α = 0.1",
@@ -99,7 +93,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             source="Lyu & Li 2020",
             statement="every scale's ℓ1 margin still grows over the last half of the saved times: "
             "the largest share of the end that was there before",
-            measured=float((shares[1].isel(time=shares[1].sizes["time"] // 2) / ends[1]).max()),
+            measured=float((along[1].isel(time=along[1].sizes["time"] // 2) / ends[1]).max()),
             predicted=1.0,
             tolerance=0.0,
             relation="<=",
@@ -113,8 +107,8 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> Figure:
     """Both margins, as shares of the largest, against ln(1/ℒ)."""
     figure, panels = figures.canvas(7.0, 3.3, ncols=2, sharey=True)
-    shares, gone = margins(dataset), fitted(dataset)
-    for axes, (norm, share) in zip(panels, shares.items(), strict=True):
+    (along, _), gone = shares(dataset), fitted(dataset)
+    for axes, (norm, share) in zip(panels, along.items(), strict=True):
         for i, look in enumerate(figures.looks(dataset.sizes[SCALE])):
             label = rf"$\alpha$ = {dataset[SCALE].values[i]:g}"
             curve = {"label": label, "markevery": (0.05, 0.2), **look}
