@@ -1,7 +1,7 @@
 """Which changes to the mathematics no test notices: `make mutants`, or `python -m tests.mutants`.
 
 Operators, comparisons, signs and numbers of a module are changed, one at a time, in a copy of the
-project; a change that its tests let pass is printed. What a survivor may be: a number that decides
+project; a change that its tests and doctests let pass is printed. What a survivor may be: a number that decides
 speed only, a guard for what rounding does, or a test that is not there.
 
 Compiling is most of the time that a change takes: each is tried in a process that finds all but the
@@ -137,7 +137,8 @@ def run_tests(
     order = Cheapest(seconds, noticed)
     preloaded = ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
     options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", *preloaded]
-    code = pytest.main([*options, *(f"tests/{name}" for name in TESTS[module])], [order])
+    paths = [f"ddln/{module}.py", *(f"tests/{name}" for name in TESTS[module])]
+    code = pytest.main([*options, *paths], [order])
     told.send(("" if code == 0 else order.failed or f"exit {code}", order.seconds))
     told.close()
     os._exit(0)
