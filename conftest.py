@@ -1,5 +1,6 @@
 """Strict ground for every test and doctest: float64, no silent broadcasting, checked shapes."""
 
+import gc
 import os
 
 # Compiling is most of a test's time, so the compiler need not try hard; `XLA_FLAGS= make test` has
@@ -15,6 +16,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("ddln", "beartype.beartype")
+# Tracing makes many small objects and no rubbish: looking for it is a tenth of a test's time.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

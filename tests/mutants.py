@@ -1,8 +1,8 @@
 """Which changes to the mathematics no test notices: `make mutants`, or `python -m tests.mutants`.
 
 Operators, comparisons, signs and numbers of a module are changed, one at a time, in a copy of the
-project; a change that its tests and doctests let pass is printed. What a survivor may be: a number that decides
-speed only, a guard for what rounding does, or a test that is not there.
+project; a change that its tests and doctests let pass is printed. What a survivor may be: a number
+that decides speed only, a guard for what rounding does, or a test that is not there.
 
 Compiling is most of the time that a change takes: each is tried in a process that finds all but the
 project imported, with the programs that it leaves alone compiled, cheapest test first.

@@ -10,6 +10,8 @@ import pytest
 
 import ddln
 from ddln import flow, network, report
+from ddln.certificates import _diagonal, gap_floor
+from ddln.costs import DENSE
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 
@@ -228,8 +230,24 @@ def test_transformations_agree_with_eager(certified):
     assert batch.ok.tolist() == [True, True]
     for one, many in zip(certificates.claims, batch.claims, strict=True):
         np.testing.assert_allclose(many.predicted[1], one.predicted, rtol=1e-9, err_msg=one.name)
+    assert repr(batch).startswith("Certificates(completed, conservation, sign, ")
     jitted = eqx.filter_jit(ddln.certify)(problem, run)
     assert jitted.ok
+
+
+def test_the_floor_without_a_smoothness_is_of_the_largest_hessian_that_was_met(certified):
+    plain, run, _ = certified
+    problem = ddln.exponential(plain.features, jnp.sign(plain.targets))
+    few = run.theta[:: len(TIMES) // 8]
+    largest = max(np.linalg.norm(problem.hessian(theta)) for theta in few)
+    error = 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
+    np.testing.assert_allclose(gap_floor(problem, run), largest * error**2 / 2, rtol=1e-9)
+
+
+def test_a_wide_diagonal_is_that_of_a_narrow_one():
+    at = jnp.linspace(-2.0, 2.0, DENSE + 1)
+    for part in (at, at[1:]):
+        np.testing.assert_allclose(_diagonal(lambda x: x**3, part), 3 * part**2)
 
 
 def test_too_few_times_are_refused(certified):
@@ -256,6 +274,41 @@ def test_degenerate_networks_are_certified(features, targets, layers):
         run = ddln.gradient_flow(problem, layers, TIMES, coordinates=coordinates)
         certificates = ddln.certify(problem, run)
         assert certificates.ok, repr(certificates)
+        assert bool(certificates["monotone loss"].applies) == (run.gap[0] > 0)
+
+
+def test_a_frozen_coordinate_on_no_feature_changes_no_certificate(certified):
+    problem, run, certificates = certified
+    features = np.insert(np.asarray(problem.features), 1, 0.0, axis=1)
+    layers = np.insert(np.asarray(run.layers[0]), 1, [0.0, 0.0, 1e3], axis=1)
+    wider = ddln.least_squares(features, problem.targets)
+    again = ddln.certify(wider, ddln.gradient_flow(wider, layers, TIMES))
+    with_a_tie = {"divergence bound", "exponential bound", "a-posteriori bound"}
+    for one, other in zip(certificates.claims, again.claims, strict=True):
+        assert other.holds, one.name
+        if one.name not in with_a_tie:
+            assert other.applies == one.applies, one.name
+            np.testing.assert_allclose(other.tolerance, one.tolerance, rtol=1e-5, err_msg=one.name)
+
+
+def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
+    problem, run, _ = certified
+    layers = np.array(run.layers[0])
+    layers[1, 2] = layers[0, 2] * (1 + 1e-3)
+    run = ddln.gradient_flow(problem, layers, TIMES, coordinates="layers", rtol=1e-10)
+    squares = np.asarray(run.layers) ** 2
+    ascending = np.sort(squares[0], axis=0)
+    magnified = (squares.max(axis=(0, 1)) / (ascending[1] - ascending[0])).max()
+    certificates = ddln.certify(problem, run)
+    assert certificates.ok
+    for name, times in {"conservation": 1, "sign": 1, "mirror identity": magnified}.items():
+        np.testing.assert_allclose(certificates[name].tolerance, 300 * 1e-10 * times, rtol=1e-9)
+
+
+def test_a_run_that_stops_at_once_is_said_to_lack_all_of_its_time(certified):
+    problem, run, _ = certified
+    stopped = spoil(run, gap=run.gap.at[1:].set(jnp.nan))
+    assert ddln.certify(problem, stopped)["completed"].measured == TIMES[-1]
 
 
 def test_half_lines_are_certified_down_to_nothing():

@@ -8,6 +8,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
+from ddln import flow
 
 TIMES = np.linspace(0.0, 2.0, 9)
 AGREEMENT = 1e-8
@@ -51,6 +52,7 @@ def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
     ]
     if dim < 100:  # inverting the mirror map at every step takes its time
         runs.append(ddln.mirror_flow(problem, layers, TIMES))
+        np.testing.assert_allclose([runs[-1].rtol, runs[-1].atol], [1e-10, 1e-13])
     for run in runs:
         np.testing.assert_allclose(run.layers, expected, atol=AGREEMENT)
         np.testing.assert_allclose(run.theta, expected.prod(axis=1), atol=AGREEMENT)
@@ -60,6 +62,7 @@ def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
 def test_default_tolerances_keep_to_the_reference():
     problem, layers = network(1, 4, 6, 5)
     run = ddln.gradient_flow(problem, layers, TIMES)
+    np.testing.assert_allclose([run.rtol, run.atol], [1e-9, 1e-12])
     np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=AGREEMENT)
 
 
@@ -142,8 +145,8 @@ def test_single_precision_is_kept():
 
 def test_a_failed_run_says_what_to_change():
     with pytest.raises(RuntimeError, match=r"\(max_steps\): .* raise `max_steps`"):
-        ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=3)
-    run = ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=3, throw=False)
+        ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=1)
+    run = ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=1, throw=False)
     assert not run.ok
     assert jnp.isnan(run.theta[-1]).all()
     assert "max_steps" in repr(run)
@@ -186,8 +189,8 @@ def test_bad_arguments_are_named(layers, times, options, message):
 def test_frozen_coordinates_do_not_disturb_a_long_run():
     problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
     times = np.linspace(0.0, 500.0, 11)
-    for flow in (ddln.gradient_flow, ddln.mirror_flow):
-        run = flow(problem, [[0.0, 0.5], [0.0, 1.0]], times)
+    for solve in (ddln.gradient_flow, ddln.mirror_flow):
+        run = solve(problem, [[0.0, 0.5], [0.0, 1.0]], times)
         assert (run.theta[:, 0] == 0).all()
         np.testing.assert_allclose(run.theta[-1, 1], 1.0, rtol=AGREEMENT)
 
@@ -205,6 +208,17 @@ def test_a_half_line_is_followed_to_its_end():
     np.testing.assert_allclose(run.theta[5] / run.theta[4], np.exp(-4 * 20.0), rtol=1e-4)
     assert run.theta[-1] == 0
     assert ddln.certify(problem, run).ok
+
+
+@pytest.mark.parametrize("finest", [1e-9, 1e-10])  # of gradient and of mirror flow
+def test_default_tolerances_are_as_fine_as_said_or_as_the_numbers_allow(finest):
+    double = flow.as_tolerances(None, None, finest, jnp.dtype("float64"))
+    np.testing.assert_array_equal(double, [finest, 1e-3 * finest])
+    rounding = np.finfo(np.float32).eps
+    single = flow.as_tolerances(None, None, finest, jnp.dtype("float32"))
+    np.testing.assert_array_equal(single, np.float32([100 * rounding, rounding / 10]))
+    given = flow.as_tolerances(float(rounding), 1e-3, finest, jnp.dtype("float32"))
+    np.testing.assert_array_equal(given, np.float32([rounding, 1e-3]))
 
 
 def test_a_tolerance_finer_than_the_numbers_is_warned_of():

@@ -55,6 +55,14 @@ def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
 
 
+def test_equal_samples_change_no_limit_point():
+    layers = np.random.default_rng(2).normal(size=(3, 2))
+    once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))
+    np.testing.assert_allclose(
+        ddln.limit_point(often, layers), ddln.limit_point(once, layers), rtol=1e-12
+    )
+
+
 def test_limit_point_under_transformations_is_the_eager_one():
     layers = np.random.default_rng(3).normal(size=(4, 3, 6))
     one_by_one = jnp.stack([ddln.limit_point(PROBLEM, lane) for lane in layers])

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 import ddln
 from ddln import parts
@@ -48,6 +49,27 @@ def test_an_oracle_has_what_its_tables_say():
     assert {name: getattr(made.sampling, name) for name in drawn if name != "seed"} == {
         name: value for name, value in drawn.items() if name != "seed"
     }
+
+
+def test_layers_are_what_their_table_says():
+    plain = ddln.load(FIGURE4).with_({"sweep": {}, "network.depth": 3, "network.scale": 2.0})
+    laws = {"kind": "balanced", "law": {"kind": "constant", "value": 0.5}}
+    imbalanced = {"kind": "imbalanced", "smallest": 0.5, "imbalance": 2.0}
+    for table, column in [
+        ({"kind": "constant", "value": 0.5}, [1.0] * 3),
+        (laws, [1.0] * 3),
+        (imbalanced, [1.0, 3.0, 3.0]),
+    ]:
+        layers = parts.layers_of(plain.with_({"network.init": table}))
+        np.testing.assert_allclose(np.abs(layers), np.tile(np.array(column)[:, None], 8))
+
+
+def test_lanes_are_rebuilt_one_at_a_time():
+    dataset = xr.Dataset(
+        coords={"network.scale": [1.0, 1.4, 1.8]}, attrs={"config": ddln.load(FIGURE4).to_toml()}
+    )
+    with pytest.raises(ValueError, match=r"one value of each swept axis, got more of \['network"):
+        parts.rebuild(dataset)
 
 
 def test_there_is_a_key_where_something_is_drawn():

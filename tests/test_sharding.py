@@ -145,6 +145,8 @@ def test_what_cannot_be_cut_is_refused():
         sharding.sharded_least_squares(jax.numpy.eye(2), [1.0, 2.0])
     with pytest.raises(ValueError, match="number of devices that divides 3, the number of columns"):
         sharding._check(3, 2)
+    with pytest.raises(ValueError, match=f"must divide {len(jax.devices())}, the number of dev"):
+        sharding.mesh_of(lanes=1000)
 
 
 SWEPT = """

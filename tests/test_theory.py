@@ -24,6 +24,11 @@ def test_scaling_multiplies_the_rate_bound(scale):
     np.testing.assert_allclose(ratio, scale ** (2 * (4 - 1)), rtol=1e-10)
 
 
+def test_a_rate_bound_needs_a_pl_constant():
+    with pytest.raises(ValueError, match=r"must have a PL constant .*, got None"):
+        ddln.rate_bound(ddln.logistic([[1.0]], [1.0]), [[0.0], [1.0]])
+
+
 def test_tied_layers_have_no_rate_bound():
     assert ddln.rate_bound(PROBLEM, jnp.ones((3, 6))) == 0
 
