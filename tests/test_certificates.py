@@ -303,6 +303,10 @@ def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     assert certificates.ok
     for name, times in {"conservation": 1, "sign": 1, "mirror identity": magnified}.items():
         np.testing.assert_allclose(certificates[name].tolerance, 300 * 1e-10 * times, rtol=1e-9)
+    tied = jnp.ones((3, 4))
+    run = ddln.gradient_flow(problem, tied, TIMES, coordinates="layers", rtol=1e-10)
+    tolerance = ddln.certify(problem, run)["mirror identity"].tolerance
+    np.testing.assert_allclose(tolerance, 300 * 1e-10, rtol=1e-9)
 
 
 def test_a_run_that_stops_at_once_is_said_to_lack_all_of_its_time(certified):

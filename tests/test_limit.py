@@ -55,6 +55,17 @@ def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
 
 
+@pytest.mark.parametrize(
+    ("depth", "scale", "budget"),
+    [(2, 1e-60, 150), (2, 1e-3, 16), (3, 1e-2, 24), (4, 1e-3, 45)],
+)
+def test_a_limit_point_takes_tens_of_steps_where_the_dual_is_flat(depth, scale, budget):
+    problem = ddln.signed(PROBLEM)
+    layers = balanced(depth, scale, 6)
+    limit = ddln.limit_point(problem, layers, max_steps=budget)
+    assert max(theory.kkt_residual(problem, layers, limit)) < 1e-8
+
+
 def test_equal_samples_change_no_limit_point():
     layers = np.random.default_rng(2).normal(size=(3, 2))
     once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))

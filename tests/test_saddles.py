@@ -80,6 +80,20 @@ def test_escape_time_has_its_closed_form_and_the_flow_escapes_then(depth, publis
         np.testing.assert_allclose(crossed, half_time, atol=6e-3)
 
 
+def test_escape_takes_as_long_the_other_way_round_and_shorter_by_a_steeper_gradient():
+    layers = jnp.array([[0.3, 0.3], [0.01, 0.02], [0.2, 0.1]])
+    targets = jnp.array([3.0, -2.0])
+    there = ddln.least_squares(np.eye(2), targets, normalisation="half")
+    back = ddln.least_squares(np.eye(2), -targets, normalisation="half")
+    found = ddln.escape_times(there, layers)
+    np.testing.assert_allclose(
+        found, ddln.escape_times(back, layers.at[1].multiply(-1)), rtol=1e-12
+    )
+    low, high = ddln.Entropy(layers).range()
+    ends, starts = jnp.array([high[0], -low[1]]), jnp.prod(layers, axis=0)
+    np.testing.assert_allclose(found, ends / jnp.abs(targets - starts), rtol=1e-12)
+
+
 def test_escape_is_never_without_a_gradient_at_depth_two_or_where_frozen():
     assert jnp.isinf(ddln.escape_times(ONE, zero_last(2, 0.1))[0])
     assert jnp.isinf(ddln.escape_times(ONE, zero_last(3, 0.1), [1.0])[0])
@@ -137,6 +151,25 @@ def test_bad_input_is_named():
         theory.saddle_path(STAIRS, zero_last(2, 1.0, 4), max_jumps=1)
     with pytest.raises(ValueError, match=r"shape \(depth, 4\), got \(3, 1\)"):
         ddln.escape_times(STAIRS, zero_last(3, 1.0), jnp.zeros(4))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_frozen_coordinate_is_at_no_saddle(depth):
+    without = ddln.least_squares(
+        np.delete(np.asarray(STAIRS.features), 2, axis=1), STAIRS.targets, normalisation="half"
+    )
+    path = theory.saddle_path(without, zero_last(depth, 1.0, 3))
+    frozen = theory.saddle_path(STAIRS, zero_last(depth, 1.0, 4).at[0, 2].set(0.0))
+    np.testing.assert_allclose(frozen.times, path.times, rtol=1e-12)
+    np.testing.assert_allclose(frozen.theta, np.insert(path.theta, 2, 0.0, axis=1), atol=1e-12)
+
+
+def test_a_jump_whose_time_is_rounded_is_one_jump():
+    assert 1 / 49 * 49 < 1
+    problem = ddln.least_squares([[1.0]], [49.0], normalisation="half")
+    path = theory.saddle_path(problem, zero_last(2, 1.0))
+    np.testing.assert_array_equal(path.times, [0.0, 1 / 49])
+    np.testing.assert_allclose(path.theta, [[0.0], [49.0]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
