@@ -89,6 +89,15 @@ def svg(page, name):
     return page.locator(f"#{name} > svg").evaluate("chart => chart.outerHTML")
 
 
+def eventually(page, check):
+    """Checks again until it holds: a page may draw a chart after it tells what is in it."""
+    for _ in range(100):
+        with contextlib.suppress(AssertionError):
+            return check()
+        page.wait_for_timeout(100)
+    return check()
+
+
 def move(page, place, where, told):
     """Move a slider a step at a time by the keyboard, which the page must not take from it."""
     page.get_by_role("slider").nth(place).focus()
@@ -148,11 +157,14 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
         problem, layers = parts.problem_of(state), parts.layers_of(state)
         times = np.asarray(parts.times_of(state.dynamics))
         theta, gap = flow(problem.features, problem.targets, layers, times)
-        _, logs, pixel = curve_of(svg(tab, "gap"), "loss gap")
-        np.testing.assert_allclose(logs, np.log10(gap[: logs.size]), atol=PIXEL * pixel + MARKS)
-        first, second, pixel = curve_of(svg(tab, "plane"), "θ(t)")
-        np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
 
+        def curves_are_those_of_the_network():
+            _, logs, pixel = curve_of(svg(tab, "gap"), "loss gap")
+            np.testing.assert_allclose(logs, np.log10(gap[: logs.size]), atol=PIXEL * pixel + MARKS)
+            first, second, pixel = curve_of(svg(tab, "plane"), "θ(t)")
+            np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
+
+        eventually(tab, curves_are_those_of_the_network)
         with tab.expect_download() as download:
             tab.get_by_text("Config as TOML").click()
         saved = parse(Path(download.value.path()).read_text(encoding="utf-8"))
@@ -194,9 +206,13 @@ def test_a_run_is_browsed_and_its_lanes_are_compared(tab, tmp_path):
         tab.wait_for_selector("#kept")
         move(tab, 0, "#lane", ["scale = 1.4", "scale = 1.8"])
         lane = dataset.sel({"network.scale": 1.8, "network.init.seed": 1})
-        _, logs, pixel = curve_of(svg(tab, "gap"), "loss gap")
         gap = figures.resolved(lane).dropna("time")
-        np.testing.assert_allclose(logs, np.log10(gap), atol=PIXEL * pixel)
+
+        def the_gap_is_that_of_the_lane():
+            _, logs, pixel = curve_of(svg(tab, "gap"), "loss gap")
+            np.testing.assert_allclose(logs, np.log10(gap), atol=PIXEL * pixel)
+
+        eventually(tab, the_gap_is_that_of_the_lane)
         assert "scale = 1," in tab.locator("#kept").inner_text()
         keep(tab, "run")
         tab.goto("about:blank")

@@ -61,6 +61,11 @@ def test_the_fit_does_not_depend_on_the_callers_precision():
     np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-4)  # 1e-7 of Q'' is 1e-5 of λ here
 
 
+def test_one_point_is_enough_at_depth_two():
+    layers = theory.layers_for_entropy([0.0], [1 / 9], 2)
+    np.testing.assert_allclose(layers, [[0.0], [3.0]], rtol=1e-6)
+
+
 def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():
     theta = np.linspace(-1, 1, 9)
     with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest found is .* off"):

@@ -125,6 +125,7 @@ def test_a_frozen_coordinate_leaves_the_posterior_bound_at_the_first_gap():
     layers[1, 1:] = 0.8
     run = ddln.gradient_flow(PROBLEM, layers, jnp.linspace(0.0, 0.5, 5))
     np.testing.assert_array_equal(theory.posterior_bound(PROBLEM, run), jnp.full(5, run.gap[0]))
+    assert theory.predict(PROBLEM, run).posterior_error == 0
 
 
 def test_bounds_count_time_from_their_first():
