@@ -66,6 +66,14 @@ def test_a_limit_point_takes_tens_of_steps_where_the_dual_is_flat(depth, scale, 
     assert max(theory.kkt_residual(problem, layers, limit)) < 1e-8
 
 
+def test_a_limit_point_is_not_held_up_where_the_dual_itself_is_only_rounding():
+    rng = np.random.default_rng(1)
+    problem = ddln.signed(ddln.least_squares(rng.normal(size=(40, 200)), rng.normal(size=40)))
+    layers = balanced(2, 1e-3, 200)  # 31 steps; were the dual to fall at each, 449
+    limit = ddln.limit_point(problem, layers, max_steps=45)
+    assert max(theory.kkt_residual(problem, layers, limit)) < 1e-8
+
+
 def test_equal_samples_change_no_limit_point():
     layers = np.random.default_rng(2).normal(size=(3, 2))
     once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))
