@@ -86,7 +86,7 @@ wheel: $(VENV)/.run ## build the wheel, install it into an empty environment and
 	cd "$$tmp" && venv/bin/ddln list
 
 clean: ## remove the environment, caches and builds; runs/ stays
-	@rm -rf $(VENV) dist build site htmlcov .coverage .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) dist build site htmlcov .coverage* .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,PYTHON,FILE): by uv where it is there and works; else by pip, which knows the user's own settings.

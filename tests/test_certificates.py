@@ -14,6 +14,13 @@ from ddln.certificates import _diagonal, gap_floor
 from ddln.costs import DENSE
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
+ROUNDING = 1e-9  # of a few sums and quotients
+LATE = 1e-3  # far above the quadrature's error, and small against 1
+
+
+def expected_error(run):
+    """δ of docs/theory.md for the default tolerances and positions that are not beyond 3."""
+    return 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
 
 
 def random_run(key, depth=3, samples=6, dim=4):
@@ -156,9 +163,7 @@ def test_tolerances_are_those_of_the_page_of_the_theory(certified):
     }.items():
         for name in names:
             np.testing.assert_allclose(certificates[name].tolerance, tolerance, err_msg=name)
-    # No position of this network is beyond 3.
-    error = 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
-    root = np.linalg.norm(np.asarray(problem.features), 2) * error  # β = 2σ²
+    root = np.linalg.norm(np.asarray(problem.features), 2) * expected_error(run)  # β = 2σ²
     start = np.sqrt(run.gap[0])
     np.testing.assert_allclose(certificates["monotone loss"].tolerance, 2 * root / start)
     fall = np.diff(np.sqrt(run.gap)).max() / start
@@ -183,8 +188,7 @@ def test_a_wrong_asymptotic_rate_fails():
     assert rate.applies
     assert rate.holds
     # From the last gap that can be told to where it is e² times as large.
-    floor = np.linalg.norm(problem.features, 2) ** 2
-    floor *= (30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12) ** 2
+    floor = (np.linalg.norm(problem.features, 2) * expected_error(run)) ** 2
     gap, times = np.asarray(run.gap), np.asarray(run.times)
     last = np.flatnonzero(gap > 1e4 * floor)[-1]
     first = np.flatnonzero(gap[:last] >= np.e**2 * gap[last])[-1]
@@ -230,38 +234,46 @@ def test_transformations_agree_with_eager(certified):
     assert batch.ok.tolist() == [True, True]
     for one, many in zip(certificates.claims, batch.claims, strict=True):
         np.testing.assert_allclose(many.predicted[1], one.predicted, rtol=1e-9, err_msg=one.name)
-    assert repr(batch).startswith("Certificates(completed, conservation, sign, ")
     jitted = eqx.filter_jit(ddln.certify)(problem, run)
     assert jitted.ok
 
 
-def test_the_floor_without_a_smoothness_is_of_the_largest_hessian_that_was_met(certified):
-    plain, run, _ = certified
+def test_a_batch_is_told_of_by_the_names_of_its_claims(certified):
+    *_, certificates = certified
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), certificates)
+    assert repr(batch).startswith("Certificates(completed, conservation, sign, ")
+    assert "completed" in batch._repr_html_()
+
+
+def test_the_floor_without_a_smoothness_is_of_the_largest_hessian_at_nine_saved_times(certified):
+    plain, run, _ = certified  # which run it is does not matter
     problem = ddln.exponential(plain.features, jnp.sign(plain.targets))
-    few = run.theta[:: len(TIMES) // 8]
-    largest = max(np.linalg.norm(problem.hessian(theta)) for theta in few)
-    error = 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
-    np.testing.assert_allclose(gap_floor(problem, run), largest * error**2 / 2, rtol=1e-9)
+    largest = max(np.linalg.norm(problem.hessian(theta)) for theta in run.theta[::10])
+    floor = largest * expected_error(run) ** 2 / 2
+    np.testing.assert_allclose(gap_floor(problem, run), floor, rtol=ROUNDING)
 
 
 def test_what_is_small_is_measured_by_its_own_size():
     problem = ddln.least_squares([[1.0, 0.5]], [0.3])
     run = ddln.gradient_flow(problem, [[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]], TIMES)
-    root = np.hypot(1.0, 0.5) * (30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12)
+    root = np.hypot(1.0, 0.5) * expected_error(run)
     tolerance = ddln.certify(problem, run)["monotone loss"].tolerance
-    np.testing.assert_allclose(tolerance, 2 * root / 0.3)
-    late = ddln.certify(problem, spoil(run, times=1.001 * run.times))["dual path"]
-    np.testing.assert_allclose(late.measured, 1e-3, rtol=1e-3)
+    np.testing.assert_allclose(tolerance, 2 * root / 0.3, rtol=ROUNDING)
+    late = ddln.certify(problem, spoil(run, times=(1 + LATE) * run.times))["dual path"]
+    np.testing.assert_allclose(late.measured, LATE, rtol=1e-3)
 
 
-def test_too_few_saved_times_for_an_integral_are_said_to_be_so(certified):
+def test_claims_on_integrals_over_too_few_saved_times_do_not_apply(certified):
     problem, run, _ = certified
     few = jax.tree.map(lambda saved: saved[::20] if saved.ndim else saved, run)
     certificates = ddln.certify(problem, few)
-    assert certificates.predictions.posterior_error > 0.05
-    assert not certificates["a-posteriori bound"].applies
     assert not certificates["dual path"].applies
     assert certificates["exponential bound"].applies
+    # The error of the a-posteriori bound goes with μ: up to 5 % the claim is made.
+    error = certificates.predictions.posterior_error
+    for share, applies in ((0.049, True), (0.051, False)):
+        scaled = eqx.tree_at(lambda p: p.pl_constant, problem, problem.pl_constant * share / error)
+        assert ddln.certify(scaled, few)["a-posteriori bound"].applies == applies
 
 
 def test_a_wide_diagonal_is_that_of_a_narrow_one():
@@ -297,17 +309,20 @@ def test_degenerate_networks_are_certified(features, targets, layers):
         assert bool(certificates["monotone loss"].applies) == (run.gap[0] > 0)
 
 
-def test_a_frozen_coordinate_on_no_feature_changes_no_certificate(certified):
+def test_a_frozen_coordinate_without_data_changes_no_tolerance_but_of_bounds(certified):
     problem, run, certificates = certified
     features = np.insert(np.asarray(problem.features), 1, 0.0, axis=1)
-    layers = np.insert(np.asarray(run.layers[0]), 1, [0.0, 0.0, 1e3], axis=1)
+    layers = np.insert(np.asarray(run.layers[0]), 1, [0.0, 0.0, 2.0], axis=1)
     wider = ddln.least_squares(features, problem.targets)
     again = ddln.certify(wider, ddln.gradient_flow(wider, layers, TIMES))
-    with_a_tie = {"divergence bound", "exponential bound", "a-posteriori bound"}
+    assert again.ok
+    # No rate is bounded from below; and θ* is 0 there but for its rounding, where Q is not defined.
+    assert not again["exponential bound"].applies
+    assert not again["divergence bound"].applies
     for one, other in zip(certificates.claims, again.claims, strict=True):
-        assert other.holds, one.name
-        if one.name not in with_a_tie:
+        if not one.name.endswith("bound"):
             assert other.applies == one.applies, one.name
+            # The steps of the integrator, and so the curve, are others to its tolerance.
             np.testing.assert_allclose(other.tolerance, one.tolerance, rtol=1e-5, err_msg=one.name)
 
 
@@ -319,14 +334,17 @@ def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     squares = np.asarray(run.layers) ** 2
     ascending = np.sort(squares[0], axis=0)
     magnified = (squares.max(axis=(0, 1)) / (ascending[1] - ascending[0])).max()
+    assert magnified > 400
+    ten_errors = 10 * 30 * 1e-10
     certificates = ddln.certify(problem, run)
     assert certificates.ok
     for name, times in {"conservation": 1, "sign": 1, "mirror identity": magnified}.items():
-        np.testing.assert_allclose(certificates[name].tolerance, 300 * 1e-10 * times, rtol=1e-9)
+        tolerance = certificates[name].tolerance
+        np.testing.assert_allclose(tolerance, ten_errors * times, rtol=ROUNDING)
     tied = jnp.ones((3, 4))
     run = ddln.gradient_flow(problem, tied, TIMES, coordinates="layers", rtol=1e-10)
     tolerance = ddln.certify(problem, run)["mirror identity"].tolerance
-    np.testing.assert_allclose(tolerance, 300 * 1e-10, rtol=1e-9)
+    np.testing.assert_allclose(tolerance, ten_errors, rtol=ROUNDING)
 
 
 def test_a_run_that_stops_at_once_is_said_to_lack_all_of_its_time(certified):

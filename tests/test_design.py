@@ -62,8 +62,8 @@ def test_the_fit_does_not_depend_on_the_callers_precision():
 
 
 def test_one_point_is_enough_at_depth_two():
-    layers = theory.layers_for_entropy([0.0], [1 / 9], 2)
-    np.testing.assert_allclose(layers, [[0.0], [3.0]], rtol=1e-6)
+    layers = theory.layers_for_entropy([0.0], [1 / 9], 2, tolerance=1e-9)
+    np.testing.assert_allclose(layers, [[0.0], [3.0]], rtol=1e-9)
 
 
 def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():

@@ -55,15 +55,18 @@ def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
 
 
+FLAT = 1e-8  # of a condition where θ changes by orders of magnitude with the dual
+
+
 @pytest.mark.parametrize(
-    ("depth", "scale", "budget"),
-    [(2, 1e-60, 150), (2, 1e-3, 16), (3, 1e-2, 24), (4, 1e-3, 45)],
+    ("depth", "scale", "steps"), [(2, 1e-60, 124), (2, 1e-3, 10), (3, 1e-2, 16), (4, 1e-3, 31)]
 )
-def test_a_limit_point_takes_tens_of_steps_where_the_dual_is_flat(depth, scale, budget):
+def test_a_limit_point_takes_few_steps_where_the_dual_is_flat(depth, scale, steps):
+    # It took so many when written; over 1000 where only the residual may not grow.
     problem = ddln.signed(PROBLEM)
     layers = balanced(depth, scale, 6)
-    limit = ddln.limit_point(problem, layers, max_steps=budget)
-    assert max(theory.kkt_residual(problem, layers, limit)) < 1e-8
+    limit = ddln.limit_point(problem, layers, max_steps=steps * 3 // 2)
+    assert max(theory.kkt_residual(problem, layers, limit)) < FLAT
 
 
 def test_a_limit_point_is_not_held_up_where_the_dual_itself_is_only_rounding():
@@ -71,14 +74,14 @@ def test_a_limit_point_is_not_held_up_where_the_dual_itself_is_only_rounding():
     problem = ddln.signed(ddln.least_squares(rng.normal(size=(40, 200)), rng.normal(size=40)))
     layers = balanced(2, 1e-3, 200)  # 31 steps; were the dual to fall at each, 449
     limit = ddln.limit_point(problem, layers, max_steps=45)
-    assert max(theory.kkt_residual(problem, layers, limit)) < 1e-8
+    assert max(theory.kkt_residual(problem, layers, limit)) < FLAT
 
 
 def test_equal_samples_change_no_limit_point():
     layers = np.random.default_rng(2).normal(size=(3, 2))
     once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))
     np.testing.assert_allclose(
-        ddln.limit_point(often, layers), ddln.limit_point(once, layers), rtol=1e-12
+        ddln.limit_point(often, layers), ddln.limit_point(once, layers), rtol=KKT
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a descent are the rule and the oracle that `ddln` makes of the same words."""
+"""What tables make is what `ddln` makes of the same words: layers, times, rules, oracles."""
 
 from pathlib import Path
 
@@ -51,20 +51,26 @@ def test_an_oracle_has_what_its_tables_say():
     }
 
 
-def test_layers_are_what_their_table_says():
+def test_layers_without_chance_are_the_scale_times_what_their_table_says():
     plain = ddln.load(FIGURE4).with_({"sweep": {}, "network.depth": 3, "network.scale": 2.0})
-    laws = {"kind": "balanced", "law": {"kind": "constant", "value": 0.5}}
-    imbalanced = {"kind": "imbalanced", "smallest": 0.5, "imbalance": 2.0}
-    for table, column in [
-        ({"kind": "constant", "value": 0.5}, [1.0] * 3),
-        (laws, [1.0] * 3),
-        (imbalanced, [1.0, 3.0, 3.0]),
+    given = np.arange(24.0).reshape(3, 8)
+    for table, expected in [
+        ({"kind": "constant", "value": 0.5}, np.full((3, 8), 0.5)),
+        ({"kind": "explicit", "layers": given.tolist()}, given),
+        # √(0.5² + 2) = 1.5
+        (
+            {"kind": "imbalanced", "smallest": 0.5, "imbalance": 2.0},
+            np.full((3, 8), 1.5) - np.eye(3, 1),
+        ),
     ]:
         layers = parts.layers_of(plain.with_({"network.init": table}))
-        np.testing.assert_allclose(np.abs(layers), np.tile(np.array(column)[:, None], 8))
+        np.testing.assert_array_equal(layers, 2 * expected, err_msg=table["kind"])
+    law = {"kind": "constant", "value": 0.5}
+    balanced = plain.with_({"network.init": {"kind": "balanced", "law": law}})
+    np.testing.assert_array_equal(np.abs(parts.layers_of(balanced)), np.full((3, 8), 1.0))
 
 
-def test_lanes_are_rebuilt_one_at_a_time():
+def test_more_than_one_lane_is_not_rebuilt():
     dataset = xr.Dataset(
         coords={"network.scale": [1.0, 1.4, 1.8]}, attrs={"config": ddln.load(FIGURE4).to_toml()}
     )
