@@ -54,7 +54,6 @@ def chart(
     x: Axis,
     y: Axis,
     *,
-    title: str = "",
     size: tuple[int, int] = (430, 300),
     square: bool = False,
 ) -> Markup:
@@ -63,7 +62,6 @@ def chart(
     Args:
         curves: at least one point of them finite, and > 0 on a logarithmic axis.
         x, y: the axes.
-        title: above the legend.
         size: width and height, pixels.
         square: the same length for 1 on both axes, by widening one of them.
 
@@ -77,7 +75,7 @@ def chart(
     """
     width, height = size
     rows = _legend_rows([curve for curve in curves if curve.name], float(width - _LEFT))
-    top = 8.0 + _LINE * (len(rows) + bool(title))
+    top = 8.0 + _LINE * len(rows)
     inner = float(width - _LEFT - _RIGHT), float(height - top - _BOTTOM)
     low_x, high_x = _ends(x, [np.asarray(curve.x, float) for curve in curves])
     low_y, high_y = _ends(y, [np.asarray(curve.y, float) for curve in curves])
@@ -97,10 +95,8 @@ def chart(
         element("rect", "", {**frame, "fill": "none", "stroke": "currentColor", "opacity": 0.5}),
         _text(x.label + unit_x, _LEFT + inner[0] / 2, height - 6.0, anchor="middle"),
         _text(y.label + unit_y, 0.0, 0.0, anchor="middle", turn=(13.0, top + inner[1] / 2)),
-        *_legend(rows, 8.0 + _LINE * bool(title)),
+        *_legend(rows, 8.0),
     ]
-    if title:
-        parts.append(_text(title, float(_LEFT), _LINE - 3.0, weight="600"))
     named = ", ".join(curve.name for curve in curves if curve.name)
     attributes = {
         "viewBox": f"0 0 {width} {height}",
@@ -108,7 +104,7 @@ def chart(
         "font-size": 12,
         "font-family": "system-ui, sans-serif",
         "role": "img",
-        "aria-label": f"{title or y.label} against {x.label}: {named}",
+        "aria-label": f"{y.label} against {x.label}: {named}",
         "data-x": f"{low_x!r} {high_x!r}",
         "data-y": f"{low_y!r} {high_y!r}",
         "data-log": f"{x.log:d} {y.log:d}",
@@ -303,14 +299,9 @@ def _text(
     y: float,
     *,
     anchor: str = "start",
-    weight: str = "400",
     turn: tuple[float, float] | None = None,
 ) -> Markup:
     place: dict[str, Any] = {"x": round(x, 2), "y": round(y, 2)}
     if turn is not None:
         place["transform"] = f"translate({turn[0]} {turn[1]:.2f}) rotate(-90)"
-    return element(
-        "text",
-        words,
-        {**place, "fill": "currentColor", "text-anchor": anchor, "font-weight": weight},
-    )
+    return element("text", words, {**place, "fill": "currentColor", "text-anchor": anchor})

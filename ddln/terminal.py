@@ -35,8 +35,9 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     print_accuracy(*folder.solved_again())
     if cut := folder.cut():
         typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
-    for name in ends.keys() & REMEDIES.keys():
-        typer.echo(f"{name}: {REMEDIES[name]}")
+    for name, remedy in REMEDIES.items():
+        if name in ends:
+            typer.echo(f"{name}: {remedy}")
     typer.echo(nearby(folder.path))
 
 

@@ -301,6 +301,11 @@ def test_reading_and_planning_a_config_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_solver_that_does_not_fit_the_flow_is_refused():
+    with pytest.raises(ConfigError, match="rodas5p is for the gradient flow in reduced coord"):
+        load(FIGURE4, ["dynamics.solver=rodas5p", "dynamics.coordinates=layers"])
+
+
 @pytest.mark.parametrize(
     ("axis", "told"),
     [

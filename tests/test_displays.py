@@ -144,6 +144,15 @@ def test_a_chart_of_anything_has_an_axis(y, ends):
     assert "nan" not in re.findall(r' d="(.*?)"', drawn)[0]
 
 
+def test_a_name_too_long_for_a_legend_is_cut_there_and_whole_under_the_pointer():
+    name = "scale = 1.4, " * 20
+    drawn = charts.chart([charts.Curve([0.0, 1.0], [1.0, 2.0], name)], charts.Axis(), charts.Axis())
+    assert f"<title>{name}</title>" in drawn
+    (shown,) = re.findall(r">(scale = [^<]*…)</text>", drawn)
+    assert len(shown) < 100
+    assert name.startswith(shown[:-1])
+
+
 def test_ticks_are_round_numbers_within_the_axis():
     for low, high in ((0.0, 1.0), (-3.7, 9.2), (1e-7, 3e-7), (12_000.0, 90_000.0)):
         marks, unit = charts._ticks(low, high, log=False)

@@ -266,6 +266,12 @@ def test_the_inverse_is_numpys():
         np.testing.assert_allclose(ours, np.linalg.inv(matrices), atol=1e-12)
 
 
+def test_as_many_problems_as_lanes_are_asked_for(problem, layers):
+    three = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * 3), problem)
+    with pytest.raises(ValueError, match=r"one problem or 11 of them, one for each lane, got \(3"):
+        ddln.gradient_flows(three, layers, TIMES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

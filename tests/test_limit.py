@@ -101,6 +101,18 @@ def test_what_has_no_limit_point_is_said():
         ddln.limit_point(PROBLEM, jnp.ones((2, 5)))
 
 
+@pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
+def test_a_loss_without_a_minimiser_has_no_limit_point(wrap):
+    problem = wrap(ddln.logistic([[1.0, 0.5]], [1.0]))
+    layers = jnp.ones((2, problem.dim))
+    for ask in (
+        lambda: ddln.limit_point(problem, layers),
+        lambda: theory.kkt_residual(problem, layers, layers[0]),
+    ):
+        with pytest.raises(ValueError, match=r"must have an affine set of minimisers .* attained"):
+            ask()
+
+
 def single_datum(depth, scale):
     """REFERENCE: the flow's limit in closed form, at 30 digits."""
     with mpmath.workdps(30):
