@@ -5,6 +5,7 @@ HDF5 crashes where a write fails (a full disk), and a file of its can name other
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,14 @@ class NetCDFError(ValueError):
     """A file that is not as ours are."""
 
 
+_HERE = threading.local()
+
+
+def is_writing() -> bool:
+    """Whether this thread is amid a file: what a signal raises there, HDF5 takes for a fault."""
+    return getattr(_HERE, "files", 0) > 0
+
+
 @contextlib.contextmanager
 def written(path: Path) -> "Iterator[Forgiving]":
     """An open file for HDF5 to write to, which is told that every write went well.
@@ -25,10 +34,12 @@ def written(path: Path) -> "Iterator[Forgiving]":
         OSError: the first that did not, at the end.
     """
     file = Forgiving(path, "w+")
+    _HERE.files = getattr(_HERE, "files", 0) + 1
     try:
         with file:
             yield file
     finally:
+        _HERE.files -= 1
         file.check()
 
 

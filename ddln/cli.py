@@ -63,13 +63,10 @@ def main() -> None:
         app(prog_name="ddln")
     except SystemExit as done:
         if isinstance(done.code, int) and done.code > 128:
-            from ddln import progress
-
-            if progress.is_computing():
-                # Python would wait for it. Whatever is on disk is whole.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(done.code)
+            # Python would wait for a program that computes. Whatever is on disk is whole.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(done.code)
         raise
 
 

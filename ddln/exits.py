@@ -3,11 +3,14 @@
 import contextlib
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import typer
+
+from ddln import _netcdf
 
 
 @contextlib.contextmanager
@@ -35,12 +38,14 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
             received.append(signal.Signals(number))
         # What is raised in a finaliser is swallowed: once more, until it is heard.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        raise KeyboardInterrupt
+        if not _netcdf.is_writing():
+            raise KeyboardInterrupt
 
     hook = sys.unraisablehook
 
     def swallowed(what: Any) -> None:
-        if what.exc_type is not KeyboardInterrupt:
+        # Finalisers of what was half made when it was stopped have nothing to tell.
+        if len(received) == 1:
             hook(what)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -53,8 +58,9 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
     except MemoryError as error:
         say(f"ddln: {str(error) or 'out of memory'}")
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        traceback.clear_frames(stopped.__traceback__)  # so that they run now
         from ddln import progress
 
         status = 128 + received[-1]

@@ -13,7 +13,6 @@ The events of `--json-lines`, one object a line on standard output; times are in
 import contextlib
 import json
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +28,6 @@ from ddln.plan import Chunk, Plan
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_COMPUTES = "ddln-computes"
-"""How the names of threads that compute begin."""
-
 
 def computed(
     function: Callable[[Item], Result], items: Sequence[Item]
@@ -44,18 +40,13 @@ def computed(
     >>> list(computed(lambda number: number**2, [2, 3]))
     [(2, 4), (3, 9)]
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_COMPUTES)
+    pool = ThreadPoolExecutor(max_workers=1)
     futures = (pool.submit(function, item) for item in items)
     ahead = deque(islice(futures, 1))
     for item in items:
         result = ahead.popleft().result()
         ahead.extend(islice(futures, 1))
         yield item, result
-
-
-def is_computing() -> bool:
-    """Whether there is a thread of `computed`, which may be in a program that nothing stops."""
-    return any(thread.name.startswith(_COMPUTES) for thread in threading.enumerate())
 
 
 class Progress:
