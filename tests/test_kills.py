@@ -167,6 +167,38 @@ def test_a_stop_that_a_finaliser_swallows_is_heard_again():
     assert done.stderr.startswith("\nstopped; the same command goes on from here\n")
 
 
+AMID = """
+import os, signal, sys, time
+from pathlib import Path
+from ddln import _netcdf
+from ddln.exits import interruptible
+
+class Half:
+    def __del__(self):
+        self.whole
+
+def work(path):
+    half = Half()
+    with _netcdf.written(path) as file:
+        os.kill(os.getpid(), signal.SIGTERM)
+        file.write(b"all of it")
+    time.sleep(60)
+
+with interruptible():
+    work(Path(sys.argv[1]))
+"""
+
+
+def test_a_stop_amid_a_file_is_heard_when_the_file_is_whole(tmp_path):
+    command = [sys.executable, "-c", AMID, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+    # What is half made has nothing to tell; the last words are those of the exit status.
+    told, _, ending = done.stderr.partition("Traceback")
+    assert told == "\nstopped; the same command goes on from here\n"
+    assert "Half" not in ending
+
+
 LANES = 100_000
 LARGE = [
     f"sweep.network.scale={{linspace=[0.7, 1.8, {LANES}]}}",
