@@ -76,8 +76,9 @@ class Processes:
         return self.wait(pid), self.said(pid)
 
     def said(self, pid: int) -> str:
-        """What a process said on standard error."""
-        return (self.folder / f"{pid}.err").read_text()
+        """What a process said on standard error: nothing if it was killed before it could."""
+        file = self.folder / f"{pid}.err"
+        return file.read_text() if file.exists() else ""
 
     def close(self) -> None:
         """Lets the server end."""
