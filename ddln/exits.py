@@ -31,11 +31,11 @@ def refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iter
 @contextlib.contextmanager
 def interruptible(json_lines: bool = False) -> Iterator[None]:
     """Ctrl-C or SIGTERM: says how to go on; the exit status is 128 and the signal's number."""
-    received = [signal.SIGINT]
+    received: list[int] = []
 
     def stop(number: int, _: Any) -> None:
         if number != signal.SIGALRM:
-            received.append(signal.Signals(number))
+            received.append(number)
         # What is raised in a finaliser is swallowed: once more, until it is heard.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         if not _netcdf.is_writing():
@@ -45,7 +45,7 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
 
     def swallowed(what: Any) -> None:
         # Finalisers of what was half made when it was stopped have nothing to tell.
-        if len(received) == 1:
+        if not received:
             hook(what)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -63,7 +63,7 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
         traceback.clear_frames(stopped.__traceback__)  # so that they run now
         from ddln import progress
 
-        status = 128 + received[-1]
+        status = 128 + (received or [signal.SIGINT])[-1]
         typer.echo("\nstopped; the same command goes on from here", err=True)
         if json_lines:
             progress.event("stopped", exit=status)
