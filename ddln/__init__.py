@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddln import diagnostics as diagnostics
+    from ddln import figures as figures
     from ddln import init as init
     from ddln import theory as theory
     from ddln.certificates import certify as certify
@@ -88,13 +89,18 @@ _HOMES = {
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("diagnostics", "init", "theory", *_HOMES)
-__all__ = [*_MODULE_OF, "diagnostics", "init", "theory", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = {
+    "diagnostics": "diagnostics",
+    "figures": "figures",
+    "init": "init",
+    "theory": "theory",
+}
+__all__ = [*_MODULE_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return importlib.import_module(f"ddln.{name}")
+        return importlib.import_module(f"ddln.{_MODULES[name]}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'ddln' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"ddln.{_MODULE_OF[name]}"), name)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddln._files import read_limited
+from ddln._internal.files import read_limited
 from ddln.schema import FORMS
 
 LARGEST = 2**23

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ddln._faults import rule
-from ddln._files import read_limited
+from ddln._internal.files import read_limited
 from ddln.config import numeric_leaves, value_of
 from ddln.plan import Plan
 from ddln.schema import NAME, Table

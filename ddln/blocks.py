@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ddln._checks import ArrayLike
+from ddln._internal.validation import ArrayLike
 from ddln.problem import LeastSquares, Normalisation, as_data
 
 Block = tuple[ArrayLike, ArrayLike]

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ddln import figures, views
-from ddln.charts import COLOURS, Axis, Curve, chart
-from ddln.markup import Markup, element, join, table
+from ddln._internal.html import Markup, element, join, table
+from ddln._internal.svg import COLOURS, Axis, Curve, chart
 from ddln.store import RunFolder, StoreError
 
 CURVES = len(COLOURS)

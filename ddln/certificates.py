@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ddln import hermite, theory
-from ddln._checks import Number
+from ddln._internal.validation import Number
 from ddln.accuracy import expected_error, relative_accuracy, rests
 from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.costs import DENSE

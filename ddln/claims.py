@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from ddln import tables
-from ddln._checks import Number, is_concrete
-from ddln.markup import card
+from ddln._internal.html import card
+from ddln._internal.validation import Number, is_concrete
 from ddln.theory import Predictions
 
 if TYPE_CHECKING:

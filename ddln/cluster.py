@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from ddln._files import remove_unfinished
+from ddln._internal.files import remove_unfinished
 from ddln.config import load
 from ddln.costs import CORES
 from ddln.execution import Here, LostChunks, Way

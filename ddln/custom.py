@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Bool, Float
 
-from ddln._checks import ArrayLike, Number, as_floats, as_positive, as_vector, refuse
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_positive, as_vector, refuse
 from ddln.problem import Problem
 
 

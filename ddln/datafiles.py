@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddln._files import write_whole
+from ddln._internal.files import write_whole
 
 DataFile = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray | None]
 """Names, features, targets and, where it is known, θ*."""

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt
 
-from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
 from ddln.network import effective_parameter
 from ddln.optimisers import Optimiser, as_optimiser
 from ddln.oracles import Oracle, Sampling, value

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln import theory
-from ddln._checks import ArrayLike, Number, as_floats, refuse
+from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
 from ddln.descent import Descent
 from ddln.flow import gradient_flow
 from ddln.problem import Problem

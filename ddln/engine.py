@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ddln import batches, sharding
-from ddln._checks import ArrayLike, as_floats
+from ddln._internal.validation import ArrayLike, as_floats
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.network import Reduction, effective_parameter, mobility

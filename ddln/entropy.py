@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddln._checks import ArrayLike, as_layers, as_vector, is_concrete, refuse
-from ddln.charts import Axis, Curve, beside, chart
-from ddln.markup import card
+from ddln._internal.html import card
+from ddln._internal.svg import Axis, Curve, beside, chart
+from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete, refuse
 from ddln.network import Reduction
 from ddln.positions import dual, dual_range, position_of_dual, position_of_theta
 

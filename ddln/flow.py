@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, as_floats, as_layers, is_concrete
+from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.network import Reduction
 from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
 from ddln.problem import Problem

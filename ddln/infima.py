@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import expit
 
-from ddln._checks import is_concrete
+from ddln._internal.validation import is_concrete
 
 _NEWTON_STEPS = 200
 

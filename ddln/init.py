@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ddln._checks import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
 
 Law = Callable[[PRNGKeyArray, tuple[int, ...]], Array]
 

@@ -33,7 +33,7 @@ from ddln import (
     parts,
     sharding,
 )
-from ddln._checks import ArrayLike
+from ddln._internal.validation import ArrayLike
 from ddln.config import ConfigError, Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
 from ddln.dynamics import Descent as Training

@@ -20,7 +20,7 @@ from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
 from ddln import infima
-from ddln._checks import ArrayLike, Number, as_positive, is_concrete, refuse
+from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete, refuse
 from ddln.problem import LinearRisk, Normalisation, as_data
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)

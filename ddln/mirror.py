@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import optax
 
-from ddln._checks import Number, as_floats, refuse
+from ddln._internal.validation import Number, as_floats, refuse
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddln._checks import ArrayLike, as_layers
+from ddln._internal.validation import ArrayLike, as_layers
 
 OPEN, HALF_LINE, FROZEN = 0, 1, 2
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddln._checks import Number, as_floats, refuse
+from ddln._internal.validation import Number, as_floats, refuse
 
 
 def _momentum(learning_rate, momentum, *, nesterov):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddln._checks import Number, as_floats, refuse
+from ddln._internal.validation import Number, as_floats, refuse
 from ddln.network import effective_parameter
 from ddln.problem import Problem
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln._checks import ArrayLike, as_floats, is_concrete
-from ddln.markup import card, number
+from ddln._internal.html import card, number
+from ddln._internal.validation import ArrayLike, as_floats, is_concrete
 
 Normalisation = Literal["sum", "half", "mean", "half_mean"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddln import figures
-from ddln._checks import ArrayLike, as_floats, as_layers
+from ddln._internal.validation import ArrayLike, as_floats, as_layers
 from ddln.entropy import Entropy, coordinatewise
 
 _POINTS = 401

@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from ddln._files import read_limited, write_whole
+from ddln._internal.files import read_limited, write_whole
+from ddln._internal.html import Markup, count, element, join, number, table
 from ddln.costs import FINISHED
-from ddln.markup import Markup, count, element, join, number, table
 from ddln.store import RunFolder, StoreError
 from ddln.variables import accuracy_in_words, solved_again
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, as_layers
+from ddln._internal.validation import ArrayLike, as_layers
 from ddln.problem import LeastSquares, Normalisation, Problem, as_data, spectrum
 
 LANES, COORDINATES = "lanes", "coordinates"

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln import diagnostics, theory
-from ddln._checks import ArrayLike, Number, as_layers, as_positive
+from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive
 from ddln.claims import Claim
 from ddln.descent import Descent, descend
 from ddln.flow import gradient_flow

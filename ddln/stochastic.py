@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float, Int
 
-from ddln._checks import (
+from ddln._internal.validation import (
     ArrayLike,
     Number,
     as_floats,

@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddln import _files, _netcdf
-from ddln._files import digest_of
+from ddln import _netcdf
+from ddln._internal import files
+from ddln._internal.files import digest_of
 from ddln._records import (
     FIGURE,
     Begun,
@@ -95,13 +96,13 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _told():
-            _files.refuse_links(self.path)
+            files.refuse_links(self.path)
         with (self.path / ".lock").open("a+b") as file:
-            if not _files.try_lock(file):
+            if not files.try_lock(file):
                 raise StoreError(
                     f"{self.path}: another process is working on this run; wait, or stop it"
                 )
-            _files.remove_unfinished(self.path)
+            files.remove_unfinished(self.path)
             yield
 
     def open(self, plan: Plan, **provenance: Any) -> None:
@@ -134,7 +135,7 @@ class RunFolder:
         if manifest is None:
             self._write_text("config.toml", plan.experiment.to_toml())
             self._write_manifest(Manifest(**begun.model_dump()))
-            _files.sync_folder(self.path.parent)
+            files.sync_folder(self.path.parent)
         elif manifest.files and self.missing(plan):
             # What was made of other chunks.
             self._update(files={}, complete=False)
@@ -304,7 +305,7 @@ class RunFolder:
                 f"{self.path}: claims.json is missing or damaged; run again to mend it"
             )
         with _told(f"{self.path}/claims.json: "):
-            return rows_of(_files.read_limited(self._at("claims.json"), _LARGEST).decode())
+            return rows_of(files.read_limited(self._at("claims.json"), _LARGEST).decode())
 
     def write_figures(self, figures: Mapping[str, Any]) -> list[Path]:
         """Writes each figure as PNG (200 dpi), SVG and PDF, and returns the paths.
@@ -402,7 +403,7 @@ class RunFolder:
         target = self.path / name
         try:
             target.parent.mkdir(exist_ok=True)
-            return _files.write_whole(target, write)
+            return files.write_whole(target, write)
         except OSError as error:
             reason = (
                 f"{error.strerror or error}; what is finished is kept, and the same command goes on"

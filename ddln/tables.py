@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ddln.markup import Markup, element
-from ddln.markup import table as html_table
+from ddln._internal.html import Markup, element
+from ddln._internal.html import table as html_table
 
 # Legible on white and on black.
 _SIGNS = {"holds": ("✓", "#1a8f4d"), "fails": ("✗", "#d9443c"), "open": ("–", "inherit")}

@@ -1,6 +1,6 @@
 """Pictures and tables of one network that was run, from its lane of a data set.
 
-They are charts (`ddln.charts`), drawn at once where a slider moves; figures for a paper are those
+They are charts (`ddln._internal.svg`), drawn at once where a slider moves; figures for a paper are those
 of `ddln.figures`.
 """
 
@@ -17,9 +17,9 @@ import xarray as xr
 from jaxtyping import Array
 
 from ddln import claims, figures, parts, tables, theory
-from ddln.charts import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
+from ddln._internal.html import Markup, element, join, number
+from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.entropy import coordinatewise
-from ddln.markup import Markup, element, join, number
 from ddln.network import effective_parameter
 from ddln.problem import Problem
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ddln import tables
-from ddln._files import write_whole
+from ddln._internal.files import write_whole
 from ddln.store import RunFolder
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import charts, figures, markup
+from ddln import figures
+from ddln._internal import html, svg
 from ddln.flow import Trajectory
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
@@ -93,7 +94,7 @@ def test_a_run_shows_how_it_ended_and_what_it_came_to(values):
     run = values["run"]
     for told in ("ended ok", "depth 2", "dim 2", "points 21"):
         assert told in text
-    assert f"{markup.number(float(run.gap[0]))} → {markup.number(float(run.gap[-1]))}" in text
+    assert f"{html.number(float(run.gap[0]))} → {html.number(float(run.gap[-1]))}" in text
 
 
 def test_an_entropy_shows_the_kinds_of_its_coordinates(values):
@@ -134,9 +135,7 @@ def test_a_figure_shows_itself():
     [([1.0, jnp.nan, 3.0], (0.9, 3.1)), ([2.0, 2.0, 2.0], (1.8, 2.2)), ([jnp.nan] * 3, (0.1, 1.0))],
 )
 def test_a_chart_of_anything_has_an_axis(y, ends):
-    drawn = charts.chart(
-        [charts.Curve([0.0, 1.0, 2.0], y, HOSTILE)], charts.Axis("t"), charts.Axis()
-    )
+    drawn = svg.chart([svg.Curve([0.0, 1.0, 2.0], y, HOSTILE)], svg.Axis("t"), svg.Axis())
     low, high = map(float, re.search(r'data-y="(\S+) (\S+)"', drawn).groups())
     np.testing.assert_allclose([low, high], ends, atol=0.06)
     Reader(drawn)
@@ -146,7 +145,7 @@ def test_a_chart_of_anything_has_an_axis(y, ends):
 
 def test_a_name_too_long_for_a_legend_is_cut_there_and_whole_under_the_pointer():
     name = "scale = 1.4, " * 20
-    drawn = charts.chart([charts.Curve([0.0, 1.0], [1.0, 2.0], name)], charts.Axis(), charts.Axis())
+    drawn = svg.chart([svg.Curve([0.0, 1.0], [1.0, 2.0], name)], svg.Axis(), svg.Axis())
     assert f"<title>{name}</title>" in drawn
     (shown,) = re.findall(r">(scale = [^<]*…)</text>", drawn)
     assert len(shown) < 100
@@ -155,10 +154,10 @@ def test_a_name_too_long_for_a_legend_is_cut_there_and_whole_under_the_pointer()
 
 def test_ticks_are_round_numbers_within_the_axis():
     for low, high in ((0.0, 1.0), (-3.7, 9.2), (1e-7, 3e-7), (12_000.0, 90_000.0)):
-        marks, unit = charts._ticks(low, high, log=False)
+        marks, unit = svg._ticks(low, high, log=False)
         places = [place for place, _ in marks]
         assert 3 <= len(places) <= 8
         assert low <= places[0]
         assert places[-1] <= high * (1 + 1e-12)
         assert bool(unit) == (high < 1e-2 or high >= 1e5)
-    assert [words for _, words in charts._ticks(1e-12, 1.0, log=True)[0]][:2] == ["10⁻¹²", "10⁻⁹"]
+    assert [words for _, words in svg._ticks(1e-12, 1.0, log=True)[0]][:2] == ["10⁻¹²", "10⁻⁹"]

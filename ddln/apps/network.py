@@ -12,8 +12,8 @@ def _():
     import marimo as mo
 
     from ddln import apps, explorer, views
+    from ddln._internal.html import element
     from ddln.config import load
-    from ddln.markup import element
 
     return apps, element, explorer, load, mo, urlencode, views
 

@@ -12,7 +12,7 @@ def _():
     import marimo as mo
 
     from ddln import apps, browser, views
-    from ddln.markup import element
+    from ddln._internal.html import element
     from ddln.store import RunFolder
 
     return Path, RunFolder, apps, browser, element, mo, views

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddln import hermite
-from ddln._checks import ArrayLike, Number, as_layers, as_positive, as_vector
+from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, as_vector
 from ddln.entropy import Entropy
 from ddln.flow import Trajectory
 from ddln.network import Reduction, imbalance, mobility_of_squares

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, Number, as_floats, as_layers, as_positive, is_concrete
+from ddln._internal.validation import (
+    ArrayLike,
+    Number,
+    as_floats,
+    as_layers,
+    as_positive,
+    is_concrete,
+)
 from ddln.entropy import Entropy
 from ddln.problem import Problem
 from ddln.theory.bounds import rate_bound

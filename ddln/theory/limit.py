@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, as_layers, as_vector, is_concrete
+from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
 from ddln.entropy import Entropy
 from ddln.network import Reduction
 from ddln.positions import position_of_dual

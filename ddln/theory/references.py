@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddln._checks import Number
+from ddln._internal.validation import Number
 from ddln.problem import LeastSquares, LinearRisk, Problem
 
 _SEPARATES = 1e-12

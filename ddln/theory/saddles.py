@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, as_layers, as_vector
+from ddln._internal.validation import ArrayLike, as_layers, as_vector
 from ddln.entropy import Entropy
 from ddln.network import effective_parameter
 from ddln.problem import LeastSquares, Problem, Signed

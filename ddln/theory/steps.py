@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddln._checks import ArrayLike, as_layers
+from ddln._internal.validation import ArrayLike, as_layers
 from ddln.network import effective_parameter
 from ddln.problem import Problem
 
