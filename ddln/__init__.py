@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddln import diagnostics as diagnostics
     from ddln import figures as figures
-    from ddln import init as init
     from ddln import theory as theory
     from ddln.certificates import certify as certify
     from ddln.claims import Certificates as Certificates
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from ddln.descent import descend as descend
     from ddln.engine import Flows as Flows
     from ddln.engine import gradient_flows as gradient_flows
-    from ddln.entropy import Entropy as Entropy
     from ddln.flow import Trajectory as Trajectory
     from ddln.flow import gradient_flow as gradient_flow
     from ddln.flow import mirror_flow as mirror_flow
@@ -34,12 +32,14 @@ if TYPE_CHECKING:
     from ddln.losses import logistic as logistic
     from ddln.losses import poisson as poisson
     from ddln.mirror import mirror_descent as mirror_descent
-    from ddln.network import Reduction as Reduction
-    from ddln.network import coordinate_kinds as coordinate_kinds
-    from ddln.network import describe as describe
-    from ddln.network import effective_parameter as effective_parameter
-    from ddln.network import imbalance as imbalance
-    from ddln.network import mobility as mobility
+    from ddln.networks import init as init
+    from ddln.networks.entropy import Entropy as Entropy
+    from ddln.networks.layers import Reduction as Reduction
+    from ddln.networks.layers import coordinate_kinds as coordinate_kinds
+    from ddln.networks.layers import describe as describe
+    from ddln.networks.layers import effective_parameter as effective_parameter
+    from ddln.networks.layers import imbalance as imbalance
+    from ddln.networks.layers import mobility as mobility
     from ddln.optimisers import optimiser as optimiser
     from ddln.oracles import Sampling as Sampling
     from ddln.oracles import SharpnessAware as SharpnessAware
@@ -66,13 +66,13 @@ _HOMES = {
     "custom": ("from_function",),
     "descent": ("Descent", "descend"),
     "engine": ("Flows", "gradient_flows"),
-    "entropy": ("Entropy",),
+    "networks.entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
     "losses": ("exponential", "huber", "logistic", "poisson"),
     "mirror": ("mirror_descent",),
-    "network": (
+    "networks.layers": (
         "Reduction",
         "coordinate_kinds",
         "describe",
@@ -92,7 +92,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 _MODULES = {
     "diagnostics": "diagnostics",
     "figures": "figures",
-    "init": "init",
+    "init": "networks.init",
     "theory": "theory",
 }
 __all__ = [*_MODULE_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

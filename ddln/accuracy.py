@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln.flow import STATUS, Trajectory
-from ddln.network import Reduction
+from ddln.networks.layers import Reduction
 
 _MANY = 30
 

@@ -21,9 +21,9 @@ from ddln.accuracy import expected_error, relative_accuracy, rests
 from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.costs import DENSE
 from ddln.descent import Descent
-from ddln.entropy import Entropy
 from ddln.flow import Trajectory
-from ddln.network import OPEN, coordinate_kinds, effective_parameter, mobility
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problem import Problem
 from ddln.stepwise import step_claims
 

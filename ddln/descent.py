@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
-from ddln.network import effective_parameter
+from ddln.networks.layers import effective_parameter
 from ddln.optimisers import Optimiser, as_optimiser
 from ddln.oracles import Oracle, Sampling, value
 from ddln.problem import Problem

@@ -27,7 +27,7 @@ from ddln import batches, sharding
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
-from ddln.network import Reduction, effective_parameter, mobility
+from ddln.networks.layers import Reduction, effective_parameter, mobility
 from ddln.pictures import Reduced, Smallest, first_step, observe
 from ddln.problem import Problem
 

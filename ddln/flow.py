@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
-from ddln.network import Reduction
+from ddln.networks.layers import Reduction
 from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
 from ddln.problem import Problem
 from ddln.runs import Run

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from ddln.descent import Descent
 from ddln.flow import Trajectory
-from ddln.network import OPEN, coordinate_kinds
+from ddln.networks.layers import OPEN, coordinate_kinds
 from ddln.problem import Problem
 
 if TYPE_CHECKING:

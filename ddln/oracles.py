@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import Number, as_floats, refuse
-from ddln.network import effective_parameter
+from ddln.networks.layers import effective_parameter
 from ddln.problem import Problem
 
 

@@ -12,9 +12,10 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import data, init, losses, problem, sharding
+from ddln import data, losses, problem, sharding
 from ddln.config import Experiment, parse
 from ddln.dynamics import Descent, Flow
+from ddln.networks import init
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
 from ddln.schema import Devices, Table

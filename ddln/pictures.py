@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddln.network import Reduction, effective_parameter
-from ddln.positions import position_of_dual
+from ddln.networks._coordinate_maps import position_of_dual
+from ddln.networks.layers import Reduction, effective_parameter
 from ddln.problem import Problem
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ddln import figures
 from ddln._internal.validation import ArrayLike, as_floats, as_layers
-from ddln.entropy import Entropy, coordinatewise
+from ddln.networks.entropy import Entropy, coordinatewise
 
 _POINTS = 401
 _MOST = 8

@@ -23,7 +23,7 @@ from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive
 from ddln.claims import Claim
 from ddln.descent import Descent, descend
 from ddln.flow import gradient_flow
-from ddln.network import effective_parameter
+from ddln.networks.layers import effective_parameter
 from ddln.optimisers import optimiser
 from ddln.problem import Problem
 

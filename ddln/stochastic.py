@@ -34,7 +34,7 @@ from ddln._internal.validation import (
     refuse,
 )
 from ddln.flow import as_times
-from ddln.network import effective_parameter
+from ddln.networks.layers import effective_parameter
 from ddln.oracles import Oracle, Sampling
 from ddln.problem import Problem
 from ddln.runs import Run

@@ -19,8 +19,8 @@ from jaxtyping import Array
 from ddln import claims, figures, parts, tables, theory
 from ddln._internal.html import Markup, element, join, number
 from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
-from ddln.entropy import coordinatewise
-from ddln.network import effective_parameter
+from ddln.networks.entropy import coordinatewise
+from ddln.networks.layers import effective_parameter
 from ddln.problem import Problem
 
 _POINTS = 401

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import flow, network, report
+from ddln import flow, report
 from ddln.certificates import _diagonal, gap_floor
 from ddln.costs import DENSE
+from ddln.networks import layers as network
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 ROUNDING = 1e-9  # of a few sums and quotients

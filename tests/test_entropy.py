@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddln
-from ddln import entropy as entropies
-from ddln import positions
+from ddln.networks import _coordinate_maps
+from ddln.networks import entropy as entropies
 
 TOLERANCE = 1e-12  # relative; the inverse at depth is as ill-conditioned as its range is short
 SINGLE = 2e-5  # relative, in float32
@@ -198,7 +198,7 @@ def test_entropy_agrees_with_mpmath(depth):
     np.testing.assert_allclose(one_by_one, values[::5], rtol=TOLERANCE)
     np.testing.assert_allclose(entropy.value(theta), sum(values), rtol=TOLERANCE)
     half_squares = np.array(ws) ** 2 - entropy.reduction.smallest(entropy.reduction.start) ** 2
-    position = positions.position_of_theta(jnp.asarray(theta), entropy.reduction)
+    position = _coordinate_maps.position_of_theta(jnp.asarray(theta), entropy.reduction)
     np.testing.assert_allclose(entropy.reduction.smallest(position), ws, rtol=TOLERANCE)
     np.testing.assert_allclose(
         entropy.conjugate(entropy.mirror_map(theta)), half_squares.sum() / 2, rtol=1e-6

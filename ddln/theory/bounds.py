@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from ddln import hermite
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, as_vector
-from ddln.entropy import Entropy
 from ddln.flow import Trajectory
-from ddln.network import Reduction, imbalance, mobility_of_squares
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import Reduction, imbalance, mobility_of_squares
 from ddln.problem import Problem
 
 

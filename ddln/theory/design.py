@@ -13,7 +13,7 @@ from ddln._internal.validation import (
     as_positive,
     is_concrete,
 )
-from ddln.entropy import Entropy
+from ddln.networks.entropy import Entropy
 from ddln.problem import Problem
 from ddln.theory.bounds import rate_bound
 

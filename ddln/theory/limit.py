@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
-from ddln.entropy import Entropy
-from ddln.network import Reduction
-from ddln.positions import position_of_dual
+from ddln.networks._coordinate_maps import position_of_dual
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import Reduction
 from ddln.problem import Problem
 
 _MOST_HALVINGS = 1100  # from a step of 1e308 to one of 1e-16

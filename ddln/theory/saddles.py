@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers, as_vector
-from ddln.entropy import Entropy
-from ddln.network import effective_parameter
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import effective_parameter
 from ddln.problem import LeastSquares, Problem, Signed
 
 _NOTHING = 1e-9

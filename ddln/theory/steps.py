@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers
-from ddln.network import effective_parameter
+from ddln.networks.layers import effective_parameter
 from ddln.problem import Problem
 
 _DENSE = 64

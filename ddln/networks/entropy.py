@@ -1,6 +1,6 @@
 """The entropy Q whose mirror flow gradient flow on the layers is, at any depth and initialisation.
 
-With the position v of `ddln.network` (dw/dv = g, θ = w·g·R), anchored at the initial layers,
+With the position v of `ddln.networks.layers` (dw/dv = g, θ = w·g·R), anchored at the initial layers,
 
     ∇Q(θ) = ξ = ∫_{v(0)}^{v} dτ / R(τ),        Q(θ) = θ·ξ − (w² − w(0)²)/2,
     ∇²Q(θ) = 1/M,                              Q*(ξ) = (w² − w(0)²)/2,
@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal.html import card
 from ddln._internal.svg import Axis, Curve, beside, chart
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete, refuse
-from ddln.network import Reduction
-from ddln.positions import dual, dual_range, position_of_dual, position_of_theta
+from ddln.networks._coordinate_maps import dual, dual_range, position_of_dual, position_of_theta
+from ddln.networks.layers import Reduction
 
 _DRAWN = 4
 """Coordinates that a notebook shows."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddln.network import Reduction
+from ddln.networks.layers import Reduction
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _LONGEST, _FALL = 2.0, 4.0
