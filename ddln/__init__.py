@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ddln.claims import Claim as Claim
     from ddln.config import Experiment as Experiment
     from ddln.config import load as load
-    from ddln.custom import from_function as from_function
     from ddln.descent import Descent as Descent
     from ddln.descent import descend as descend
     from ddln.engine import Flows as Flows
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from ddln.hypotheses import check_hypotheses as check_hypotheses
     from ddln.lanes import run as run
     from ddln.lanes import sweep as sweep
-    from ddln.losses import exponential as exponential
-    from ddln.losses import huber as huber
-    from ddln.losses import logistic as logistic
-    from ddln.losses import poisson as poisson
     from ddln.mirror import mirror_descent as mirror_descent
     from ddln.networks import init as init
     from ddln.networks.entropy import Entropy as Entropy
@@ -43,11 +38,16 @@ if TYPE_CHECKING:
     from ddln.optimisers import optimiser as optimiser
     from ddln.oracles import Sampling as Sampling
     from ddln.oracles import SharpnessAware as SharpnessAware
-    from ddln.problem import LeastSquares as LeastSquares
-    from ddln.problem import Problem as Problem
-    from ddln.problem import Signed as Signed
-    from ddln.problem import least_squares as least_squares
-    from ddln.problem import signed as signed
+    from ddln.problems.base import LeastSquares as LeastSquares
+    from ddln.problems.base import Problem as Problem
+    from ddln.problems.base import Signed as Signed
+    from ddln.problems.base import least_squares as least_squares
+    from ddln.problems.base import signed as signed
+    from ddln.problems.convex import exponential as exponential
+    from ddln.problems.convex import huber as huber
+    from ddln.problems.convex import logistic as logistic
+    from ddln.problems.convex import poisson as poisson
+    from ddln.problems.custom import from_function as from_function
     from ddln.profiles import entropy_profile as entropy_profile
     from ddln.stepwise import discretisation_order as discretisation_order
     from ddln.stochastic import Diffusion as Diffusion
@@ -63,14 +63,14 @@ _HOMES = {
     "certificates": ("certify",),
     "claims": ("Certificates", "Claim"),
     "config": ("Experiment", "load"),
-    "custom": ("from_function",),
+    "problems.custom": ("from_function",),
     "descent": ("Descent", "descend"),
     "engine": ("Flows", "gradient_flows"),
     "networks.entropy": ("Entropy",),
     "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
-    "losses": ("exponential", "huber", "logistic", "poisson"),
+    "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "mirror": ("mirror_descent",),
     "networks.layers": (
         "Reduction",
@@ -82,7 +82,7 @@ _HOMES = {
     ),
     "optimisers": ("optimiser",),
     "oracles": ("Sampling", "SharpnessAware"),
-    "problem": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
+    "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
     "stepwise": ("discretisation_order",),
     "stochastic": ("Diffusion", "stochastic_flow"),

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddln import sharding
 from ddln.costs import CORES, accurate_steps, surcharge
 from ddln.pictures import Reduced, Smallest
+from ddln.problems import sharding
 from ddln.steppers import Rodas5P, Tsit5
 
 _NARROWEST = 8

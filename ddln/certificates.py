@@ -24,7 +24,7 @@ from ddln.descent import Descent
 from ddln.flow import Trajectory
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.stepwise import step_claims
 
 _SAMPLES, _DUALS = 9, 33

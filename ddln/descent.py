@@ -28,7 +28,7 @@ from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, i
 from ddln.networks.layers import effective_parameter
 from ddln.optimisers import Optimiser, as_optimiser
 from ddln.oracles import Oracle, Sampling, value
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.runs import Run
 
 STATUS = ("ok", "stopped", "diverged")

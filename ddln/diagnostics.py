@@ -33,7 +33,7 @@ from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
 from ddln.descent import Descent
 from ddln.flow import gradient_flow
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.runs import Run
 
 

@@ -23,13 +23,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ddln import batches, sharding
+from ddln import batches
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.flow import Trajectory, as_times, as_tolerances
 from ddln.march import March, march
 from ddln.networks.layers import Reduction, effective_parameter, mobility
 from ddln.pictures import Reduced, Smallest, first_step, observe
-from ddln.problem import Problem
+from ddln.problems import sharding
+from ddln.problems.base import Problem
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
@@ -161,7 +162,7 @@ def gradient_flows(
         target_gap: a lane ends with the first step at which ℒ(θ) − ℒ* is no larger, shape () or
             (lanes,); `None` lets all go on. Below β/2 times the square of the error in θ that
             `rtol` allows a gap says nothing.
-        mesh: devices, from `ddln.sharding.mesh_of`: each of its rows has batches of its own, and
+        mesh: devices, from `ddln.problems.sharding.mesh_of`: each of its rows has batches of its own, and
             cuts their coordinates among its devices; `None` is every device here by itself.
 
     Returns:

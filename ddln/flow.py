@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.networks.layers import Reduction
 from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.runs import Run
 
 Coordinates = Literal["reduced", "layers"]

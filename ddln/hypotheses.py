@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 from ddln.descent import Descent
 from ddln.flow import Trajectory
 from ddln.networks.layers import OPEN, coordinate_kinds
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 if TYPE_CHECKING:
     import xarray as xr

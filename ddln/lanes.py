@@ -21,7 +21,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import accuracy, certificates, claims, descent, diagnostics, engine, flow, parts, sharding
+from ddln import accuracy, certificates, claims, descent, diagnostics, engine, flow, parts
 from ddln._internal.validation import ArrayLike
 from ddln.config import ConfigError, Experiment, changes_shape, numeric_leaves, substitute, value_of
 from ddln.descent import Descent
@@ -30,7 +30,8 @@ from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.networks import layers as network
 from ddln.plan import Chunk, is_solved_again, make_plan, seconds
-from ddln.problem import Problem
+from ddln.problems import sharding
+from ddln.problems.base import Problem
 from ddln.variables import FINER, VARIABLES, along, kept
 
 _SOLVERS = {

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import Number, as_floats, refuse
 from ddln.networks.layers import effective_parameter
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 
 class Batch(NamedTuple):

@@ -12,24 +12,25 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import data, losses, problem, sharding
+from ddln import data
 from ddln.config import Experiment, parse
 from ddln.dynamics import Descent, Flow
 from ddln.networks import init
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
+from ddln.problems import base, convex, sharding
 from ddln.schema import Devices, Table
 
 _LOSSES = {
-    "least_squares": problem.least_squares,
-    "logistic": losses.logistic,
-    "exponential": losses.exponential,
-    "poisson": losses.poisson,
-    "huber": losses.huber,
+    "least_squares": base.least_squares,
+    "logistic": convex.logistic,
+    "exponential": convex.exponential,
+    "poisson": convex.poisson,
+    "huber": convex.huber,
 }
 
 
-def rebuild(lane: xr.Dataset) -> tuple[problem.Problem, Array]:
+def rebuild(lane: xr.Dataset) -> tuple[base.Problem, Array]:
     """The problem and the initial layers of one lane of a data set.
 
     Args:
@@ -56,12 +57,12 @@ def rebuild(lane: xr.Dataset) -> tuple[problem.Problem, Array]:
     return problem_of(experiment), layers_of(experiment)
 
 
-def problem_of(experiment: Experiment) -> problem.Problem:
+def problem_of(experiment: Experiment) -> base.Problem:
     """The loss on the data; of a signed network the signed one."""
     features, targets = data.draw(experiment.problem.data)
     table = experiment.problem.loss
     loss = _LOSSES[table.kind](features, targets, **_options(table))
-    return problem.signed(loss) if experiment.network.signed else loss
+    return base.signed(loss) if experiment.network.signed else loss
 
 
 def truth_of(experiment: Experiment) -> Array | None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ddln.networks._coordinate_maps import position_of_dual
 from ddln.networks.layers import Reduction, effective_parameter
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 
 class Smallest(eqx.Module):

@@ -25,7 +25,7 @@ from ddln.descent import Descent, descend
 from ddln.flow import gradient_flow
 from ddln.networks.layers import effective_parameter
 from ddln.optimisers import optimiser
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 _SAMPLES = 9
 """Records at which sharpness is computed."""

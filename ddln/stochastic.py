@@ -36,7 +36,7 @@ from ddln._internal.validation import (
 from ddln.flow import as_times
 from ddln.networks.layers import effective_parameter
 from ddln.oracles import Oracle, Sampling
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.runs import Run
 
 STATUS = ("ok", "diverged")

@@ -21,7 +21,7 @@ from ddln._internal.html import Markup, element, join, number
 from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 _POINTS = 401
 _GRID = "display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr))"

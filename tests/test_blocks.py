@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln.blocks import StoredRows, least_squares_of_blocks, stored_least_squares
+from ddln.problems.out_of_core import StoredRows, least_squares_of_blocks, stored_least_squares
 
 # Of a QR decomposition, times the condition number of these features.
 AGREES = 1e-9

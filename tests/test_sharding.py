@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import execution, sharding
+from ddln import execution
 from ddln.cli import app
 from ddln.config import ConfigError, load
 from ddln.plan import make_plan
+from ddln.problems import sharding
 from ddln.store import RunFolder
 
 ROOT = Path(__file__).parent.parent

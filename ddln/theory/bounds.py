@@ -10,7 +10,7 @@ from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive,
 from ddln.flow import Trajectory
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import Reduction, imbalance, mobility_of_squares
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 
 def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ from ddln._internal.validation import (
     is_concrete,
 )
 from ddln.networks.entropy import Entropy
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 from ddln.theory.bounds import rate_bound
 
 

@@ -16,7 +16,7 @@ from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concre
 from ddln.networks._coordinate_maps import position_of_dual
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import Reduction
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 _MOST_HALVINGS = 1100  # from a step of 1e308 to one of 1e-16
 _ARMIJO = 1e-4

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ddln._internal.validation import Number
-from ddln.problem import LeastSquares, LinearRisk, Problem
+from ddln.problems.base import LeastSquares, LinearRisk, Problem
 
 _SEPARATES = 1e-12
 """The share of 1 that is left of the last equation of the least distance problem, at least."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ddln._internal.validation import ArrayLike, as_layers, as_vector
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import effective_parameter
-from ddln.problem import LeastSquares, Problem, Signed
+from ddln.problems.base import LeastSquares, Problem, Signed
 
 _NOTHING = 1e-9
 """A gradient below this share of the first one is none."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers
 from ddln.networks.layers import effective_parameter
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 _DENSE = 64
 """Up to this many weights the Hessian is formed; LOBPCG needs more than 5."""

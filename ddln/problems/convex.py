@@ -19,9 +19,9 @@ import numpy as np
 from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
-from ddln import infima
 from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete, refuse
-from ddln.problem import LinearRisk, Normalisation, as_data
+from ddln.problems import _infimum
+from ddln.problems.base import LinearRisk, Normalisation, as_data
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 # On [0, 1], as plain numbers: those of NumPy would promote single precision.
@@ -249,7 +249,7 @@ def logistic(
     >>> float(problem.minimum), bool(problem.attained)
     (0.0, False)
     """
-    return _labelled(Logistic, infima.logistic, 0.25, features, targets, normalisation)
+    return _labelled(Logistic, _infimum.logistic, 0.25, features, targets, normalisation)
 
 
 def exponential(
@@ -264,7 +264,7 @@ def exponential(
     >>> float(problem.minimum), problem.smoothness
     (2.0, None)
     """
-    return _labelled(Exponential, infima.exponential, None, features, targets, normalisation)
+    return _labelled(Exponential, _infimum.exponential, None, features, targets, normalisation)
 
 
 def poisson(
@@ -291,7 +291,7 @@ def poisson(
     features, targets, factor = as_data(features, targets, normalisation)
     wrong = (targets < 0) | (targets != jnp.floor(targets))
     targets = _refuse_targets(wrong, "must be whole numbers ≥ 0", targets)
-    return _risk(Poisson, infima.poisson, None, features, targets, factor)
+    return _risk(Poisson, _infimum.poisson, None, features, targets, factor)
 
 
 def huber(
@@ -326,8 +326,8 @@ def huber(
     """
     features, targets, factor = as_data(features, targets, normalisation)
     delta = as_positive("delta", delta).astype(features.dtype)
-    found = infima.infimum(infima.huber, factor, features, targets, delta)
-    smoothness = factor * infima.spectral_norm(features) ** 2
+    found = _infimum.infimum(_infimum.huber, factor, features, targets, delta)
+    smoothness = factor * _infimum.spectral_norm(features) ** 2
     return Huber(features, targets, factor, smoothness, found, delta)
 
 
@@ -338,9 +338,9 @@ def _labelled(form, terms, steepest, features, targets, normalisation):
 
 
 def _risk(form: Callable, terms, steepest, features, targets, factor):
-    found = infima.infimum(terms, factor, features, targets)
+    found = _infimum.infimum(terms, factor, features, targets)
     smoothness = (
-        None if steepest is None else steepest * factor * infima.spectral_norm(features) ** 2
+        None if steepest is None else steepest * factor * _infimum.spectral_norm(features) ** 2
     )
     return form(features, targets, factor, smoothness, found)
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers
-from ddln.problem import LeastSquares, Normalisation, Problem, as_data, spectrum
+from ddln.problems.base import LeastSquares, Normalisation, Problem, as_data, spectrum
 
 LANES, COORDINATES = "lanes", "coordinates"
 """The axes of a mesh: rows of devices have lanes of their own, columns coordinates."""

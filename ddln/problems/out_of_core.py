@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ddln._internal.validation import ArrayLike
-from ddln.problem import LeastSquares, Normalisation, as_data
+from ddln.problems.base import LeastSquares, Normalisation, as_data
 
 Block = tuple[ArrayLike, ArrayLike]
 

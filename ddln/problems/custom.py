@@ -10,7 +10,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_positive, as_vector, refuse
-from ddln.problem import Problem
+from ddln.problems.base import Problem
 
 
 class FunctionLoss(Problem):
