@@ -21,7 +21,7 @@ import numpy as np
 
 from ddln import execution
 from ddln.cluster import Cluster, way_to_compute
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.runtime import start_jax
 from ddln.store import RunFolder

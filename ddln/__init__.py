@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ddln.certificates import certify as certify
     from ddln.claims import Certificates as Certificates
     from ddln.claims import Claim as Claim
-    from ddln.config import Experiment as Experiment
-    from ddln.config import load as load
+    from ddln.config.experiment import Experiment as Experiment
+    from ddln.config.experiment import load as load
     from ddln.descent import Descent as Descent
     from ddln.descent import descend as descend
     from ddln.engine import Flows as Flows
@@ -62,7 +62,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "certificates": ("certify",),
     "claims": ("Certificates", "Claim"),
-    "config": ("Experiment", "load"),
+    "config.experiment": ("Experiment", "load"),
     "problems.custom": ("from_function",),
     "descent": ("Descent", "descend"),
     "engine": ("Flows", "gradient_flows"),

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from ddln._faults import rule
 from ddln._internal.files import read_limited
-from ddln.config import numeric_leaves, value_of
+from ddln.config._errors import rule
+from ddln.config.experiment import numeric_leaves, value_of
+from ddln.config.schema import NAME, Table
 from ddln.plan import Plan
-from ddln.schema import NAME, Table
 
 FORMAT = 2
 FIGURE = r"[A-Za-z0-9][A-Za-z0-9_.-]*"

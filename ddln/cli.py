@@ -15,7 +15,7 @@ from ddln.exits import interruptible, refusing, say
 from ddln.runtime import nearby, start_jax
 
 if TYPE_CHECKING:
-    from ddln.config import Experiment
+    from ddln.config.experiment import Experiment
     from ddln.plan import Plan
     from ddln.store import RunFolder
 
@@ -139,7 +139,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
     """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
     with refusing():
         experiment, plan, path = _prepare(config, overrides)
-        from ddln.data import shape_of
+        from ddln.config.datasets import shape_of
         from ddln.plan import estimate
 
         _study_of(experiment, path)
@@ -288,7 +288,7 @@ def list_() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a config: every key and its range."""
-    from ddln.config import Experiment
+    from ddln.config.experiment import Experiment
 
     typer.echo(json.dumps(Experiment.model_json_schema(), indent=2, ensure_ascii=False))
 
@@ -329,7 +329,7 @@ def _duration(seconds: float) -> str:
 
 
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
-    from ddln.config import load, told_of
+    from ddln.config.experiment import load, told_of
     from ddln.plan import make_plan
     from ddln.studies import find_config
 
@@ -340,7 +340,7 @@ def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Pla
 
 
 def _study_of(experiment: "Experiment", path: Path) -> Path:
-    from ddln.config import told_of
+    from ddln.config.experiment import told_of
     from ddln.studies import locate
 
     with told_of(path):
@@ -357,7 +357,7 @@ def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
 
 def _validate(plan: "Plan", path: Path) -> None:
     from ddln import lanes
-    from ddln.config import told_of
+    from ddln.config.experiment import told_of
 
     with told_of(path):
         for chunk in plan.programs:

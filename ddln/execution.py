@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from ddln import progress
+from ddln.config.schema import Devices
 from ddln.plan import Chunk, Plan
 from ddln.runtime import nearby, provenance
-from ddln.schema import Devices
 from ddln.store import RunFolder
 
 LISTED = 5

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddln import lanes, parts, views
-from ddln.config import Experiment, numeric_leaves, value_of
-from ddln.dynamics import Descent
+from ddln.config.dynamics import Descent
+from ddln.config.experiment import Experiment, numeric_leaves, value_of
 
 _LAW = {"kind": "uniform", "low": 0.5, "high": 1.2}
 _STEPS = {"kind": "descent", "steps": 2000}

@@ -23,9 +23,16 @@ from jaxtyping import Array
 
 from ddln import accuracy, certificates, claims, descent, diagnostics, engine, flow, parts
 from ddln._internal.validation import ArrayLike
-from ddln.config import ConfigError, Experiment, changes_shape, numeric_leaves, substitute, value_of
+from ddln.config.dynamics import Descent as Training
+from ddln.config.experiment import (
+    ConfigError,
+    Experiment,
+    changes_shape,
+    numeric_leaves,
+    substitute,
+    value_of,
+)
 from ddln.descent import Descent
-from ddln.dynamics import Descent as Training
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.networks import layers as network

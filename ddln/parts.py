@@ -12,14 +12,14 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import data
-from ddln.config import Experiment, parse
-from ddln.dynamics import Descent, Flow
+from ddln.config import datasets
+from ddln.config.dynamics import Descent, Flow
+from ddln.config.experiment import Experiment, parse
+from ddln.config.schema import Devices, Table
 from ddln.networks import init
 from ddln.optimisers import Optimiser, optimiser
 from ddln.oracles import Oracle, Sampling, SharpnessAware
 from ddln.problems import base, convex, sharding
-from ddln.schema import Devices, Table
 
 _LOSSES = {
     "least_squares": base.least_squares,
@@ -59,7 +59,7 @@ def rebuild(lane: xr.Dataset) -> tuple[base.Problem, Array]:
 
 def problem_of(experiment: Experiment) -> base.Problem:
     """The loss on the data; of a signed network the signed one."""
-    features, targets = data.draw(experiment.problem.data)
+    features, targets = datasets.draw(experiment.problem.data)
     table = experiment.problem.loss
     loss = _LOSSES[table.kind](features, targets, **_options(table))
     return base.signed(loss) if experiment.network.signed else loss
@@ -68,7 +68,7 @@ def problem_of(experiment: Experiment) -> base.Problem:
 def truth_of(experiment: Experiment) -> Array | None:
     """θ* that the data were made with, shape (features,); None where it is not known."""
     table = experiment.problem.data
-    return jnp.asarray(data.truth(table)) if data.has_truth(table) else None
+    return jnp.asarray(datasets.truth(table)) if datasets.has_truth(table) else None
 
 
 def _options(table: Table) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _law(law) -> init.Law:
 def layers_of(experiment: Experiment) -> Array:
     """The initial layers, shape (depth, width)."""
     table, depth = experiment.network.init, experiment.network.depth
-    _, dim = data.shape_of(experiment.problem.data)
+    _, dim = datasets.shape_of(experiment.problem.data)
     if table.kind == "explicit":
         layers = jnp.asarray(table.layers, jnp.result_type(float))
     elif table.kind == "constant":

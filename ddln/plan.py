@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ddln.axes import axis_values, dimension_of
-from ddln.config import (
+from ddln.config.datasets import shape_of
+from ddln.config.dynamics import Descent, Flow
+from ddln.config.experiment import (
     ConfigError,
     Experiment,
     changes_shape,
@@ -22,9 +23,8 @@ from ddln.config import (
     swept_to,
     units_of,
 )
+from ddln.config.sweep_axes import axis_values, dimension_of
 from ddln.costs import accurate_steps, surcharge
-from ddln.data import shape_of
-from ddln.dynamics import Descent, Flow
 from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
@@ -139,7 +139,7 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
         ConfigError: the grid has more than `MAX_LANES` lanes, or they have more shapes than
             `MAX_PROGRAMS`; or a shape that does not fit, between the ends of its axes.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> plan = make_plan(load("configs/figure4.toml"))
     >>> plan.shape, len(plan.chunks), plan.chunks[0].values["network.scale"].tolist()
     ((3,), 1, [1.0, 1.4, 1.8])
@@ -199,7 +199,7 @@ def estimate(plan: Plan) -> float:
     of the Hessian of ℒ, for random features (√n + √d)², times the mobility M ≈ w^(2(L−1)). A
     descent takes the steps that it is told to.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> 1e-3 < estimate(make_plan(load("configs/figure4.toml"))) < 0.1
     True
     """
@@ -227,7 +227,7 @@ def is_solved_again(chunk: Chunk) -> bool:
 
     One of fifty is, for a few hundredths of the time; and the first, where that takes none.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> is_solved_again(make_plan(load("configs/figure4.toml")).chunks[0])
     True
     """

@@ -34,7 +34,7 @@ from ddln._records import (
     sealed,
     unsealed,
 )
-from ddln.config import Experiment
+from ddln.config.experiment import Experiment
 from ddln.plan import Chunk, Plan
 from ddln.variables import solved_again, status_counts
 

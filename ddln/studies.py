@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ddln.datafiles import write_arrays
-from ddln.schema import NAME
+from ddln.config.data_files import write_arrays
+from ddln.config.schema import NAME
 
 
 class StudyError(ValueError):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddln.config import Experiment
+from ddln.config.datasets import has_truth, shape_of
+from ddln.config.dynamics import Descent
+from ddln.config.experiment import Experiment
 from ddln.costs import CERTIFIED_DUALS, DENSE
-from ddln.data import has_truth, shape_of
-from ddln.dynamics import Descent
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,7 +81,7 @@ _CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 12, 5
 def kept(experiment: Experiment) -> tuple[str, ...]:
     """The names of the variables that are kept of a run.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> loss = load("configs/figure4.toml", ["dynamics.save=loss"])
     >>> "gap" in kept(loss), "theta" in kept(loss)
     (True, False)
@@ -105,7 +105,7 @@ def kept(experiment: Experiment) -> tuple[str, ...]:
 def along(name: str, experiment: Experiment) -> tuple[str, ...]:
     """The dimensions of a variable of one lane; a feature is a coordinate unless θ has two of it.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> along("truth", load("configs/figure4.toml"))
     ('coordinate',)
     """
@@ -118,7 +118,7 @@ def along(name: str, experiment: Experiment) -> tuple[str, ...]:
 def sizes(experiment: Experiment) -> dict[str, int]:
     """The sizes of the dimensions that the config decides.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> sizes(load("configs/figure4.toml"))
     {'time': 301, 'layer': 6, 'coordinate': 8, 'feature': 8}
     """
@@ -133,7 +133,7 @@ def sizes(experiment: Experiment) -> dict[str, int]:
 def lane_bytes(experiment: Experiment) -> int:
     """Bytes of one lane in a file.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> figure4 = load("configs/figure4.toml")
     >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
     (168924, 14812)
@@ -144,7 +144,7 @@ def lane_bytes(experiment: Experiment) -> int:
 def working_bytes(experiment: Experiment) -> int:
     """Bytes that one lane takes while it is computed, whatever is kept of it; rather too many.
 
-    >>> from ddln.config import load
+    >>> from ddln.config.experiment import load
     >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
     1.3
     """

@@ -1,6 +1,6 @@
 """Write what `make docs` includes in the pages, build/docs/: config.md, api.md and results.md.
 
-Nothing in them is kept by hand. A key of `ddln.schema`, or a name of `ddln.__all__`, that is new is
+Nothing in them is kept by hand. A key of `ddln.config.schema`, or a name of `ddln.__all__`, that is new is
 in the reference of the next build.
 """
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import ddln
-from ddln.config import Experiment, changes_shape, units_of
+from ddln.config.experiment import Experiment, changes_shape, units_of
 
 ROOT = Path(__file__).parent.parent
 WHOLE = ("init", "theory", "diagnostics", "figures")

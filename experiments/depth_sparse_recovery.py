@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures, parts
-from ddln.config import parse
+from ddln.config.experiment import parse
 
 DEPTH = "network.depth"
 NEAR = 1.5

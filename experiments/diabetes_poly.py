@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import data, figures
-from ddln.config import parse
+from ddln import figures
+from ddln.config import datasets
+from ddln.config.experiment import parse
 
 DEPTH, SCALE = "network.depth", "network.scale"
 NORM = r"$\|\bar\theta\|_1$, $\bar\theta = \frac{1}{t}\int_0^t \theta$"
@@ -23,7 +24,7 @@ def lasso(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Losses along the lasso's path, falling, and the ℓ1 norms there; by scikit-learn."""
     from sklearn.linear_model import lasso_path
 
-    features, targets = data.draw(parse(dataset.attrs["config"]).problem.data)
+    features, targets = datasets.draw(parse(dataset.attrs["config"]).problem.data)
     strengths = np.geomspace(2.0, 1e-3, 160)
     _, weights, _ = lasso_path(features, targets, alphas=strengths, tol=1e-6, max_iter=100_000)
     misfit = features @ weights - targets[:, None]
@@ -32,7 +33,7 @@ def lasso(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def averages(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
     """θ̄(t) = ∫₀ᵗ θ / t, its loss and its ℓ1 norm, from the second saved time on."""
-    features, targets = data.draw(parse(dataset.attrs["config"]).problem.data)
+    features, targets = datasets.draw(parse(dataset.attrs["config"]).problem.data)
     integral = dataset["predictor"].cumulative_integrate("time").isel(time=slice(1, None))
     mean = integral / integral["time"]
     misfit = xr.dot(xr.DataArray(features, dims=("sample", "feature")), mean, dim="feature")

@@ -12,8 +12,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import data, figures
-from ddln.config import parse
+from ddln import figures
+from ddln.config import datasets
+from ddln.config.experiment import parse
 
 DEPTH, SCALE = "network.depth", "network.scale"
 
@@ -23,7 +24,7 @@ def samples(config: str) -> tuple[np.ndarray, np.ndarray]:
     """y_i x_i, and θ of the largest min_i y_i x_iᵀθ among ‖θ‖₁ ≤ 1, a linear program's."""
     from scipy.optimize import linprog
 
-    features, labels = data.draw(parse(config).problem.data)
+    features, labels = datasets.draw(parse(config).problem.data)
     rows = labels[:, None] * features
     doubled = np.hstack([rows, -rows])
     found = linprog(np.ones(doubled.shape[1]), A_ub=-doubled, b_ub=-np.ones(len(rows)))

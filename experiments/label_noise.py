@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures, parts
-from ddln.config import parse
-from ddln.data import arrays_of
+from ddln.config.datasets import arrays_of
+from ddln.config.experiment import parse
 
 NOISE = "dynamics.sampling.label_noise"
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.data import arrays_of
+from ddln.config.datasets import arrays_of
 
 STEP = "dynamics.optimiser.learning_rate"
 RECOMPUTED = {

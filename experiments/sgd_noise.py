@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures, parts
-from ddln.config import parse
-from ddln.data import arrays_of
+from ddln.config.datasets import arrays_of
+from ddln.config.experiment import parse
 
 SEED = "dynamics.sampling.seed"
 NAMES = {"SGD": "SGD", "stochastic": "stochastic flow", "GD": "gradient descent", "flow": "flow"}

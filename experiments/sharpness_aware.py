@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.data import arrays_of
+from ddln.config.datasets import arrays_of
 
 RHO, GROUP = "dynamics.sharpness_aware.rho", "dynamics.sharpness_aware.group"
 RECOMPUTED = {

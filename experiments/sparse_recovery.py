@@ -12,8 +12,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import data, figures
-from ddln.config import parse
+from ddln import figures
+from ddln.config import datasets
+from ddln.config.experiment import parse
 
 SAMPLES, SCALE = "problem.data.samples", "network.scale"
 
@@ -23,7 +24,7 @@ def facts(config: str, samples: int) -> dict[str, float]:
     """Squared errors: of least squares on the support, of the two rates; k, γ, and n/(k² ln d)."""
     experiment = parse(config)
     table = experiment.problem.data.model_copy(update={"samples": samples})
-    (features, targets), truth = data.draw(table), data.truth(table)
+    (features, targets), truth = datasets.draw(table), datasets.truth(table)
     support, k, unit = truth != 0, table.nonzeros, table.noise**2 / samples
     fitted = np.linalg.lstsq(features[:, support], targets, rcond=None)[0]
     return {

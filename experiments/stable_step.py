@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures, parts
-from ddln.config import parse
+from ddln.config.experiment import parse
 
 SCALE, STEP = "network.scale", "dynamics.optimiser.learning_rate"
 TARGET = 1e-2

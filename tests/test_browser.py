@@ -20,7 +20,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ddln import explorer, figures, parts, plan, report
-from ddln.config import load, parse
+from ddln.config.experiment import load, parse
 from ddln.store import RunFolder
 from tests.reading import PIXEL, curve_of, flow
 

@@ -395,7 +395,7 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration, **_: seconds.append(duration * ("backend_compile" in event))
 )
 from ddln import lanes
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 lanes.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
 counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from ddln import batches, cluster, execution
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.steppers import Rodas5P, Tsit5
 from ddln.store import RunFolder

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddln.axes import axis_values
-from ddln.config import (
+from ddln.config.experiment import (
     ConfigError,
     Experiment,
     changes_shape,
@@ -18,6 +17,7 @@ from ddln.config import (
     numeric_leaves,
     substitute,
 )
+from ddln.config.sweep_axes import axis_values
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -291,8 +291,8 @@ def test_every_key_of_the_schema_is_described():
 
 def test_reading_and_planning_a_config_imports_nothing_heavy():
     code = (
-        "import sys, ddln.config, ddln.data, ddln.plan, ddln.store, ddln.studies, ddln.cli;"
-        "ddln.plan.make_plan(ddln.config.load(sys.argv[1]));"
+        "import sys, ddln.config.experiment, ddln.config.datasets, ddln.plan, ddln.store, ddln.studies, ddln.cli;"
+        "ddln.plan.make_plan(ddln.config.experiment.load(sys.argv[1]));"
         "print(sorted({'jax', 'xarray', 'matplotlib', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddln.data import DIGITS, draw, has_truth, shape_of, truth
-from ddln.datafiles import DataError, read_table
-from ddln.schema import Diabetes, Digits, File, Gaussian, Sparse
+from ddln.config.data_files import DataError, read_table
+from ddln.config.datasets import DIGITS, draw, has_truth, shape_of, truth
+from ddln.config.schema import Diabetes, Digits, File, Gaussian, Sparse
 
 
 def write(tmp_path, text, name="data.csv"):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import ddln
 from ddln import cli
-from ddln.config import Experiment
+from ddln.config.experiment import Experiment
 from docs.__main__ import api, config, results
 
 ROOT = Path(__file__).parent.parent

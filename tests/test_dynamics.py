@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddln.config import ConfigError, changes_shape, load, numeric_leaves
+from ddln.config.experiment import ConfigError, changes_shape, load, numeric_leaves
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 DESCENT = load(FIGURE4, ["sweep={}"]).with_(

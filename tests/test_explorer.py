@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import ddln
 from ddln import apps, browser, cli, explorer, parts, plan, views
-from ddln.config import ConfigError, parse
+from ddln.config.experiment import ConfigError, parse
 from ddln.store import RunFolder
 from tests.reading import PIXEL, curve_of, flow, mark_of
 

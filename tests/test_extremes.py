@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln.config import ConfigError, load
-from ddln.data import draw
+from ddln.config.datasets import draw
+from ddln.config.experiment import ConfigError, load
 
 CONFIG = "configs/figure4.toml"
 TINY = [

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ddln import lanes
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder
 

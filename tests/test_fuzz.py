@@ -18,9 +18,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ddln import cli
-from ddln._document import _toml_key
-from ddln.config import ConfigError, load
-from ddln.datafiles import DataError, read_table
+from ddln.config._toml import _toml_key
+from ddln.config.data_files import DataError, read_table
+from ddln.config.experiment import ConfigError, load
 from ddln.plan import estimate, make_plan
 
 ROOT = Path(__file__).parent.parent

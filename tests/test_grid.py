@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddln import grid
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 
 PLAIN = load(Path(__file__).parent.parent / "configs" / "figure4.toml", ["sweep={}"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder
 
@@ -29,7 +29,7 @@ FILL = """
 import sys, time
 import numpy as np, xarray as xr
 from ddln import progress
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder
 

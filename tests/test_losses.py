@@ -10,9 +10,9 @@ import pytest
 from scipy.optimize import minimize
 
 import ddln
-from ddln import data
-from ddln.config import ConfigError
-from ddln.schema import Counts
+from ddln.config import datasets
+from ddln.config.experiment import ConfigError
+from ddln.config.schema import Counts
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 3))
@@ -458,7 +458,7 @@ def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
     assert bool(dataset["certificate_holds"].all())
     for seed in range(3):
         drawn = experiment(tmp_path, "sweep={}", f"problem.data.seed={seed}").problem.data
-        problem = ddln.logistic(*data.draw(drawn))
+        problem = ddln.logistic(*datasets.draw(drawn))
         one = dataset.sel({"problem.data.seed": seed})
         np.testing.assert_allclose(
             one["gap"][-1], problem.gap(one["theta"].values[-1]), rtol=1e-10, atol=1e-16
@@ -512,8 +512,8 @@ def test_the_loss_is_least_squares_where_no_kind_is_given(tmp_path):
 
 def test_counts_have_the_mean_asked_for():
     table = Counts(kind="counts", samples=20000, features=2, nonzeros=2, strength=0.3)
-    _, counts = data.draw(table)
+    _, counts = datasets.draw(table)
     assert (np.asarray(counts) % 1 == 0).all()
     expected = np.exp(0.3**2)  # E exp(N(0, 2 · 0.3²))
     assert abs(np.mean(counts) - expected) < 5 * np.sqrt(expected * 1.5 / 20000)
-    assert data.draw(table.model_copy(update={"strength": 0.0}))[1].mean() < 1.05
+    assert datasets.draw(table.model_copy(update={"strength": 0.0}))[1].mean() < 1.05

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddln.config import ConfigError, load
+from ddln.config.experiment import ConfigError, load
 from ddln.plan import estimate, is_solved_again, make_plan
 from ddln.variables import working_bytes
 

@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import config, figures, plan, report
+from ddln import figures, plan, report
+from ddln.config import experiment as config
 from ddln.store import RunFolder, StoreError
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""

@@ -17,9 +17,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from ddln import _netcdf, datafiles, report, tables
-from ddln.config import ConfigError, load
-from ddln.datafiles import DataError, read_table
+from ddln import _netcdf, report, tables
+from ddln.config import data_files
+from ddln.config.data_files import DataError, read_table
+from ddln.config.experiment import ConfigError, load
 from ddln.store import RunFolder, StoreError
 
 PACKAGE = Path(report.__file__).parent
@@ -120,7 +121,7 @@ def zipped(path, **members):
 
 
 def test_a_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(datafiles, "LARGEST_NPZ", 10**6)
+    monkeypatch.setattr(data_files, "LARGEST_NPZ", 10**6)
     bomb = header((10**6, 1)) + bytes(8 * 10**6)
     path = zipped(tmp_path / "bomb.npz", features=bomb, targets=bomb)
     assert path.stat().st_size < 40_000

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln import execution
 from ddln.cli import app
-from ddln.config import ConfigError, load
+from ddln.config.experiment import ConfigError, load
 from ddln.plan import make_plan
 from ddln.problems import sharding
 from ddln.store import RunFolder

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ddln import _records, grid
-from ddln.config import load
+from ddln.config.experiment import load
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError
 from ddln.variables import accuracy_in_words, status_counts

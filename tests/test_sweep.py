@@ -9,8 +9,9 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import batches, data, diagnostics, lanes, parts, plan, progress
-from ddln.config import substitute
+from ddln import batches, diagnostics, lanes, parts, plan, progress
+from ddln.config import datasets
+from ddln.config.experiment import substitute
 from ddln.plan import make_plan
 from ddln.steppers import Rodas5P
 from ddln.store import status_counts
@@ -182,7 +183,7 @@ def trained():
 
 def heavy_ball(experiment, layers, rate, beta):
     """Losses at the saved steps, by a loop in NumPy on the same data."""
-    features, targets = map(np.asarray, data.draw(experiment.problem.data))
+    features, targets = map(np.asarray, datasets.draw(experiment.problem.data))
     before, losses = layers, []
     for _ in range(experiment.dynamics.steps + 1):
         residual = features @ layers.prod(axis=0) - targets
@@ -237,7 +238,7 @@ def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
 def test_lanes_draw_as_descend_does():
     noise, seed = "dynamics.sampling.label_noise", "dynamics.sampling.seed"
     drawn = ddln.sweep(NOISY, over={seed: [0, 7], noise: [0.0, 0.3]})
-    problem = ddln.least_squares(*data.draw(NOISY.problem.data))
+    problem = ddln.least_squares(*datasets.draw(NOISY.problem.data))
     rule = ddln.optimiser("heavy_ball", learning_rate=0.02, momentum=0.5)
     for k, sigma in itertools.product([0, 7], [0.0, 0.3]):
         lane = drawn.sel({seed: k, noise: sigma})

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Timer
 
 from ddln import browser, studies
-from ddln.config import load, told_of
+from ddln.config.experiment import load, told_of
 from ddln.plan import make_plan
 from ddln.store import RunFolder, StoreError
 

@@ -13,7 +13,7 @@ def _():
 
     from ddln import apps, explorer, views
     from ddln._internal.html import element
-    from ddln.config import load
+    from ddln.config.experiment import load
 
     return apps, element, explorer, load, mo, urlencode, views
 

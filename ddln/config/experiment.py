@@ -1,6 +1,6 @@
 """One experiment as data: a TOML file, its overrides, and one error for all that is wrong.
 
-A document becomes a frozen `Experiment`, whose tables are in `ddln.schema`. Every numeric leaf has
+A document becomes a frozen `Experiment`, whose tables are in `ddln.config.schema`. Every numeric leaf has
 a dotted name, `network.scale`; the same name sets it on the command line, in `Experiment.with_` and
 as an axis of `[sweep]`.
 """
@@ -16,10 +16,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from ddln import axes
-from ddln import data as datasets
-from ddln._document import ConfigError as ConfigError
-from ddln._document import (
+from ddln.config import datasets, sweep_axes
+from ddln.config._errors import explain, members_of
+from ddln.config._toml import ConfigError as ConfigError
+from ddln.config._toml import (
     as_toml,
     flatten,
     parse_override,
@@ -29,10 +29,9 @@ from ddln._document import (
     read_toml,
     resolve,
 )
-from ddln._document import told_of as told_of
-from ddln._faults import explain, members_of
-from ddln.dynamics import OF_DEPTH_2, Descent, Dynamics
-from ddln.schema import (
+from ddln.config._toml import told_of as told_of
+from ddln.config.dynamics import OF_DEPTH_2, Descent, Dynamics
+from ddln.config.schema import (
     NAME,
     REAL,
     WHOLE,
@@ -299,10 +298,10 @@ def _validated(document: dict[str, Any]) -> Experiment:
         )
     told = [f"{where}: {what}" if where else what for where, what in problems.items()]
     told += _file_problems(document)
-    told += axes.faults(document.get("sweep", {}), dict(_leaves(Experiment, document)))
+    told += sweep_axes.faults(document.get("sweep", {}), dict(_leaves(Experiment, document)))
     if experiment is None or told:
         raise ConfigError(list(dict.fromkeys(told)))
-    for corner in axes.corners(experiment.sweep, numeric_leaves(experiment)):
+    for corner in sweep_axes.corners(experiment.sweep, numeric_leaves(experiment)):
         swept_to(experiment, corner)
     return experiment
 

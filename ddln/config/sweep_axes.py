@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ddln._document import plain
-from ddln._faults import AXIS_FORMS, hint, rule
-from ddln.schema import REAL, WHOLE, Axis, Linspace, Logspace, Range, Values
+from ddln.config._errors import AXIS_FORMS, hint, rule
+from ddln.config._toml import plain
+from ddln.config.schema import REAL, WHOLE, Axis, Linspace, Logspace, Range, Values
 
 _HUGE = 2**1024
 

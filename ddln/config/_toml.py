@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddln._internal.files import read_limited
-from ddln.schema import FORMS
+from ddln.config.schema import FORMS
 
 LARGEST = 2**23
 """Bytes of a file that is read."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, Strict, model_validator
 
-from ddln.schema import SHAPE, Seed, Table, Whole, default_kind
+from ddln.config.schema import SHAPE, Seed, Table, Whole, default_kind
 
 OF_DEPTH_2 = {"gain", "effective_initialisation"}
 """What can be measured of two layers only."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddln.datafiles import DataError as DataError
-from ddln.datafiles import DataFile, load_arrays, read_file, read_table
+from ddln.config.data_files import DataError as DataError
+from ddln.config.data_files import DataFile, load_arrays, read_file, read_table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ddln.schema import Data
+    from ddln.config.schema import Data
 
 DIABETES_SHAPE, QUADRATIC = (442, 10), 64
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -29,12 +29,12 @@ def shape_of(data: "Data") -> tuple[int, int]:
     """(samples, features) of a `problem.data` table, without jax.
 
     Args:
-        data: the table, one of the kinds in `ddln.schema`.
+        data: the table, one of the kinds in `ddln.config.schema`.
 
     Raises:
         DataError: a file that cannot be read.
 
-    >>> from ddln.schema import Gaussian
+    >>> from ddln.config.schema import Gaussian
     >>> shape_of(Gaussian(kind="gaussian", samples=10, features=8))
     (10, 8)
     """
@@ -64,7 +64,7 @@ def draw(data: "Data") -> tuple[Any, Any]:
     Raises:
         DataError: a file that cannot be read, or a constant column to be standardised.
 
-    >>> from ddln.schema import Sparse
+    >>> from ddln.config.schema import Sparse
     >>> table = Sparse(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> [array.shape for array in draw(table)]
     [(10, 30), (10,)]
@@ -108,7 +108,7 @@ def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
 def has_truth(data: "Data") -> bool:
     """Whether the θ* that the targets were made with is known, and in the units of the features.
 
-    >>> from ddln.schema import Gaussian
+    >>> from ddln.config.schema import Gaussian
     >>> has_truth(Gaussian(kind="gaussian", samples=10, features=8))
     False
     """
@@ -120,7 +120,7 @@ def has_truth(data: "Data") -> bool:
 def truth(data: "Data") -> Any:
     """θ*, shape (features,), of data that have one: see `has_truth`.
 
-    >>> from ddln.schema import Sparse
+    >>> from ddln.config.schema import Sparse
     >>> table = Sparse(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> int(abs(truth(table)).sum())
     3
