@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from ddln.claims import Claim as Claim
     from ddln.config.experiment import Experiment as Experiment
     from ddln.config.experiment import load as load
-    from ddln.descent import Descent as Descent
-    from ddln.descent import descend as descend
-    from ddln.engine import Flows as Flows
-    from ddln.engine import gradient_flows as gradient_flows
-    from ddln.flow import Trajectory as Trajectory
-    from ddln.flow import gradient_flow as gradient_flow
-    from ddln.flow import mirror_flow as mirror_flow
     from ddln.hypotheses import check_hypotheses as check_hypotheses
     from ddln.lanes import run as run
     from ddln.lanes import sweep as sweep
-    from ddln.mirror import mirror_descent as mirror_descent
     from ddln.networks import init as init
     from ddln.networks.entropy import Entropy as Entropy
     from ddln.networks.layers import Reduction as Reduction
@@ -35,9 +27,6 @@ if TYPE_CHECKING:
     from ddln.networks.layers import effective_parameter as effective_parameter
     from ddln.networks.layers import imbalance as imbalance
     from ddln.networks.layers import mobility as mobility
-    from ddln.optimisers import optimiser as optimiser
-    from ddln.oracles import Sampling as Sampling
-    from ddln.oracles import SharpnessAware as SharpnessAware
     from ddln.problems.base import LeastSquares as LeastSquares
     from ddln.problems.base import Problem as Problem
     from ddln.problems.base import Signed as Signed
@@ -49,9 +38,20 @@ if TYPE_CHECKING:
     from ddln.problems.convex import poisson as poisson
     from ddln.problems.custom import from_function as from_function
     from ddln.profiles import entropy_profile as entropy_profile
+    from ddln.solvers.batched_flow import Flows as Flows
+    from ddln.solvers.batched_flow import gradient_flows as gradient_flows
+    from ddln.solvers.gradient_descent import Descent as Descent
+    from ddln.solvers.gradient_descent import descend as descend
+    from ddln.solvers.gradient_estimators import Sampling as Sampling
+    from ddln.solvers.gradient_estimators import SharpnessAware as SharpnessAware
+    from ddln.solvers.gradient_flow import Trajectory as Trajectory
+    from ddln.solvers.gradient_flow import gradient_flow as gradient_flow
+    from ddln.solvers.gradient_flow import mirror_flow as mirror_flow
+    from ddln.solvers.mirror_descent import mirror_descent as mirror_descent
+    from ddln.solvers.optimisers import optimiser as optimiser
+    from ddln.solvers.sde import Diffusion as Diffusion
+    from ddln.solvers.sde import stochastic_flow as stochastic_flow
     from ddln.stepwise import discretisation_order as discretisation_order
-    from ddln.stochastic import Diffusion as Diffusion
-    from ddln.stochastic import stochastic_flow as stochastic_flow
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
@@ -64,14 +64,14 @@ _HOMES = {
     "claims": ("Certificates", "Claim"),
     "config.experiment": ("Experiment", "load"),
     "problems.custom": ("from_function",),
-    "descent": ("Descent", "descend"),
-    "engine": ("Flows", "gradient_flows"),
+    "solvers.gradient_descent": ("Descent", "descend"),
+    "solvers.batched_flow": ("Flows", "gradient_flows"),
     "networks.entropy": ("Entropy",),
-    "flow": ("Trajectory", "gradient_flow", "mirror_flow"),
+    "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "hypotheses": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
-    "mirror": ("mirror_descent",),
+    "solvers.mirror_descent": ("mirror_descent",),
     "networks.layers": (
         "Reduction",
         "coordinate_kinds",
@@ -80,12 +80,12 @@ _HOMES = {
         "imbalance",
         "mobility",
     ),
-    "optimisers": ("optimiser",),
-    "oracles": ("Sampling", "SharpnessAware"),
+    "solvers.optimisers": ("optimiser",),
+    "solvers.gradient_estimators": ("Sampling", "SharpnessAware"),
     "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
     "stepwise": ("discretisation_order",),
-    "stochastic": ("Diffusion", "stochastic_flow"),
+    "solvers.sde": ("Diffusion", "stochastic_flow"),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

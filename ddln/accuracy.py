@@ -15,8 +15,8 @@ such thing: they hold a curve against itself, and one that is late is a curve of
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ddln.flow import STATUS, Trajectory
 from ddln.networks.layers import Reduction
+from ddln.solvers.gradient_flow import STATUS, Trajectory
 
 _MANY = 30
 

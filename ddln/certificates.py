@@ -19,12 +19,12 @@ from ddln import hermite, theory
 from ddln._internal.validation import Number
 from ddln.accuracy import expected_error, relative_accuracy, rests
 from ddln.claims import Certificates, Claim, FlowCertificates
-from ddln.costs import DENSE
-from ddln.descent import Descent
-from ddln.flow import Trajectory
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problems.base import Problem
+from ddln.solvers.cost_model import DENSE
+from ddln.solvers.gradient_descent import Descent
+from ddln.solvers.gradient_flow import Trajectory
 from ddln.stepwise import step_claims
 
 _SAMPLES, _DUALS = 9, 33

@@ -32,10 +32,10 @@ import typer
 from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
 from ddln.config.schema import Devices
-from ddln.costs import CORES
 from ddln.execution import Here, LostChunks, Way
 from ddln.plan import Chunk, Plan, make_plan
 from ddln.runtime import provenance, start_jax
+from ddln.solvers.cost_model import CORES
 from ddln.store import RunFolder
 
 if TYPE_CHECKING:

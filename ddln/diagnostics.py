@@ -31,10 +31,10 @@ from jaxtyping import Array, Float
 
 from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
-from ddln.descent import Descent
-from ddln.flow import gradient_flow
 from ddln.problems.base import Problem
-from ddln.runs import Run
+from ddln.solvers.gradient_descent import Descent
+from ddln.solvers.gradient_flow import gradient_flow
+from ddln.solvers.result import Run
 
 
 def sharpness(

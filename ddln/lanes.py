@@ -21,7 +21,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import accuracy, certificates, claims, descent, diagnostics, engine, flow, parts
+from ddln import accuracy, certificates, claims, diagnostics, parts
 from ddln._internal.validation import ArrayLike
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
@@ -32,13 +32,14 @@ from ddln.config.experiment import (
     substitute,
     value_of,
 )
-from ddln.descent import Descent
 from ddln.grid import assemble
 from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.networks import layers as network
 from ddln.plan import Chunk, is_solved_again, make_plan, seconds
 from ddln.problems import sharding
 from ddln.problems.base import Problem
+from ddln.solvers import batched_flow, gradient_descent, gradient_flow
+from ddln.solvers.gradient_descent import Descent
 from ddln.variables import FINER, VARIABLES, along, kept
 
 _SOLVERS = {
@@ -209,7 +210,7 @@ def _together(chunk: Chunk, report: Report | None, twice: bool) -> xr.Dataset:
     tell = None if report is None or seconds(chunk) < LONG else partial(report, chunk)
     runs, rounds = integrate(problems, *given, tell)
     again = np.full(runs.theta.shape, np.nan, runs.theta.dtype)
-    if twice and isinstance(runs, flow.Trajectory):
+    if twice and isinstance(runs, gradient_flow.Trajectory):
         again = _again(integrate, problems, *given)
     numbers, checked = examine(problems, runs, again)
     # Waited for: two batches of eigenvalues side by side can lock each other (docs/decisions.md).
@@ -321,14 +322,14 @@ def _integrator(experiment: Experiment, axes: tuple):
             times, rtol, atol, target_gap = controls
             options = {"rtol": rtol, "atol": atol, "target_gap": target_gap, **steps}
             options |= {"solver": dynamics.solver, "mesh": mesh}
-            flows = engine.gradient_flows(problems, layers, times, **options)
+            flows = batched_flow.gradient_flows(problems, layers, times, **options)
             return flows.trajectories(), flows.stats["num_rounds"]
 
         return integrate
 
-    solve = flow.mirror_flow
+    solve = gradient_flow.mirror_flow
     if dynamics.kind == "gradient_flow":
-        solve = partial(flow.gradient_flow, coordinates=dynamics.coordinates)
+        solve = partial(gradient_flow.gradient_flow, coordinates=dynamics.coordinates)
     solver = _SOLVERS[dynamics.solver]()
 
     def alone(problem, layers, controls, _):
@@ -361,7 +362,9 @@ def _trainer(dynamics: Training, axes: tuple):
             rule, oracle, target = controls
             schedule = {"steps": dynamics.steps, "record_at": dynamics.records}
             options = {"oracle": oracle, "key": key, "target_gap": target, "progress": progress}
-            return descent.descend(problem, layers, rule, throw=False, **schedule, **options)
+            return gradient_descent.descend(
+                problem, layers, rule, throw=False, **schedule, **options
+            )
 
         def reached(part: Descent):
             # The clock is one for all lanes, no tracer even under `vmap`; reading it is waiting.
@@ -380,7 +383,7 @@ def _with_rounds(runs):
 
 
 def _measure(
-    names: tuple[str, ...], loss: Problem, run: flow.Trajectory | Descent
+    names: tuple[str, ...], loss: Problem, run: gradient_flow.Trajectory | Descent
 ) -> dict[str, Array]:
     known = {
         "sharpness": lambda: diagnostics.sharpness(loss, run),
@@ -391,7 +394,7 @@ def _measure(
 
 
 def _examine(
-    loss: Problem, run: flow.Trajectory | Descent, again: Array
+    loss: Problem, run: gradient_flow.Trajectory | Descent, again: Array
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     if isinstance(run, Descent):
         certified = certificates.certify(loss, run)

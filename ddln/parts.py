@@ -17,9 +17,9 @@ from ddln.config.dynamics import Descent, Flow
 from ddln.config.experiment import Experiment, parse
 from ddln.config.schema import Devices, Table
 from ddln.networks import init
-from ddln.optimisers import Optimiser, optimiser
-from ddln.oracles import Oracle, Sampling, SharpnessAware
 from ddln.problems import base, convex, sharding
+from ddln.solvers.gradient_estimators import Oracle, Sampling, SharpnessAware
+from ddln.solvers.optimisers import Optimiser, optimiser
 
 _LOSSES = {
     "least_squares": base.least_squares,

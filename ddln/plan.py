@@ -24,7 +24,7 @@ from ddln.config.experiment import (
     units_of,
 )
 from ddln.config.sweep_axes import axis_values, dimension_of
-from ddln.costs import accurate_steps, surcharge
+from ddln.solvers.cost_model import accurate_steps, surcharge
 from ddln.variables import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000

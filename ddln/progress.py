@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from ddln.costs import FINISHED
 from ddln.plan import Chunk, Plan
+from ddln.solvers.cost_model import FINISHED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddln._internal.files import read_limited, write_whole
 from ddln._internal.html import Markup, count, element, join, number, table
-from ddln.costs import FINISHED
+from ddln.solvers.cost_model import FINISHED
 from ddln.store import RunFolder, StoreError
 from ddln.variables import accuracy_in_words, solved_again
 

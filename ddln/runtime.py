@@ -12,7 +12,7 @@ def start_jax() -> None:
     # are not cached. What could raise has been checked before they run.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from ddln.costs import CORES
+    from ddln.solvers.cost_model import CORES
 
     # Of how many threads sums are cut into, last digits depend: so it is not left to the machine.
     # XLA reads the first; LAPACK, whose threads side by side wait for each other, the second.

@@ -1,6 +1,6 @@
 """A discrete run against what is exact of it, the descent lemma, and the flow.
 
-With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.descent.Ledger`), λ = |u² − v²| and the mirror
+With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers.gradient_descent.Ledger`), λ = |u² − v²| and the mirror
 map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step, whatever its samples,
 
     u² − v² = (u² − v²)₀ Π_k (1 − x_k²)
@@ -21,11 +21,11 @@ from jaxtyping import Array, Float
 from ddln import diagnostics, theory
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive
 from ddln.claims import Claim
-from ddln.descent import Descent, descend
-from ddln.flow import gradient_flow
 from ddln.networks.layers import effective_parameter
-from ddln.optimisers import optimiser
 from ddln.problems.base import Problem
+from ddln.solvers.gradient_descent import Descent, descend
+from ddln.solvers.gradient_flow import gradient_flow
+from ddln.solvers.optimisers import optimiser
 
 _SAMPLES = 9
 """Records at which sharpness is computed."""

@@ -13,7 +13,7 @@ import numpy as np
 from ddln.config.datasets import has_truth, shape_of
 from ddln.config.dynamics import Descent
 from ddln.config.experiment import Experiment
-from ddln.costs import CERTIFIED_DUALS, DENSE
+from ddln.solvers.cost_model import CERTIFIED_DUALS, DENSE
 
 if TYPE_CHECKING:
     import xarray as xr

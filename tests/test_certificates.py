@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import flow, report
+from ddln import report
 from ddln.certificates import _diagonal, gap_floor
-from ddln.costs import DENSE
 from ddln.networks import layers as network
+from ddln.solvers import gradient_flow
+from ddln.solvers.cost_model import DENSE
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 ROUNDING = 1e-9  # of a few sums and quotients
@@ -84,12 +85,12 @@ def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
     problem, run, _ = certified
     speed = wrong(network.Reduction.rest)
 
-    class Wrong(flow.Reduced):
+    class Wrong(gradient_flow.Reduced):
         def rate(self, v, gradient):
             return -speed(self.reduction, v) * gradient
 
-    monkeypatch.setattr(flow, "Reduced", Wrong)
-    spoilt = flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
+    monkeypatch.setattr(gradient_flow, "Reduced", Wrong)
+    spoilt = gradient_flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
     failed = {c.name for c in ddln.certify(problem, spoilt).claims if not c.holds}
     assert claims <= failed
 

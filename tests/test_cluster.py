@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddln import batches, cluster, execution
+from ddln import cluster, execution
 from ddln.config.experiment import load
 from ddln.plan import make_plan
-from ddln.steppers import Rodas5P, Tsit5
+from ddln.solvers import _batching
+from ddln.solvers._steppers import Rodas5P, Tsit5
 from ddln.store import RunFolder
 
 _SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
@@ -108,11 +109,11 @@ def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client
 def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
     widths = []
     for cores in (1, 2, 64):
-        monkeypatch.setattr(batches, "workers", lambda cores=cores: cores)
-        places = len(batches.places_of(None))
+        monkeypatch.setattr(_batching, "workers", lambda cores=cores: cores)
+        places = len(_batching.places_of(None))
         widths.append(
             [
-                batches.width_of(n, 8, way, places)
+                _batching.width_of(n, 8, way, places)
                 for n in (1, 3, 64, 999)
                 for way in (Tsit5, Rodas5P)
             ]

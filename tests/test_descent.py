@@ -178,7 +178,7 @@ def test_progress_sees_the_run_in_parts():
 def test_a_run_rests_once_its_gap_is_reached():
     run = ddln.descend(EASY, START, sgd(), steps=1000, record_every=10, target_gap=1e-8)
     rest = int(run.stats["num_steps"]) // 10
-    assert ddln.descent.STATUS[int(run.status)] == "stopped"
+    assert ddln.solvers.gradient_descent.STATUS[int(run.status)] == "stopped"
     assert run.ok
     assert run.gap[rest - 1] > 1e-8 >= run.gap[rest]
     assert (run.layers[rest:] == run.layers[rest : rest + 1]).all()
@@ -191,7 +191,7 @@ def test_divergence_is_a_status_or_an_error():
     with pytest.raises(RuntimeError, match=r"diverged within \d+ steps: lower the step size"):
         ddln.descend(EASY, START, sgd(10.0), steps=100)
     run = ddln.descend(EASY, START, sgd(10.0), steps=100, throw=False)
-    assert ddln.descent.STATUS[int(run.status)] == "diverged"
+    assert ddln.solvers.gradient_descent.STATUS[int(run.status)] == "diverged"
     assert jnp.isnan(run.theta[-1]).all()
     assert jnp.isnan(run.ledger.growth[-1]).all()
     assert jnp.isfinite(run.theta[0]).all()
@@ -219,7 +219,7 @@ def test_lanes_are_the_runs_one_by_one():
         )
 
     together = jax.jit(jax.vmap(lane))(steps, keys)
-    assert [ddln.descent.STATUS[int(code)] for code in together.status] == [
+    assert [ddln.solvers.gradient_descent.STATUS[int(code)] for code in together.status] == [
         *("ok", "stopped", "diverged")
     ]
     assert int(together.stats["num_steps"][1]) < 300

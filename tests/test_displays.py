@@ -11,7 +11,7 @@ import pytest
 import ddln
 from ddln import figures
 from ddln._internal import html, svg
-from ddln.flow import Trajectory
+from ddln.solvers.gradient_flow import Trajectory
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
 LARGEST = 60_000  # bytes: a hundred of them do not weigh down a notebook

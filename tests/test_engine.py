@@ -6,10 +6,10 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln import batches, engine
-from ddln.flow import STATUS
-from ddln.pictures import Reduced, Smallest
-from ddln.steppers import Rodas5P, Tsit5, inverse
+from ddln.solvers import _batching, batched_flow
+from ddln.solvers._steppers import Rodas5P, Tsit5, inverse
+from ddln.solvers.formulations import Reduced, Smallest
+from ddln.solvers.gradient_flow import STATUS
 
 TIMES = np.linspace(0.0, 2.0, 21)
 # rtol 1e-9 on positions, times what a few hundred steps add up.
@@ -197,10 +197,10 @@ def test_a_lane_that_reached_its_target_rests_there(problem, layers, solver):
 def ways(problem, layers, until=2.0):
     """The stepper and picture of each lane."""
     reduction = jax.vmap(ddln.Reduction)(layers)
-    known = engine._expect(problem, layers, reduction, jnp.full(len(layers), until))
+    known = batched_flow._expect(problem, layers, reduction, jnp.full(len(layers), until))
     found = {}
     rtol = np.full(len(layers), 1e-9)
-    for way, lanes in batches.cut(*map(np.asarray, known), rtol, layers.shape[-1], "auto", 2):
+    for way, lanes in _batching.cut(*map(np.asarray, known), rtol, layers.shape[-1], "auto", 2):
         found |= dict.fromkeys(lanes.tolist(), way)
     return [found[lane] for lane in range(len(layers))]
 
@@ -219,7 +219,7 @@ def test_what_is_expected_of_a_lane_decides_how_it_is_integrated():
 
 def test_efficiency_counts_what_pads_a_batch(problem, layers):
     flows = ddln.gradient_flows(problem, np.stack([layers[4]] * 3), TIMES, solver="tsit5")
-    width = batches.width_of(3, 4, Tsit5, 2)
+    width = _batching.width_of(3, 4, Tsit5, 2)
     width *= -(-3 // width)
     assert flows.efficiency == pytest.approx(3 / width, rel=0.02)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln import flow
+from ddln.solvers import gradient_flow
 
 TIMES = np.linspace(0.0, 2.0, 9)
 AGREEMENT = 1e-8
@@ -226,4 +226,6 @@ def test_a_tolerance_finer_than_the_numbers_is_warned_of():
         ddln.gradient_flow(
             problem, np.array([[0.0], [1.0]], np.float32), [0.0, 0.1], rtol=1e-9, throw=False
         )
-    flow.as_tolerances(float(np.finfo(np.float32).eps), None, 1e-9, jnp.dtype("float32"))  # no word
+    gradient_flow.as_tolerances(
+        float(np.finfo(np.float32).eps), None, 1e-9, jnp.dtype("float32")
+    )  # no word

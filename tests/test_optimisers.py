@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ddln
-from ddln import optimisers
+from ddln.solvers import optimisers
 
 START = np.array([[1.0, -2.0], [0.5, 3.0]])
 SAME = 1e-12

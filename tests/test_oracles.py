@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln.oracles import Batch
+from ddln.solvers.gradient_estimators import Batch
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(6, 4)), RNG.normal(size=6)

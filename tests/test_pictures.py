@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln.pictures import Layers, Mirror, Reduced, Smallest, field, observe
+from ddln.solvers.formulations import Layers, Mirror, Reduced, Smallest, field, observe
 
 ROUNDING = 1e-12
 

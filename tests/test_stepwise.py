@@ -10,7 +10,8 @@ import pytest
 import scipy.integrate
 
 import ddln
-from ddln import oracles, stepwise
+from ddln import stepwise
+from ddln.solvers import gradient_estimators
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(4, 8)), RNG.normal(size=4)
@@ -106,8 +107,8 @@ def test_tampered_runs_fail(run):
 
 
 def test_a_wrong_gradient_fails(monkeypatch):
-    true = oracles.slope
-    monkeypatch.setattr(oracles, "slope", lambda *all: true(*all) + 0.01)
+    true = gradient_estimators.slope
+    monkeypatch.setattr(gradient_estimators, "slope", lambda *all: true(*all) + 0.01)
     rule = ddln.optimiser("sgd", learning_rate=0.11)
     wrong = ddln.descend(PROBLEM, LAYERS[:, ::-1].copy(), rule, steps=777, record_every=70)
     certificates = ddln.certify(PROBLEM, wrong)
@@ -240,8 +241,8 @@ def test_the_order_of_lanes_is_that_of_each():
 
 @pytest.mark.slow
 def test_a_wrong_gradient_has_no_order(monkeypatch):
-    true = oracles.slope
-    monkeypatch.setattr(oracles, "slope", lambda *all: 1.01 * true(*all))
+    true = gradient_estimators.slope
+    monkeypatch.setattr(gradient_estimators, "slope", lambda *all: 1.01 * true(*all))
     deeper = np.concatenate([DEEP, DEEP[1:2]])
     claim = ddln.discretisation_order(PROBLEM, deeper, 2.0)
     assert bool(claim.applies)

@@ -11,8 +11,8 @@ import pytest
 import scipy.integrate
 
 import ddln
-from ddln import stochastic
-from ddln.oracles import Batch
+from ddln.solvers import sde
+from ddln.solvers.gradient_estimators import Batch
 
 RNG = np.random.default_rng(0)
 FEATURES, COUNTS = RNG.normal(size=(3, 2)), np.array([1.0, 0.0, 2.0])
@@ -76,7 +76,7 @@ def test_the_noise_has_the_covariance_of_the_gradients_that_steps_see(name, orac
     def gradients_and_root(layers):
         seen = jax.vmap(lambda *batch: oracle.gradient(problem, layers, Batch(*batch))[0])
         kinds = sum(kind is not None for kind in (oracle.batch, oracle.label_noise))
-        root = jax.jacfwd(lambda dB: stochastic.noise(problem, layers, oracle, dB))
+        root = jax.jacfwd(lambda dB: sde.noise(problem, layers, oracle, dB))
         return seen(rows, noise), root(jnp.zeros((kinds, 3)))
 
     gradients, root = gradients_and_root(layers)
@@ -86,7 +86,7 @@ def test_the_noise_has_the_covariance_of_the_gradients_that_steps_see(name, orac
 
 def test_brownian_motions_stay_what_they_were_when_steps_are_halved():
     def increments(key, halvings):
-        path = stochastic.Brownian(key, jnp.asarray(3), (1, 2), halvings)
+        path = sde.Brownian(key, jnp.asarray(3), (1, 2), halvings)
         starts = jnp.arange(2 * 2**halvings) / 2**halvings
         return jax.vmap(lambda t: path.evaluate(t, t + 0.5**halvings))(starts)
 
@@ -120,7 +120,7 @@ def one_sample(x, key, times, halvings=0):
         halvings=halvings,
         throw=False,
     )
-    path = stochastic.Brownian(key, jnp.asarray(0), (1, 1), 0)
+    path = sde.Brownian(key, jnp.asarray(0), (1, 1), 0)
     motion = jax.vmap(path.evaluate)(jnp.arange(len(times) - 1.0))[:, 0, 0]
     return run, motion * jnp.sqrt(times[1])
 
@@ -188,7 +188,7 @@ def test_the_scheme_is_eulers_with_the_noise_of_a_step(momentum):
     )
     patience = 1 - (momentum or 0.0)
     step, mass = rate / patience, rate * (2 - patience) / (2 * patience**2)
-    path = stochastic.Brownian(key, jnp.asarray(0), (2, 3), 0)
+    path = sde.Brownian(key, jnp.asarray(0), (2, 3), 0)
     layers, velocity = LAYERS, -step / (2 * mass) * gradient(LAYERS)
     saved, k = [layers], 0
     for span in np.diff(TIMES):
@@ -373,7 +373,7 @@ def test_a_run_that_diverges_is_told_and_ends_in_nan():
     unstable = {"learning_rate": 50.0, "oracle": BOTH, "key": jax.random.key(0)}
     times = [0.0, 100.0, 4000.0]
     run = ddln.stochastic_flow(PLAIN, LAYERS, times, **unstable, throw=False)
-    assert stochastic.STATUS[int(run.status)] == "diverged"
+    assert sde.STATUS[int(run.status)] == "diverged"
     assert not run.ok
     assert np.isfinite(run.layers[0]).all()
     lost = np.isnan(run.loss)

@@ -9,11 +9,12 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import batches, diagnostics, lanes, parts, plan, progress
+from ddln import diagnostics, lanes, parts, plan, progress
 from ddln.config import datasets
 from ddln.config.experiment import substitute
 from ddln.plan import make_plan
-from ddln.steppers import Rodas5P
+from ddln.solvers import _batching
+from ddln.solvers._steppers import Rodas5P
 from ddln.store import status_counts
 from ddln.variables import lane_bytes, solved_again
 
@@ -142,7 +143,7 @@ def optimistic(monkeypatch):
             step = Rodas5P.step(*given)
             return step._replace(error=OPTIMISM * step.error)
 
-    monkeypatch.setattr(batches, "Rodas5P", Optimist)
+    monkeypatch.setattr(_batching, "Rodas5P", Optimist)
 
 
 def test_a_solver_that_thinks_too_well_of_itself_is_flagged_and_an_honest_one_is_not(monkeypatch):

@@ -7,10 +7,10 @@ from jaxtyping import Array, Float
 
 from ddln import hermite
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, as_vector
-from ddln.flow import Trajectory
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import Reduction, imbalance, mobility_of_squares
 from ddln.problems.base import Problem
+from ddln.solvers.gradient_flow import Trajectory
 
 
 def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddln.costs import CORES, accurate_steps, surcharge
-from ddln.pictures import Reduced, Smallest
 from ddln.problems import sharding
-from ddln.steppers import Rodas5P, Tsit5
+from ddln.solvers._steppers import Rodas5P, Tsit5
+from ddln.solvers.cost_model import CORES, accurate_steps, surcharge
+from ddln.solvers.formulations import Reduced, Smallest
 
 _NARROWEST = 8
 """Lanes of a batch below which its steps cost no less."""

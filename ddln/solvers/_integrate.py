@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.flow import STATUS
-from ddln.pictures import smallest_step
-from ddln.steppers import Rodas5P, System, Tsit5
+from ddln.solvers._steppers import Rodas5P, System, Tsit5
+from ddln.solvers.formulations import smallest_step
+from ddln.solvers.gradient_flow import STATUS
 
 OK, MAX_STEPS, DIVERGED, STOPPED = map(STATUS.index, ("ok", "max_steps", "diverged", "stopped"))
 

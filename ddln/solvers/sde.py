@@ -33,11 +33,11 @@ from ddln._internal.validation import (
     is_concrete,
     refuse,
 )
-from ddln.flow import as_times
 from ddln.networks.layers import effective_parameter
-from ddln.oracles import Oracle, Sampling
 from ddln.problems.base import Problem
-from ddln.runs import Run
+from ddln.solvers.gradient_estimators import Oracle, Sampling
+from ddln.solvers.gradient_flow import as_times
+from ddln.solvers.result import Run
 
 STATUS = ("ok", "diverged")
 """What the codes in `Diffusion.status` mean, in order."""
@@ -73,7 +73,7 @@ def noise(
 
     >>> problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
     >>> layers = jnp.array([[3.0], [1.0]])  # ∂²ℒ/∂u∂y = −(1, 3)
-    >>> ddln.stochastic.noise(problem, layers, ddln.Sampling(label_noise=0.5), jnp.ones((1, 1)))
+    >>> ddln.solvers.sde.noise(problem, layers, ddln.Sampling(label_noise=0.5), jnp.ones((1, 1)))
     Array([[-0.5],
            [-1.5]], dtype=float64)
     """

@@ -26,10 +26,10 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
 from ddln.networks.layers import effective_parameter
-from ddln.optimisers import Optimiser, as_optimiser
-from ddln.oracles import Oracle, Sampling, value
 from ddln.problems.base import Problem
-from ddln.runs import Run
+from ddln.solvers.gradient_estimators import Oracle, Sampling, value
+from ddln.solvers.optimisers import Optimiser, as_optimiser
+from ddln.solvers.result import Run
 
 STATUS = ("ok", "stopped", "diverged")
 """What the codes in `Descent.status` mean, in order: all steps taken; the gap was reached; the loss

@@ -23,14 +23,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ddln import batches
 from ddln._internal.validation import ArrayLike, as_floats
-from ddln.flow import Trajectory, as_times, as_tolerances
-from ddln.march import March, march
 from ddln.networks.layers import Reduction, effective_parameter, mobility
-from ddln.pictures import Reduced, Smallest, first_step, observe
 from ddln.problems import sharding
 from ddln.problems.base import Problem
+from ddln.solvers import _batching
+from ddln.solvers._integrate import March, march
+from ddln.solvers.formulations import Reduced, Smallest, first_step, observe
+from ddln.solvers.gradient_flow import Trajectory, as_times, as_tolerances
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
@@ -52,7 +52,7 @@ class Flows(eqx.Module):
     smallest: Float[Array, "lanes times dim"]
     """w of the reduction; NaN from where a lane failed, at rest from where it was stopped."""
     status: Int[Array, " lanes"]
-    """Index into `ddln.flow.STATUS`."""
+    """Index into `ddln.solvers.gradient_flow.STATUS`."""
     stats: dict[str, Int[Array, " lanes"]]
     """Steps of each lane: num_steps, num_accepted_steps, num_rejected_steps; and num_rounds, those
     computed for it, also while it waited for the others of its batch."""
@@ -231,8 +231,8 @@ def _in_batches(problem, layers, by_lane, solver: str, max_steps: int, mesh) -> 
     reduction, times, rtol, *_ = by_lane
     stiffness, reach = _expect(problem, layers, reduction, times[:, -1] - times[:, 0])
     stiffness, reach, dim = np.asarray(stiffness), np.asarray(reach), layers.shape[-1]
-    places = batches.places_of(mesh)
-    parts = list(batches.cut(stiffness, reach, np.asarray(rtol), dim, solver, len(places)))
+    places = _batching.places_of(mesh)
+    parts = list(_batching.cut(stiffness, reach, np.asarray(rtol), dim, solver, len(places)))
     budget = np.int32(max_steps)
     by_lane = jax.tree.map(np.asarray, by_lane)
     free: SimpleQueue[Any] = SimpleQueue()

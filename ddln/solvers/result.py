@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ddln._internal.html import card, number
 from ddln._internal.svg import Axis, Curve, beside, chart, subscript
 from ddln._internal.validation import is_concrete
-from ddln.costs import FINISHED
+from ddln.solvers.cost_model import FINISHED
 
 _ROUNDING = 1e-14
 """A gap below this share of the first one is rounding, and not drawn."""

@@ -18,9 +18,17 @@ from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.networks.layers import Reduction
-from ddln.pictures import Layers, Mirror, Reduced, field, first_step, observe, smallest_step
 from ddln.problems.base import Problem
-from ddln.runs import Run
+from ddln.solvers.formulations import (
+    Layers,
+    Mirror,
+    Reduced,
+    field,
+    first_step,
+    observe,
+    smallest_step,
+)
+from ddln.solvers.result import Run
 
 Coordinates = Literal["reduced", "layers"]
 
