@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ddln.claims import Claim as Claim
     from ddln.config.experiment import Experiment as Experiment
     from ddln.config.experiment import load as load
-    from ddln.hypotheses import check_hypotheses as check_hypotheses
     from ddln.lanes import run as run
     from ddln.lanes import sweep as sweep
     from ddln.networks import init as init
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
     from ddln.theory import rate_bound as rate_bound
+    from ddln.theory.assumptions import check_hypotheses as check_hypotheses
 
 __version__ = "0.1.0"
 
@@ -68,7 +68,7 @@ _HOMES = {
     "solvers.batched_flow": ("Flows", "gradient_flows"),
     "networks.entropy": ("Entropy",),
     "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
-    "hypotheses": ("check_hypotheses",),
+    "theory.assumptions": ("check_hypotheses",),
     "lanes": ("run", "sweep"),
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "solvers.mirror_descent": ("mirror_descent",),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddln import hermite, theory
+from ddln import theory
 from ddln._internal.validation import Number
 from ddln.accuracy import expected_error, relative_accuracy, rests
 from ddln.claims import Certificates, Claim, FlowCertificates
@@ -26,6 +26,7 @@ from ddln.solvers.cost_model import DENSE
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_flow import Trajectory
 from ddln.stepwise import step_claims
+from ddln.theory import _hermite
 
 _SAMPLES, _DUALS = 9, 33
 """Saved times at which claims that need second derivatives, and mirror maps, are checked."""
@@ -299,9 +300,11 @@ def _dual_path(problem, entropy, run):
     few = _few(run, _DUALS)
     theta = run.theta[few]
     dual = jax.vmap(entropy.mirror_map)(theta)
-    integral = hermite.integrate(run.times, value, slope)[few]
+    integral = _hermite.integrate(run.times, value, slope)[few]
     largest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
-    error = jnp.diff(run.times)[:, None] * largest * hermite.relative_error(run.times, value, slope)
+    error = (
+        jnp.diff(run.times)[:, None] * largest * _hermite.relative_error(run.times, value, slope)
+    )
     mobile = _mobile(entropy, theta)
     size = jnp.max(jnp.where(mobile, jnp.abs(dual), 0.0))
     safe_size = jnp.where(size > 0, size, 1.0)

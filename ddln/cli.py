@@ -188,7 +188,8 @@ def verify(
         experiment, plan, path = _prepare(config, overrides)
         start_jax()
         _validate(plan, path)
-        from ddln import claims, grid, hypotheses, lanes, parts, progress
+        from ddln import claims, grid, lanes, parts, progress
+        from ddln.theory import assumptions
 
         parts.mesh_of(experiment.devices)
     from ddln._records import finite
@@ -201,12 +202,12 @@ def verify(
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])
-    assumed, rows = hypotheses.summary(dataset), claims.summary(dataset)
+    assumed, rows = assumptions.summary(dataset), claims.summary(dataset)
     if as_json:
         both = {"hypotheses": assumed, "certificates": rows}
         typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))
     else:
-        typer.echo(hypotheses.render(assumed) + "\n")
+        typer.echo(assumptions.render(assumed) + "\n")
         terminal.print_table(rows, "Certificates")
         terminal.print_accuracy(*solved_again(dataset))
     raise typer.Exit(terminal.failed(rows))

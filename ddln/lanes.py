@@ -33,13 +33,13 @@ from ddln.config.experiment import (
     value_of,
 )
 from ddln.grid import assemble
-from ddln.hypotheses import STATEMENTS, check_hypotheses
 from ddln.networks import layers as network
 from ddln.plan import Chunk, is_solved_again, make_plan, seconds
 from ddln.problems import sharding
 from ddln.problems.base import Problem
 from ddln.solvers import batched_flow, gradient_descent, gradient_flow
 from ddln.solvers.gradient_descent import Descent
+from ddln.theory.assumptions import STATEMENTS, check_hypotheses
 from ddln.variables import FINER, VARIABLES, along, kept
 
 _SOLVERS = {

@@ -12,7 +12,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, hermite, parts, theory
+from ddln import figures, parts, theory
+from ddln.theory import _hermite
 
 SCALE = "network.scale"
 FIRST, LAST, SHOWN = 1.0, 1000.0, 49
@@ -26,7 +27,7 @@ def logarithm(lane: xr.Dataset) -> float:
 def averages(lane: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """s, shape (times,), and the average of θ up to there, shape (times, dim)."""
     curve = [jnp.asarray(lane[name].values) for name in ("flow_time", "theta", "velocity")]
-    integral, times = np.asarray(hermite.integrate(*curve)), lane["flow_time"].values
+    integral, times = np.asarray(_hermite.integrate(*curve)), lane["flow_time"].values
     wanted = 0.5 * logarithm(lane) * np.geomspace(FIRST, LAST, SHOWN)
     places = np.unique(np.searchsorted(times, wanted).clip(1, times.size - 1))
     return 2 * times[places] / logarithm(lane), integral[places] / times[places, None]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures, parts, theory
-from ddln.theory.saddles import SaddlePath
+from ddln.theory.saddle_to_saddle import SaddlePath
 
 SCALE = "network.scale"
 JUMPS = (1.0, 4.0, 5.63265)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddln import hermite
+from ddln.theory import _hermite
 
 LATE = 1e-3
 
@@ -36,15 +36,15 @@ def test_the_error_of_the_quadrature_is_no_larger_than_its_estimate(function, ti
     value, slope, exact = function(times)
     given = (jnp.asarray(times), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None])
     exact = np.maximum(exact, 0.0) if function is step else exact
-    error = np.abs(np.diff(hermite.integrate(*given)[:, 0] - exact))
+    error = np.abs(np.diff(_hermite.integrate(*given)[:, 0] - exact))
     largest = np.maximum(np.abs(value[1:]), np.abs(value[:-1]))
-    estimate = np.diff(times) * largest * hermite.relative_error(*given)[:, 0]
+    estimate = np.diff(times) * largest * _hermite.relative_error(*given)[:, 0]
     assert (error <= estimate + 1e-15).all()
 
 
 def test_what_is_resolved_is_known_to_be():
     value, slope, _ = wave(EVEN)
-    estimate = hermite.relative_error(
+    estimate = _hermite.relative_error(
         jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]
     )
     middle = np.abs(value[1:]) > 0.5

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import hypotheses
+from ddln.theory import assumptions
 
 RNG = np.random.default_rng(0)
 PROBLEM = ddln.least_squares(RNG.normal(size=(4, 3)), RNG.normal(size=4))
@@ -27,12 +27,12 @@ def holding(problem, layers):
 
 def test_a_random_network_on_least_squares_meets_every_hypothesis():
     layers = RNG.normal(size=(3, 3))
-    assert holding(PROBLEM, layers) == set(hypotheses.STATEMENTS)
-    assert holding(ddln.signed(PROBLEM), RNG.normal(size=(3, 6))) == set(hypotheses.STATEMENTS)
+    assert holding(PROBLEM, layers) == set(assumptions.STATEMENTS)
+    assert holding(ddln.signed(PROBLEM), RNG.normal(size=(3, 6))) == set(assumptions.STATEMENTS)
 
 
 def test_tied_layers_break_the_unique_smallest_layer_alone():
-    missing = set(hypotheses.STATEMENTS) - holding(PROBLEM, jnp.full((3, 3), 0.5))
+    missing = set(assumptions.STATEMENTS) - holding(PROBLEM, jnp.full((3, 3), 0.5))
     assert missing == {"unique smallest layer"}
 
 
@@ -71,9 +71,9 @@ def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed
     )
     dataset = ddln.run(experiment)
     assert dataset.sizes["coordinate"] == (6 if signed else 3)
-    rows = hypotheses.summary(dataset)
+    rows = assumptions.summary(dataset)
     assert [row["holds"] for row in rows] == [True] * 4
-    assert all(len(line) <= 80 for line in hypotheses.render(rows).splitlines())
+    assert all(len(line) <= 80 for line in assumptions.render(rows).splitlines())
     if signed:
         positive, negative = np.split(dataset["theta"].values, 2, axis=-1)
         np.testing.assert_array_equal(dataset["predictor"].values, positive - negative)

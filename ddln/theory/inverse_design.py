@@ -15,7 +15,7 @@ from ddln._internal.validation import (
 )
 from ddln.networks.entropy import Entropy
 from ddln.problems.base import Problem
-from ddln.theory.bounds import rate_bound
+from ddln.theory.convergence import rate_bound
 
 
 def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[Array, ""]:

@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddln import hermite
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, as_vector
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import Reduction, imbalance, mobility_of_squares
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_flow import Trajectory
+from ddln.theory import _hermite
 
 
 def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
@@ -119,12 +119,12 @@ def smallest_mobility_integral(
     value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(squares, growth)
     step = jnp.diff(run.times)
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
-    curve = hermite.interpolate(run.times, value, slope, nodes)
+    curve = _hermite.interpolate(run.times, value, slope, nodes)
     smallest = jnp.exp(jnp.min(curve, axis=2))
     simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
     pieces = step * (smallest @ simpson)
     error = jnp.sum(
-        pieces * jnp.max(hermite.relative_error(run.times, mobility, mobility * slope), axis=1)
+        pieces * jnp.max(_hermite.relative_error(run.times, mobility, mobility * slope), axis=1)
     )
     integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])
     some_frozen = ~jnp.all(moves)
