@@ -8,12 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddln import diagnostics as diagnostics
     from ddln import figures as figures
     from ddln import theory as theory
-    from ddln.certificates import certify as certify
-    from ddln.claims import Certificates as Certificates
-    from ddln.claims import Claim as Claim
     from ddln.config.experiment import Experiment as Experiment
     from ddln.config.experiment import load as load
     from ddln.lanes import run as run
@@ -50,18 +46,22 @@ if TYPE_CHECKING:
     from ddln.solvers.optimisers import optimiser as optimiser
     from ddln.solvers.sde import Diffusion as Diffusion
     from ddln.solvers.sde import stochastic_flow as stochastic_flow
-    from ddln.stepwise import discretisation_order as discretisation_order
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
     from ddln.theory import rate_bound as rate_bound
     from ddln.theory.assumptions import check_hypotheses as check_hypotheses
+    from ddln.verification import diagnostics as diagnostics
+    from ddln.verification.claims import Certificates as Certificates
+    from ddln.verification.claims import Claim as Claim
+    from ddln.verification.descent_certificates import discretisation_order as discretisation_order
+    from ddln.verification.flow_certificates import certify as certify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "certificates": ("certify",),
-    "claims": ("Certificates", "Claim"),
+    "verification.flow_certificates": ("certify",),
+    "verification.claims": ("Certificates", "Claim"),
     "config.experiment": ("Experiment", "load"),
     "problems.custom": ("from_function",),
     "solvers.gradient_descent": ("Descent", "descend"),
@@ -84,13 +84,13 @@ _HOMES = {
     "solvers.gradient_estimators": ("Sampling", "SharpnessAware"),
     "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
     "profiles": ("entropy_profile",),
-    "stepwise": ("discretisation_order",),
+    "verification.descent_certificates": ("discretisation_order",),
     "solvers.sde": ("Diffusion", "stochastic_flow"),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {
-    "diagnostics": "diagnostics",
+    "diagnostics": "verification.diagnostics",
     "figures": "figures",
     "init": "networks.init",
     "theory": "theory",

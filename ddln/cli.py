@@ -188,8 +188,9 @@ def verify(
         experiment, plan, path = _prepare(config, overrides)
         start_jax()
         _validate(plan, path)
-        from ddln import claims, grid, lanes, parts, progress
+        from ddln import grid, lanes, parts, progress
         from ddln.theory import assumptions
+        from ddln.verification import claims
 
         parts.mesh_of(experiment.devices)
     from ddln._records import finite

@@ -137,7 +137,8 @@ def publish(
         ValueError: the study cannot use the data set.
         OSError: something could not be written.
     """
-    from ddln import claims, report, studies
+    from ddln import report, studies
+    from ddln.verification import claims
 
     if not folder.is_whole("dataset.nc"):
         say("assembling")

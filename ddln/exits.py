@@ -22,7 +22,7 @@ def refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iter
         message = str(error)
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
-        from ddln.tables import plain
+        from ddln.verification.tables import plain
 
         say(f"ddln: {plain(message)}")
         raise typer.Exit(2) from None

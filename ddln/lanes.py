@@ -21,7 +21,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import accuracy, certificates, claims, diagnostics, parts
+from ddln import parts
 from ddln._internal.validation import ArrayLike
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
@@ -41,6 +41,7 @@ from ddln.solvers import batched_flow, gradient_descent, gradient_flow
 from ddln.solvers.gradient_descent import Descent
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
 from ddln.variables import FINER, VARIABLES, along, kept
+from ddln.verification import claims, diagnostics, error_estimate, flow_certificates
 
 _SOLVERS = {
     "auto": diffrax.Tsit5,
@@ -144,7 +145,7 @@ def compute(chunk: Chunk, report: Report | None = None, *, again: bool | None = 
         chunk: of a plan.
         report: called with the chunk and the share of its steps that is done, now and then in a
             long descent.
-        again: whether flows are solved a second time, see `ddln.accuracy`; `None`: where the chunk
+        again: whether flows are solved a second time, see `ddln.verification.error_estimate`; `None`: where the chunk
             is of the sample.
 
     Returns:
@@ -397,10 +398,10 @@ def _examine(
     loss: Problem, run: gradient_flow.Trajectory | Descent, again: Array
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     if isinstance(run, Descent):
-        certified = certificates.certify(loss, run)
+        certified = flow_certificates.certify(loss, run)
         own = {"step": run.steps.astype(int)}
     else:
-        certified = certificates.certify(loss, run)
+        certified = flow_certificates.certify(loss, run)
         predictions = certified.predictions
         own = {
             "velocity": run.velocity,
@@ -409,7 +410,7 @@ def _examine(
             "divergence_bound": predictions.divergence_bound,
             "rate_bound": predictions.rate_bound,
             "asymptotic_rate": certified["asymptotic rate"].predicted,
-            "discrepancy": accuracy.discrepancy(run, again),
+            "discrepancy": error_estimate.discrepancy(run, again),
         }
     checked, assumed = certified.claims, check_hypotheses(loss, run)
     numbers = {

@@ -51,7 +51,7 @@ def print_accuracy(lanes: int, off: int) -> None:
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
     """The rows, in colour on a terminal; of very many those that fail, and some."""
-    from ddln import tables
+    from ddln.verification import tables
 
     shown = rows
     if len(rows) > ROWS:

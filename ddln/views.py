@@ -16,12 +16,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import claims, figures, parts, tables, theory
+from ddln import figures, parts, theory
 from ddln._internal.html import Markup, element, join, number
 from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
+from ddln.verification import claims, tables
 
 _POINTS = 401
 _GRID = "display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr))"

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ddln import tables
 from ddln._internal.files import write_whole
 from ddln.store import RunFolder
+from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent
 COLOURS = 64

@@ -10,10 +10,10 @@ import pytest
 
 import ddln
 from ddln import report
-from ddln.certificates import _diagonal, gap_floor
 from ddln.networks import layers as network
 from ddln.solvers import gradient_flow
 from ddln.solvers.cost_model import DENSE
+from ddln.verification.flow_certificates import _diagonal, gap_floor
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 ROUNDING = 1e-9  # of a few sums and quotients

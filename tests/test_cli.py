@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli, runtime, studies, tables
+from ddln import cli, runtime, studies
+from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import diagnostics
+from ddln.verification import diagnostics
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(3, 4)), RNG.normal(size=3)

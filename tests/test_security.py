@@ -17,11 +17,12 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from ddln import _netcdf, report, tables
+from ddln import _netcdf, report
 from ddln.config import data_files
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load
 from ddln.store import RunFolder, StoreError
+from ddln.verification import tables
 
 PACKAGE = Path(report.__file__).parent
 SHIPPED = PACKAGE.parent / "configs" / "figure4.toml"

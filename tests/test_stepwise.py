@@ -10,8 +10,8 @@ import pytest
 import scipy.integrate
 
 import ddln
-from ddln import stepwise
 from ddln.solvers import gradient_estimators
+from ddln.verification import descent_certificates
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(4, 8)), RNG.normal(size=4)
@@ -190,7 +190,7 @@ def first_order_change(layers, until):
 
 def test_discretisation_error_is_that_of_the_modified_loss():
     steps = np.array([1000, 2000, 4000])
-    errors = stepwise.discretisation_error(PROBLEM, DEEP, 2.0, steps)
+    errors = descent_certificates.discretisation_error(PROBLEM, DEEP, 2.0, steps)
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1.0, atol=SLOPE)
     per_step = errors * steps / 2.0
     expected = np.linalg.norm(first_order_change(DEEP, 2.0))
@@ -261,6 +261,6 @@ def test_a_wrong_gradient_has_no_order(monkeypatch):
 )
 def test_comparisons_that_make_no_sense_are_named(until, steps, message):
     with pytest.raises(ValueError, match=message):
-        stepwise.discretisation_error(PROBLEM, DEEP, until, steps)
+        descent_certificates.discretisation_error(PROBLEM, DEEP, until, steps)
     with pytest.raises(ValueError, match=r"`steps` must be ≥ 1, got 0"):
         ddln.discretisation_order(PROBLEM, DEEP, 1.0, steps=0)

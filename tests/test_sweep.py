@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import diagnostics, lanes, parts, plan, progress
+from ddln import lanes, parts, plan, progress
 from ddln.config import datasets
 from ddln.config.experiment import substitute
 from ddln.plan import make_plan
@@ -17,6 +17,7 @@ from ddln.solvers import _batching
 from ddln.solvers._steppers import Rodas5P
 from ddln.store import status_counts
 from ddln.variables import lane_bytes, solved_again
+from ddln.verification import diagnostics
 
 ROOT = Path(__file__).parent.parent
 SMALL = ddln.load(ROOT / "configs" / "figure4.toml", ["sweep={}"]).with_(

@@ -7,7 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from ddln import cli, tables, terminal
+from ddln import cli, terminal
+from ddln.verification import tables
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
 ROW = {

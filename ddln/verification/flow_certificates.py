@@ -17,16 +17,16 @@ from jaxtyping import Array, Bool, Float
 
 from ddln import theory
 from ddln._internal.validation import Number
-from ddln.accuracy import expected_error, relative_accuracy, rests
-from ddln.claims import Certificates, Claim, FlowCertificates
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problems.base import Problem
 from ddln.solvers.cost_model import DENSE
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_flow import Trajectory
-from ddln.stepwise import step_claims
 from ddln.theory import _hermite
+from ddln.verification.claims import Certificates, Claim, FlowCertificates
+from ddln.verification.descent_certificates import step_claims
+from ddln.verification.error_estimate import expected_error, relative_accuracy, rests
 
 _SAMPLES, _DUALS = 9, 33
 """Saved times at which claims that need second derivatives, and mirror maps, are checked."""
@@ -55,7 +55,7 @@ def certify(problem: Problem, run: object) -> Certificates:
     Raises:
         ValueError: a flow with fewer than 5 saved times, or another kind of run.
 
-    Source: arXiv 2412.16765; of discrete runs Even et al. 2023 (`ddln.stepwise`); tolerances as
+    Source: arXiv 2412.16765; of discrete runs Even et al. 2023 (`ddln.verification.descent_certificates`); tolerances as
     derived in docs/theory.md.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])

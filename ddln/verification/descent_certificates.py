@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln import diagnostics, theory
+from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive
-from ddln.claims import Claim
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent, descend
 from ddln.solvers.gradient_flow import gradient_flow
 from ddln.solvers.optimisers import optimiser
+from ddln.verification import diagnostics
+from ddln.verification.claims import Claim
 
 _SAMPLES = 9
 """Records at which sharpness is computed."""
@@ -214,7 +215,7 @@ def discretisation_error(
     `discretisation_order`.
 
     >>> problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
-    >>> errors = ddln.stepwise.discretisation_error(problem, [[0.5], [0.5]], 1.0, [200, 400])
+    >>> errors = ddln.verification.descent_certificates.discretisation_error(problem, [[0.5], [0.5]], 1.0, [200, 400])
     >>> [round(float(x), 4) for x in errors]
     [0.0021, 0.0011]
     """

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ddln import tables
 from ddln._internal.html import card
 from ddln._internal.validation import Number, is_concrete
 from ddln.theory import Predictions
+from ddln.verification import tables
 
 if TYPE_CHECKING:
     import xarray as xr
