@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ddln import execution
-from ddln.cluster import Cluster, way_to_compute
 from ddln.config.experiment import load
-from ddln.plan import make_plan
-from ddln.runtime import start_jax
-from ddln.store import RunFolder
+from ddln.sweeps import executor
+from ddln.sweeps.dask_executor import Cluster, way_to_compute
+from ddln.sweeps.environment import start_jax
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 CHUNKS, LANES, TASKS = 16, 256, 2000
 WORKERS = np.unique(np.geomspace(1, 1000, 25).astype(int))
@@ -40,10 +40,10 @@ def sweep(number: int):
     return make_plan(load("configs/figure4.toml", [seeds]))
 
 
-def seconds_of_chunks(root: Path, plan, way: execution.Way) -> np.ndarray:
+def seconds_of_chunks(root: Path, plan, way: executor.Way) -> np.ndarray:
     """From the end of each chunk to that of the next one; the first from the beginning."""
     folder = RunFolder.of(plan.experiment, root)
-    with execution.begun(folder, plan, way):
+    with executor.begun(folder, plan, way):
         ends = [time.perf_counter()]
         ends += [time.perf_counter() for _ in way.compute(folder, plan.chunks, lambda *_: None)]
     return np.diff(ends)
@@ -92,7 +92,7 @@ def measure(root: Path) -> tuple[dict[str, float], np.ndarray]:
     start_jax()
     os.sched_setaffinity(0, cores[:1])
     for number in (0, 1):  # the first compiles
-        alone = seconds_of_chunks(root, sweep(number), execution.Here())
+        alone = seconds_of_chunks(root, sweep(number), executor.Here())
     os.sched_setaffinity(0, cores)
     taken, there = {}, {}
     for count in (1, 2):

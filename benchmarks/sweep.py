@@ -19,7 +19,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln import parts
+from ddln.sweeps import build
 
 ACCURACY, REPEATS = 1e-7, 7
 LONG = 0.5
@@ -33,8 +33,8 @@ class Sweep:
 
     def __init__(self, count: int, until: float):
         experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
-        self.problem = parts.problem_of(experiment)
-        self.layers = np.asarray(parts.layers_of(experiment))
+        self.problem = build.problem_of(experiment)
+        self.layers = np.asarray(build.layers_of(experiment))
         self.scales, self.times = np.linspace(0.7, 1.8, count), np.linspace(0.0, until, 101)
         self.networks = self.scales[:, None, None] * self.layers
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ddln import theory as theory
     from ddln.config.experiment import Experiment as Experiment
     from ddln.config.experiment import load as load
-    from ddln.lanes import run as run
-    from ddln.lanes import sweep as sweep
     from ddln.networks import init as init
     from ddln.networks.entropy import Entropy as Entropy
     from ddln.networks.layers import Reduction as Reduction
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from ddln.solvers.optimisers import optimiser as optimiser
     from ddln.solvers.sde import Diffusion as Diffusion
     from ddln.solvers.sde import stochastic_flow as stochastic_flow
+    from ddln.sweeps.compute import run as run
+    from ddln.sweeps.compute import sweep as sweep
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
@@ -69,7 +69,7 @@ _HOMES = {
     "networks.entropy": ("Entropy",),
     "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
     "theory.assumptions": ("check_hypotheses",),
-    "lanes": ("run", "sweep"),
+    "sweeps.compute": ("run", "sweep"),
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "solvers.mirror_descent": ("mirror_descent",),
     "networks.layers": (

@@ -12,7 +12,7 @@ import xarray as xr
 from ddln import figures, views
 from ddln._internal.html import Markup, element, join, table
 from ddln._internal.svg import COLOURS, Axis, Curve, chart
-from ddln.store import RunFolder, StoreError
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 CURVES = len(COLOURS)
 """So many values of an axis are drawn as curves; of more, these, from the first to the last."""

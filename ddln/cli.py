@@ -12,12 +12,12 @@ import typer
 
 from ddln import terminal
 from ddln.exits import interruptible, refusing, say
-from ddln.runtime import nearby, start_jax
+from ddln.sweeps.environment import nearby, start_jax
 
 if TYPE_CHECKING:
     from ddln.config.experiment import Experiment
-    from ddln.plan import Plan
-    from ddln.store import RunFolder
+    from ddln.sweeps.plan import Plan
+    from ddln.sweeps.run_folder import RunFolder
 
 app = typer.Typer(
     help="Deep diagonal linear networks: run an experiment, check every theorem on it, draw it.",
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 def _configs(incomplete: str) -> list[str]:
     """Of those there are; where none fits, the shell goes on with files."""
-    from ddln import studies
+    from ddln.sweeps import studies
 
     return [path.stem for path, _ in studies.configs() if path.stem.startswith(incomplete)]
 
@@ -110,9 +110,9 @@ def run(
     1 when a theorem or claim that applies fails, 2 for bad input or chunks that could not be
     computed, 130 or 143 when stopped by Ctrl-C or a signal.
     """
-    from ddln import execution, studies
-    from ddln.cluster import way_to_compute
-    from ddln.store import RunFolder
+    from ddln.sweeps import executor, studies
+    from ddln.sweeps.dask_executor import way_to_compute
+    from ddln.sweeps.run_folder import RunFolder
 
     with contextlib.ExitStack() as stack, interruptible(json_lines):
         with refusing():
@@ -126,11 +126,11 @@ def run(
             start_jax()
             study = studies.find(experiment.study, path.parent)
             _validate(plan, path)
-            stack.enter_context(execution.begun(folder, plan, way))
-        with refusing((OSError, execution.LostChunks)):
-            execution.compute(folder, plan, way, json_lines=json_lines)
+            stack.enter_context(executor.begun(folder, plan, way))
+        with refusing((OSError, executor.LostChunks)):
+            executor.compute(folder, plan, way, json_lines=json_lines)
         with refusing():
-            execution.publish(folder, plan, study, fingerprint, say)
+            executor.publish(folder, plan, study, fingerprint, say)
         _conclude(folder, json_lines)
 
 
@@ -140,7 +140,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
     with refusing():
         experiment, plan, path = _prepare(config, overrides)
         from ddln.config.datasets import shape_of
-        from ddln.plan import estimate
+        from ddln.sweeps.plan import estimate
 
         _study_of(experiment, path)
         samples, features = shape_of(experiment.problem.data)
@@ -188,13 +188,14 @@ def verify(
         experiment, plan, path = _prepare(config, overrides)
         start_jax()
         _validate(plan, path)
-        from ddln import grid, lanes, parts, progress
+        from ddln.sweeps import assemble, build, progress
+        from ddln.sweeps import compute as lanes
         from ddln.theory import assumptions
         from ddln.verification import claims
 
-        parts.mesh_of(experiment.devices)
-    from ddln._records import finite
-    from ddln.variables import solved_again, status_counts
+        build.mesh_of(experiment.devices)
+    from ddln.sweeps._manifest import finite
+    from ddln.sweeps.dataset_schema import solved_again, status_counts
 
     done, computed = progress.Progress(plan, {}, 0), {}
     with interruptible(), progress.shown(done) as advance:
@@ -202,7 +203,7 @@ def verify(
         for chunk, part in progress.computed(compute, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
-    dataset = grid.assemble(plan, lambda chunk: computed[chunk.index])
+    dataset = assemble.assemble(plan, lambda chunk: computed[chunk.index])
     assumed, rows = assumptions.summary(dataset), claims.summary(dataset)
     if as_json:
         both = {"hypotheses": assumed, "certificates": rows}
@@ -217,7 +218,7 @@ def verify(
 @app.command()
 def show(run: Run, out: Out = Path("runs")) -> None:
     """Print the tables of a run."""
-    from ddln.store import RunFolder
+    from ddln.sweeps.run_folder import RunFolder
 
     with refusing():
         folder = RunFolder.existing(run, out)
@@ -227,7 +228,7 @@ def show(run: Run, out: Out = Path("runs")) -> None:
 @app.command()
 def draw(run: Run, out: Out = Path("runs")) -> None:
     """Draw a run's figures again."""
-    from ddln import studies
+    from ddln.sweeps import studies
 
     with contextlib.ExitStack() as stack:
         with refusing():
@@ -243,7 +244,7 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
 @app.command()
 def report(run: Run, out: Out = Path("runs")) -> None:
     """Write a run's page again."""
-    from ddln import report
+    from ddln.sweeps import report
 
     with refusing(), contextlib.ExitStack() as stack:
         folder = _open(run, out, stack)
@@ -281,7 +282,7 @@ def explore(
 @app.command("list")
 def list_() -> None:
     """List the configs and what their studies are about."""
-    from ddln import studies
+    from ddln.sweeps import studies
 
     for path, about in studies.configs():
         typer.echo(f"{path.stem:16}{about}\n{'':16}{nearby(path)}")
@@ -298,7 +299,7 @@ def schema() -> None:
 @app.command()
 def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.")]) -> None:
     """Start a study: configs/NAME.toml and experiments/NAME.py."""
-    from ddln import studies
+    from ddln.sweeps import studies
 
     with refusing():
         for path in studies.create(name, Path()):
@@ -309,7 +310,7 @@ def new(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, _.
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="Of a study.")]) -> None:
     """Make configs/data/NAME.npz by the recipe `data()` of experiments/NAME.py."""
-    from ddln import studies
+    from ddln.sweeps import studies
 
     with refusing():
         start_jax()
@@ -332,8 +333,8 @@ def _duration(seconds: float) -> str:
 
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
     from ddln.config.experiment import load, told_of
-    from ddln.plan import make_plan
-    from ddln.studies import find_config
+    from ddln.sweeps.plan import make_plan
+    from ddln.sweeps.studies import find_config
 
     path = find_config(config)
     experiment = load(path, overrides or ())
@@ -343,14 +344,14 @@ def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Pla
 
 def _study_of(experiment: "Experiment", path: Path) -> Path:
     from ddln.config.experiment import told_of
-    from ddln.studies import locate
+    from ddln.sweeps.studies import locate
 
     with told_of(path):
         return locate(experiment.study, path.parent)
 
 
 def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
-    from ddln.store import RunFolder
+    from ddln.sweeps.run_folder import RunFolder
 
     folder = RunFolder.existing(run, out)
     stack.enter_context(folder.locked())
@@ -358,8 +359,8 @@ def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
 
 
 def _validate(plan: "Plan", path: Path) -> None:
-    from ddln import lanes
     from ddln.config.experiment import told_of
+    from ddln.sweeps import compute as lanes
 
     with told_of(path):
         for chunk in plan.programs:
@@ -370,7 +371,7 @@ def _conclude(folder: "RunFolder", json_lines: bool) -> None:
     tables = folder.read_claims()
     failed = [row for rows in tables.values() for row in rows if terminal.failed([row])]
     if json_lines:
-        from ddln import progress
+        from ddln.sweeps import progress
 
         names = [row["name"] for row in failed]
         progress.event("finished", run=str(folder.path), ok=not failed, failed=names)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ddln import _netcdf
+from ddln.sweeps import _netcdf
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         signal.setitimer(signal.ITIMER_REAL, 0)
         traceback.clear_frames(stopped.__traceback__)  # so that they run now
-        from ddln import progress
+        from ddln.sweeps import progress
 
         status = 128 + (received or [signal.SIGINT])[-1]
         typer.echo("\nstopped; the same command goes on from here", err=True)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddln import lanes, parts, views
+from ddln import views
 from ddln.config.dynamics import Descent
 from ddln.config.experiment import Experiment, numeric_leaves, value_of
+from ddln.sweeps import build, compute
 
 _LAW = {"kind": "uniform", "low": 0.5, "high": 1.2}
 _STEPS = {"kind": "descent", "steps": 2000}
@@ -218,4 +219,4 @@ def look(state: Experiment) -> views.View:
     Raises:
         ValueError: data and network do not make a problem.
     """
-    return views.View.of(lanes.run(state), parts.problem_of(state), parts.layers_of(state))
+    return views.View.of(compute.run(state), build.problem_of(state), build.layers_of(state))

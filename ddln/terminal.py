@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ddln.runtime import nearby
+from ddln.sweeps.environment import nearby
 
 if TYPE_CHECKING:
-    from ddln.store import RunFolder
+    from ddln.sweeps.run_folder import RunFolder
 
 REMEDIES = {
     "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
@@ -43,7 +43,7 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
 
 def print_accuracy(lanes: int, off: int) -> None:
     """How many lanes were solved again, and how many of them differ."""
-    from ddln.variables import accuracy_in_words
+    from ddln.sweeps.dataset_schema import accuracy_in_words
 
     if lanes:
         typer.echo(f"accuracy: {accuracy_in_words(lanes, off)}")

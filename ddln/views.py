@@ -16,12 +16,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import figures, parts, theory
+from ddln import figures, theory
 from ddln._internal.html import Markup, element, join, number
 from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
+from ddln.sweeps import build
 from ddln.verification import claims, tables
 
 _POINTS = 401
@@ -70,7 +71,7 @@ def view(lane: xr.Dataset) -> View:
     Raises:
         ValueError: more than one lane.
     """
-    return View.of(lane.load(), *parts.rebuild(lane))
+    return View.of(lane.load(), *build.rebuild(lane))
 
 
 @jax.jit

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ddln._internal.files import write_whole
-from ddln.store import RunFolder
+from ddln.sweeps.run_folder import RunFolder
 from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent

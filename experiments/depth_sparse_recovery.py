@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts
+from ddln import figures
 from ddln.config.experiment import parse
+from ddln.sweeps import build
 
 DEPTH = "network.depth"
 NEAR = 1.5
@@ -28,7 +29,7 @@ def errors(dataset: xr.Dataset) -> list[xr.DataArray]:
 
 def oracle(dataset: xr.Dataset) -> float:
     """The error of least squares on the support of w*, which no network knows."""
-    problem, _ = parts.rebuild(dataset.isel({DEPTH: 0}))
+    problem, _ = build.rebuild(dataset.isel({DEPTH: 0}))
     features, targets = np.asarray(problem.unsigned.features), np.asarray(problem.unsigned.targets)
     truth = dataset["truth"].isel({DEPTH: 0}).values
     support = truth != 0

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from scipy.special import gamma
 
 import ddln
-from ddln import figures, parts
+from ddln import figures
+from ddln.sweeps import build
 
 DEPTH = "network.depth"
 CLOSED = {3: 157.080, 4: 10000.0, 5: 785398.16}
@@ -42,7 +43,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     made = []
     for lane in figures.lanes(dataset, DEPTH):
         depth = lane[DEPTH].item()
-        problem, layers = parts.rebuild(lane)
+        problem, layers = build.rebuild(lane)
         end = float(ddln.escape_times(problem, layers)[0])
         spacing = float(np.diff(lane["time"]).max())
         is_known = depth in CLOSED and bool(np.isclose(np.max(layers), 0.01))
@@ -86,7 +87,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     figure, axes = figures.canvas()
     curves = figures.lanes(dataset, DEPTH)
     for lane, look in zip(curves, figures.looks(len(curves)), strict=True):
-        problem, layers = parts.rebuild(lane)
+        problem, layers = build.rebuild(lane)
         curve = {"label": figures.value_label(lane[DEPTH]), "markevery": (0.03, 0.2), **look}
         axes.plot(lane["time"][1:], lane["theta"].isel(coordinate=0)[1:], **curve)
         escape = float(ddln.escape_times(problem, layers)[0])

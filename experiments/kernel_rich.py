@@ -11,7 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 
 SCALE, SHAPE = "network.scale", "network.init.smallest"
 RECOMPUTED = {1e-4: (0.0374862742, 3.0163632853), 1e-2: (0.7736112072, 7.3798800810)}
@@ -51,12 +52,12 @@ def limit_of(problem: ddln.Problem, layers: np.ndarray) -> np.ndarray:
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The limit points have their numbers, and the runs end at them."""
     alone = dataset.isel({SCALE: 0, SHAPE: 0})
-    plain, numbered, away = parts.rebuild(alone)[0].unsigned, {}, []
+    plain, numbered, away = build.rebuild(alone)[0].unsigned, {}, []
     published = plain.dim == 1000
     for scale in dataset[SCALE].values:
         for i in range(dataset.sizes[SHAPE]):
             lane = dataset.sel({SCALE: scale}).isel({SHAPE: i})
-            problem, layers = parts.rebuild(lane)
+            problem, layers = build.rebuild(lane)
             size = float(one_scale(lane)) ** 0.5
             twin = limit_of(problem, ddln.init.constant(2, problem.dim, size))
             end, limit = lane["predictor"].isel(time=-1), limit_of(problem, layers)
@@ -114,7 +115,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     shapes = (1 - dataset[SHAPE] ** 2) / (1 + dataset[SHAPE] ** 2)
     scales = {r"$\alpha = |uv|$": dataset[SCALE] ** 2, r"$(u^2 + v^2)/2$": one_scale(dataset)}
     alone = dataset.isel({SCALE: 0, SHAPE: 0})
-    plain = parts.rebuild(alone)[0].unsigned
+    plain = build.rebuild(alone)[0].unsigned
     for axes, (name, scale) in zip(panels, scales.items(), strict=True):
         for i, look in enumerate(figures.looks(dataset.sizes[SHAPE])):
             along = scale.isel({SHAPE: i}) if SHAPE in scale.dims else scale

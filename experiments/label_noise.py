@@ -9,9 +9,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts
+from ddln import figures
 from ddln.config.datasets import arrays_of
 from ddln.config.experiment import parse
+from ddln.sweeps import build
 
 NOISE = "dynamics.sampling.label_noise"
 
@@ -36,7 +37,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     ends, theta = distance(dataset).isel(time=-1), dataset["theta"].isel(time=-1)
     truth, is_as_long = arrays_of(dataset)["truth"], int(dataset["step"][-1]) == 300_000
     experiment = parse(dataset.attrs["config"])
-    limit = ddln.limit_point(parts.problem_of(experiment), parts.layers_of(experiment))
+    limit = ddln.limit_point(build.problem_of(experiment), build.layers_of(experiment))
     plain = theta.sel({NOISE: 0.0}, method="nearest").values
     return [
         ddln.Claim(

@@ -12,7 +12,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 from ddln.theory import _hermite
 
 SCALE = "network.scale"
@@ -44,7 +45,7 @@ def compared(dataset: xr.Dataset) -> dict[str, list[np.ndarray]]:
     """For each ε: s, the averages, the lasso, the saddles' averages, where the theorem holds."""
     found: dict[str, list[np.ndarray]] = {}
     for scale in dataset[SCALE]:
-        problem, layers = parts.rebuild(dataset.sel({SCALE: scale}))
+        problem, layers = build.rebuild(dataset.sel({SCALE: scale}))
         s, average = averages(dataset.sel({SCALE: scale}))
         lasso = np.array([theory.lasso(problem, 1 / x) for x in s])
         shrinks = np.diff(np.abs(s[:, None] * lasso), axis=0).min(axis=1) < -1e-6
@@ -58,7 +59,7 @@ def compared(dataset: xr.Dataset) -> dict[str, list[np.ndarray]]:
 
 def late(dataset: xr.Dataset) -> float:
     """Δ ln(4Δ), Δ the height of the first jump: of ½ ∫(Δ − θ)dt in units of t / ln(1/ε)."""
-    problem, layers = parts.rebuild(dataset.isel({SCALE: 0}))
+    problem, layers = build.rebuild(dataset.isel({SCALE: 0}))
     height = float(np.abs(theory.saddle_path(problem, layers).theta[1]).max())
     return height * float(np.log(4 * height))
 

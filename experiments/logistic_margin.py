@@ -11,7 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 
 SCALE = "network.scale"
 
@@ -21,7 +22,7 @@ def shares(dataset: xr.Dataset) -> tuple[dict[int, xr.DataArray], dict[int, floa
 
     Of each run along its way; and of the direction that has the largest in the other norm.
     """
-    problem, _ = parts.rebuild(dataset.isel({SCALE: 0}))
+    problem, _ = build.rebuild(dataset.isel({SCALE: 0}))
     plain = problem.unsigned
     rows = np.asarray(plain.targets)[:, None] * np.asarray(plain.features)
     signed = xr.DataArray(rows, dims=("sample", "feature"))

@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 from ddln.theory.saddle_to_saddle import SaddlePath
 
 SCALE = "network.scale"
@@ -30,7 +31,7 @@ def data() -> dict[str, np.ndarray]:
 
 def stairs(dataset: xr.Dataset) -> SaddlePath:
     """The algorithm's saddles and times."""
-    return theory.saddle_path(*parts.rebuild(dataset.isel({SCALE: 0})))
+    return theory.saddle_path(*build.rebuild(dataset.isel({SCALE: 0})))
 
 
 def unit(lane: xr.Dataset) -> float:

@@ -13,9 +13,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts
+from ddln import figures
 from ddln.config.datasets import arrays_of
 from ddln.config.experiment import parse
+from ddln.sweeps import build
 
 SEED = "dynamics.sampling.seed"
 NAMES = {"SGD": "SGD", "stochastic": "stochastic flow", "GD": "gradient descent", "flow": "flow"}
@@ -25,8 +26,8 @@ NAMES = {"SGD": "SGD", "stochastic": "stochastic flow", "GD": "gradient descent"
 def beside(config: str, seeds: int) -> dict[str, np.ndarray]:
     """θ of gradient descent, the flow and stochastic flows, at the times of the config's runs."""
     experiment = parse(config)
-    problem, layers = parts.problem_of(experiment), parts.layers_of(experiment)
-    training, rule = experiment.dynamics, parts.rule_of(experiment.dynamics)
+    problem, layers = build.problem_of(experiment), build.layers_of(experiment)
+    training, rule = experiment.dynamics, build.rule_of(experiment.dynamics)
     plain = ddln.descend(
         problem, layers, rule, steps=training.steps, record_at=training.records[1:]
     )
@@ -35,7 +36,7 @@ def beside(config: str, seeds: int) -> dict[str, np.ndarray]:
         return ddln.stochastic_flow(
             *(problem, layers, plain.times),
             learning_rate=training.optimiser.learning_rate,
-            oracle=parts.oracle_of(training),
+            oracle=build.oracle_of(training),
             key=key,
         ).theta
 
@@ -60,7 +61,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """How the four end beside each other, and the flow beside its limit."""
     ends = {name: float(all_[:, -1].mean()) for name, all_ in distances(dataset).items()}
     experiment = parse(dataset.attrs["config"])
-    limit = ddln.limit_point(parts.problem_of(experiment), parts.layers_of(experiment))
+    limit = ddln.limit_point(build.problem_of(experiment), build.layers_of(experiment))
     reached = beside(dataset.attrs["config"], dataset.sizes[SEED])["flow"][0, -1]
     finished = float(dataset["gap"].isel(time=-1).max()) < 1e-9
 

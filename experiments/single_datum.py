@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 
 DEPTH, SCALE = "network.depth", "network.scale"
 X = np.array([1.0, 0.4])
@@ -108,7 +109,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     """The distance to the least ℓ1 norm against the scale: dots the flow, lines the closed form."""
     figure, axes = figures.canvas()
     found, expected = ends(dataset)
-    problem, _ = parts.rebuild(dataset.isel({DEPTH: 0, SCALE: 0}))
+    problem, _ = build.rebuild(dataset.isel({DEPTH: 0, SCALE: 0}))
     least = theory.min_l2(problem.unsigned)
     for depth, look in zip(dataset[DEPTH], figures.looks(dataset.sizes[DEPTH]), strict=True):
         for ending, kind in ((found, {"linestyle": ""}), (expected, {"marker": "", "label": None})):

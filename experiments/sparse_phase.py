@@ -13,7 +13,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 import ddln
-from ddln import figures, parts, theory
+from ddln import figures, theory
+from ddln.sweeps import build
 
 SAMPLES, NONZEROS, SEED = "problem.data.samples", "problem.data.nonzeros", "problem.data.seed"
 SCALE = "network.scale"
@@ -27,7 +28,7 @@ def pursued(dataset: xr.Dataset) -> xr.DataArray:
     found = one["truth"].copy()
     for place in np.ndindex(*(one.sizes[name] for name in (SAMPLES, NONZEROS, SEED))):
         lane = dict(zip((SAMPLES, NONZEROS, SEED), place, strict=True))
-        found[lane] = theory.min_l1(parts.rebuild(one.isel(lane))[0].unsigned)
+        found[lane] = theory.min_l1(build.rebuild(one.isel(lane))[0].unsigned)
     return found
 
 

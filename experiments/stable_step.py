@@ -12,8 +12,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, parts
+from ddln import figures
 from ddln.config.experiment import parse
+from ddln.sweeps import build
 
 SCALE, STEP = "network.scale", "dynamics.optimiser.learning_rate"
 TARGET = 1e-2
@@ -38,7 +39,7 @@ def growth(dataset: xr.Dataset, share: float) -> float:
     nudged = layers * (1 + 1e-7 * jax.random.normal(jax.random.key(0), layers.shape))
     rate = share * float(largest_stable_steps(last))
     rule, schedule = ddln.optimiser("sgd", learning_rate=rate), {"steps": 100, "record_at": [80]}
-    gap = ddln.descend(parts.problem_of(experiment), nudged, rule, **schedule).gap
+    gap = ddln.descend(build.problem_of(experiment), nudged, rule, **schedule).gap
     return float(jnp.log(gap[2] / gap[1]) / 20)
 
 

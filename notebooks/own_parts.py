@@ -12,7 +12,8 @@ def _():
     import optax
 
     import ddln
-    from ddln import figures, studies
+    from ddln import figures
+    from ddln.sweeps import studies
 
     jax.config.update("jax_enable_x64", True)
     return ddln, figures, jax, jnp, mo, np, optax, studies

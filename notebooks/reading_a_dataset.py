@@ -14,10 +14,11 @@ def _():
     import xarray as xr
 
     import ddln
-    from ddln import figures, parts, studies
+    from ddln import figures
+    from ddln.sweeps import build, studies
 
     jax.config.update("jax_enable_x64", True)
-    return Path, ddln, figures, mo, np, parts, studies, tempfile, xr
+    return Path, ddln, figures, mo, np, build, studies, tempfile, xr
 
 
 @app.cell
@@ -153,7 +154,7 @@ def _(mo):
 
 @app.cell
 def _(ddln, np, one, parts):
-    problem, layers = parts.rebuild(one)
+    problem, layers = build.rebuild(one)
     again = ddln.gradient_flow(problem, layers, one["time"].values)
     apart = float(np.max(np.abs(np.asarray(again.theta) - one["theta"].values)))
     again

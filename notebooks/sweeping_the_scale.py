@@ -10,7 +10,8 @@ def _():
     import numpy as np
 
     import ddln
-    from ddln import figures, studies
+    from ddln import figures
+    from ddln.sweeps import studies
 
     jax.config.update("jax_enable_x64", True)
     return ddln, figures, mo, np, studies

@@ -15,7 +15,7 @@ import stand_in
 def dask_setup(worker):
     """Stands in for what computes."""
     stand_in._prepare()
-    vars(sys.modules["ddln.lanes"])["compute"] = partial(_compute, stand_in._compute)
+    vars(sys.modules["ddln.sweeps.compute"])["compute"] = partial(_compute, stand_in._compute)
 
 
 def _compute(quick, chunk, report=None):

@@ -115,7 +115,7 @@ def _compute(chunk: Any, report: Any = None) -> Any:
 def _prepare() -> Any:
     """Imports what a run imports, less what computes, and stands in for that."""
     import ddln
-    from ddln import runtime
+    from ddln.sweeps import environment as runtime
 
     runtime.start_jax = lambda: None
     runtime.provenance = lambda: {"versions": {"jax": "0"}, "device": "cpu", "dtype": "float64"}
@@ -132,7 +132,8 @@ def _prepare() -> Any:
     import xarray  # noqa: F401
     from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401
 
-    from ddln import cli, grid, progress, report, store, studies  # noqa: F401
+    from ddln import cli
+    from ddln.sweeps import assemble, progress, report, run_folder, studies  # noqa: F401
 
     return cli
 

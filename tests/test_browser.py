@@ -19,9 +19,10 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import explorer, figures, parts, plan, report
+from ddln import explorer, figures
 from ddln.config.experiment import load, parse
-from ddln.store import RunFolder
+from ddln.sweeps import build, plan, report
+from ddln.sweeps.run_folder import RunFolder
 from tests.reading import PIXEL, curve_of, flow
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -157,8 +158,8 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
         state = explorer.read(base, query)
         assert state.network.scale == 1.41
         assert dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(tab.url).query)) == query
-        problem, layers = parts.problem_of(state), parts.layers_of(state)
-        times = np.asarray(parts.times_of(state.dynamics))
+        problem, layers = build.problem_of(state), build.layers_of(state)
+        times = np.asarray(build.times_of(state.dynamics))
         theta, gap = flow(problem.features, problem.targets, layers, times)
 
         def curves_are_those_of_the_network():

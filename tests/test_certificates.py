@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import report
 from ddln.networks import layers as network
 from ddln.solvers import gradient_flow
 from ddln.solvers.cost_model import DENSE
+from ddln.sweeps import report
 from ddln.verification.flow_certificates import _diagonal, gap_floor
 
 TIMES = jnp.linspace(0.0, 1.0, 81)

@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli, runtime, studies
+from ddln import cli
+from ddln.sweeps import environment as runtime
+from ddln.sweeps import studies
 from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent
@@ -387,7 +389,7 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
 
 COMPUTE = """
 import json, sys
-from ddln.runtime import start_jax
+from ddln.sweeps.environment import start_jax
 start_jax()
 import jax
 seen, seconds = [], []
@@ -397,7 +399,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 from ddln import lanes
 from ddln.config.experiment import load
-from ddln.plan import make_plan
+from ddln.sweeps.plan import make_plan
 lanes.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
 counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}
 print(json.dumps(counts | {"seconds": sum(seconds)}))

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddln import cluster, execution
 from ddln.config.experiment import load
-from ddln.plan import make_plan
 from ddln.solvers import _batching
 from ddln.solvers._steppers import Rodas5P, Tsit5
-from ddln.store import RunFolder
+from ddln.sweeps import dask_executor, executor
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 _SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
 stand_in = importlib.util.module_from_spec(_SPEC)
@@ -46,7 +46,7 @@ PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
 )
 def test_a_place_that_is_no_cluster_is_refused(where, told):
     pytest.importorskip("distributed")
-    with pytest.raises(ValueError, match=re.escape(told)), cluster.way_to_compute(where):
+    with pytest.raises(ValueError, match=re.escape(told)), dask_executor.way_to_compute(where):
         pass
 
 
@@ -56,7 +56,7 @@ def test_a_scheduler_that_does_not_answer_is_told_of_with_what_to_do():
 
     told = "no scheduler answers at tcp://a:1: `dask scheduler` must be running there"
     with pytest.raises(ConnectionError, match=re.escape(told)):
-        cluster.Cluster(connect, "tcp://a:1")
+        dask_executor.Cluster(connect, "tcp://a:1")
 
 
 def test_a_cluster_that_knows_nothing_of_ddln_is_refused():
@@ -77,18 +77,18 @@ def test_a_cluster_that_knows_nothing_of_ddln_is_refused():
     client = SimpleNamespace(submit=lambda *_, **__: Broken())
     told = "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
     with pytest.raises(ValueError, match=re.escape(told)):
-        cluster.Cluster(lambda: client, "tcp://a:1").provenance(None)
+        dask_executor.Cluster(lambda: client, "tcp://a:1").provenance(None)
 
 
 def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(cluster, "_has_certificates", lambda: True)
+    monkeypatch.setattr(dask_executor, "_has_certificates", lambda: True)
     (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
     for where in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tls://10.0.0.1:8786"):
-        assert cluster._address(where) == where
+        assert dask_executor._address(where) == where
     assert capsys.readouterr().err == ""
-    assert cluster._address(str(tmp_path / "scheduler.json")) == "tcp://10.0.0.1:8786"
+    assert dask_executor._address(str(tmp_path / "scheduler.json")) == "tcp://10.0.0.1:8786"
     assert (
         "not encrypted, and whoever reaches it can run programs as you" in capsys.readouterr().err
     )
@@ -99,7 +99,7 @@ def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client
     try:
         for name, own in ((0, "4"), (1, "6"), (2, "4"), ("node-7", "4,6")):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-            cluster.dask_setup(SimpleNamespace(name=name))
+            dask_executor.dask_setup(SimpleNamespace(name=name))
             assert os.environ["CUDA_VISIBLE_DEVICES"] == own
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
@@ -122,7 +122,7 @@ def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
 
 
 def test_lost_chunks_are_told_one_by_one_up_to_a_few():
-    error = execution.LostChunks(9, {k: ValueError(f"no {k}") for k in (7, 1, 2, 3, 4, 5)})
+    error = executor.LostChunks(9, {k: ValueError(f"no {k}") for k in (7, 1, 2, 3, 4, 5)})
     assert str(error).splitlines()[1:] == [
         *(f"chunk {k}: ValueError: no {k}" for k in (1, 2, 3, 4, 5)),
         "and 1 more",

@@ -291,8 +291,8 @@ def test_every_key_of_the_schema_is_described():
 
 def test_reading_and_planning_a_config_imports_nothing_heavy():
     code = (
-        "import sys, ddln.config.experiment, ddln.config.datasets, ddln.plan, ddln.store, ddln.studies, ddln.cli;"
-        "ddln.plan.make_plan(ddln.config.experiment.load(sys.argv[1]));"
+        "import sys, ddln.config.experiment, ddln.config.datasets, ddln.sweeps.plan, ddln.sweeps.run_folder, ddln.sweeps.studies, ddln.cli;"
+        "ddln.sweeps.plan.make_plan(ddln.config.experiment.load(sys.argv[1]));"
         "print(sorted({'jax', 'xarray', 'matplotlib', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures, plan, studies
+from ddln import figures
+from ddln.sweeps import plan, studies
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))

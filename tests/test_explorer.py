@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import apps, browser, cli, explorer, parts, plan, views
+from ddln import apps, browser, cli, explorer, views
 from ddln.config.experiment import ConfigError, parse
-from ddln.store import RunFolder
+from ddln.sweeps import build, plan
+from ddln.sweeps.run_folder import RunFolder
 from tests.reading import PIXEL, curve_of, flow, mark_of
 
 HOSTILE = "<script>alert('x')</script>"
@@ -177,7 +178,7 @@ def test_a_number_of_every_lane_is_drawn(swept):
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
     )
     lane = browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
-    mu = 2 * float((parts.rebuild(lane)[0].features ** 2).sum())  # of one datum
+    mu = 2 * float((build.rebuild(lane)[0].features ** 2).sum())  # of one datum
     scales = np.array([0.5, 1.0, 1.5])
     for imbalance in (0.2, 0.4):
         x, rate, pixel = curve_of(chart, f"imbalance = {imbalance}")

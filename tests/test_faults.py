@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddln import lanes
 from ddln.config.experiment import load
-from ddln.plan import make_plan
-from ddln.store import RunFolder
+from ddln.sweeps import compute
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 _SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
 stand_in = importlib.util.module_from_spec(_SPEC)
@@ -286,7 +286,7 @@ class Memory:
     """Stands in for the computing of lanes side by side, and refuses too many with a real error."""
 
     def __init__(self, lanes, refuse):
-        self.lanes, self.refuse, self.widths = lanes, refuse, []
+        self.lanes, self.refuse, self.widths = compute, refuse, []
 
     def together(self, chunk, report, again):
         if chunk.width > self.lanes:
@@ -318,11 +318,11 @@ def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
         with folder.locked():
             folder.open(plan)
             for chunk, memory in zip(plan.chunks, memories, strict=True):
-                monkeypatch.setattr(lanes, "_together", memory.together)
+                monkeypatch.setattr(compute, "_together", memory.together)
                 told = "chunk 0: out of memory with 6 lanes at once, going on with 3"
                 expected = pytest.warns(ResourceWarning, match=told)
                 with expected if memory is tight else contextlib.nullcontext():
-                    folder.write_chunk(chunk, lanes.compute(chunk))
+                    folder.write_chunk(chunk, compute.compute(chunk))
         assert folder.cut() == int(name == "one tight")
         assert folder.endings() == {"ok": 11}
         assert not folder.missing(plan)
@@ -335,16 +335,16 @@ def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
 
 
 def test_a_single_lane_that_memory_does_not_do_for_is_one_message(monkeypatch):
-    monkeypatch.setattr(lanes, "_together", Memory(0, allocate_too_much).together)
+    monkeypatch.setattr(compute, "_together", Memory(0, allocate_too_much).together)
     chunk = make_plan(load(CONFIG), chunk_lanes=1).chunks[0]
     with pytest.raises(MemoryError, match="out of memory with a single lane"):
-        lanes.compute(chunk)
+        compute.compute(chunk)
 
 
 def test_another_error_of_the_device_is_not_taken_for_one_of_memory(monkeypatch):
     def fail(chunk, report, again):
         raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
 
-    monkeypatch.setattr(lanes, "_together", fail)
+    monkeypatch.setattr(compute, "_together", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        lanes.compute(make_plan(load(CONFIG)).chunks[0])
+        compute.compute(make_plan(load(CONFIG)).chunks[0])

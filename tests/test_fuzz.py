@@ -21,7 +21,7 @@ from ddln import cli
 from ddln.config._toml import _toml_key
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load
-from ddln.plan import estimate, make_plan
+from ddln.sweeps.plan import estimate, make_plan
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [

@@ -8,9 +8,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddln import grid
 from ddln.config.experiment import load
-from ddln.plan import make_plan
+from ddln.sweeps import assemble
+from ddln.sweeps.plan import make_plan
 
 PLAIN = load(Path(__file__).parent.parent / "configs" / "figure4.toml", ["sweep={}"])
 AXES = {"network.scale": [1.0, 2.0, 3.0], "network.depth": [2, 4], "network.init.seed": [7, 8]}
@@ -38,7 +38,7 @@ def part_of(chunk, until=0.0):
 @given(order=st.permutations(list(AXES)), chunk_lanes=st.integers(1, 7))
 def test_every_lane_lands_at_its_place_in_the_grid(order, chunk_lanes):
     plan = make_plan(PLAIN.with_({"sweep": {name: AXES[name] for name in order}}), chunk_lanes)
-    layers = grid.assemble(plan, part_of)["layers"]
+    layers = assemble.assemble(plan, part_of)["layers"]
     assert layers.dims == (*order, "time", "layer", "coordinate")
     numbers = layers.isel(time=0, layer=0, coordinate=0).values
     np.testing.assert_array_equal(numbers.ravel(), np.arange(12))
@@ -53,9 +53,9 @@ def test_a_file_holds_what_memory_holds_holes_too(lost, tmp_path):
     def load(chunk):
         return None if chunk.index == lost else part_of(chunk)
 
-    whole = grid.assemble(plan, load)
-    grid.write(plan, load, tmp_path / "a.nc")
-    grid.write(plan, load, tmp_path / "b.nc")
+    whole = assemble.assemble(plan, load)
+    assemble.write(plan, load, tmp_path / "a.nc")
+    assemble.write(plan, load, tmp_path / "b.nc")
     assert (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
     xr.testing.assert_identical(xr.load_dataset(tmp_path / "a.nc", engine="h5netcdf"), whole)
     holes = [] if lost is None else plan.chunks[lost].lanes
@@ -69,16 +69,16 @@ def test_a_file_holds_what_memory_holds_holes_too(lost, tmp_path):
 
 def test_flow_time_is_the_coordinate_of_time_only_where_all_lanes_share_it():
     plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
-    shared = grid.assemble(plan, part_of)
+    shared = assemble.assemble(plan, part_of)
     assert shared["time"].values[-1] == 300
     assert "flow_time" not in shared
-    own = grid.assemble(plan, lambda chunk: part_of(chunk, float(chunk.index)))
+    own = assemble.assemble(plan, lambda chunk: part_of(chunk, float(chunk.index)))
     assert "time" not in own.coords
     assert own["flow_time"].dims == (*AXES, "time")
 
 
 def test_axes_have_units():
     plan = make_plan(PLAIN.with_({"sweep": {"dynamics.until": [1, 2], "network.scale": [1, 2]}}))
-    axes = grid.assemble(plan, part_of).coords
+    axes = assemble.assemble(plan, part_of).coords
     units = [axes[name].attrs["units"] for name in ("dynamics.until", "network.scale")]
     assert units == ["flow time", "1"]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from ddln.config.experiment import load
-from ddln.plan import make_plan
-from ddln.store import RunFolder
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.toml")
@@ -30,8 +30,8 @@ import sys, time
 import numpy as np, xarray as xr
 from ddln import progress
 from ddln.config.experiment import load
-from ddln.plan import make_plan
-from ddln.store import RunFolder
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 def compute(chunk):
     print(chunk.index, flush=True)
@@ -111,10 +111,10 @@ from types import ModuleType, SimpleNamespace
 import ddln
 from ddln import cli
 
-lanes = ModuleType("ddln.lanes")
+lanes = ModuleType("ddln.sweeps.compute")
 lanes.validate = lambda chunk: None
 lanes.compute = lambda chunk, report: ctypes.CDLL(None).sleep(60)  # deaf, as a compiled program
-sys.modules["ddln.lanes"] = ddln.lanes = lanes
+sys.modules["ddln.sweeps.compute"] = ddln.sweeps.compute = lanes
 cli.start_jax = lambda: None
 cli.main()
 """

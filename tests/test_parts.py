@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import parts
+from ddln.sweeps import build
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 
@@ -31,7 +31,7 @@ def descent(**tables):
     ids=lambda rule: "-".join([rule["kind"], *list(rule)[2:]]),
 )
 def test_a_rule_has_the_numbers_of_its_table(rule):
-    made = parts.rule_of(descent(optimiser=rule))
+    made = build.rule_of(descent(optimiser=rule))
     numbers = {name: value for name, value in rule.items() if name != "kind"}
     expected = ddln.optimiser(rule["kind"], **numbers)
     assert jax.tree.structure(made) == jax.tree.structure(expected)
@@ -39,11 +39,11 @@ def test_a_rule_has_the_numbers_of_its_table(rule):
 
 
 def test_an_oracle_has_what_its_tables_say():
-    whole = parts.oracle_of(descent())
+    whole = build.oracle_of(descent())
     assert not whole.sampling.is_random
     drawn = {"batch": 2, "replacement": False, "label_noise": 0.5, "noisy": 1, "seed": 4}
     uphill = {"rho": 0.3, "group": 1, "normalised": True}
-    made = parts.oracle_of(descent(sampling=drawn, sharpness_aware=uphill))
+    made = build.oracle_of(descent(sampling=drawn, sharpness_aware=uphill))
     assert isinstance(made, ddln.SharpnessAware)
     assert (made.rho, made.group, made.normalised) == (0.3, 1, True)
     assert {name: getattr(made.sampling, name) for name in drawn if name != "seed"} == {
@@ -63,11 +63,11 @@ def test_layers_without_chance_are_the_scale_times_what_their_table_says():
             np.full((3, 8), 1.5) - np.eye(3, 1),
         ),
     ]:
-        layers = parts.layers_of(plain.with_({"network.init": table}))
+        layers = build.layers_of(plain.with_({"network.init": table}))
         np.testing.assert_array_equal(layers, 2 * expected, err_msg=table["kind"])
     law = {"kind": "constant", "value": 0.5}
     balanced = plain.with_({"network.init": {"kind": "balanced", "law": law}})
-    np.testing.assert_array_equal(np.abs(parts.layers_of(balanced)), np.full((3, 8), 1.0))
+    np.testing.assert_array_equal(np.abs(build.layers_of(balanced)), np.full((3, 8), 1.0))
 
 
 def test_more_than_one_lane_is_not_rebuilt():
@@ -75,13 +75,13 @@ def test_more_than_one_lane_is_not_rebuilt():
         coords={"network.scale": [1.0, 1.4, 1.8]}, attrs={"config": ddln.load(FIGURE4).to_toml()}
     )
     with pytest.raises(ValueError, match=r"one value of each swept axis, got more of \['network"):
-        parts.rebuild(dataset)
+        build.rebuild(dataset)
 
 
 def test_there_is_a_key_where_something_is_drawn():
-    assert parts.key_of(descent()) is None
-    assert parts.key_of(descent(sampling={})) is None
-    drawn = parts.key_of(descent(sampling={"batch": 1, "seed": 4}))
+    assert build.key_of(descent()) is None
+    assert build.key_of(descent(sampling={})) is None
+    drawn = build.key_of(descent(sampling={"batch": 1, "seed": 4}))
     assert drawn == jax.random.key(4)
 
 
@@ -89,7 +89,7 @@ def test_logarithmic_times_are_spread_over_the_decades_asked_for():
     flow = ddln.load(FIGURE4).with_(
         {"dynamics.spacing": "log", "dynamics.decades": 3, "dynamics.until": 50.0}
     )
-    times = np.asarray(parts.times_of(flow.dynamics))
+    times = np.asarray(build.times_of(flow.dynamics))
     assert times[0] == 0.0
     np.testing.assert_allclose(times[-1], 50.0)
     ratios = times[1:] / times[:-1].clip(1e-300)
@@ -103,9 +103,9 @@ def test_logarithmic_times_are_spread_over_the_decades_asked_for():
 def test_a_lane_of_a_data_set_has_its_problem_and_layers_again():
     experiment = ddln.load(FIGURE4).with_({"dynamics.points": 5, "sweep.network.scale": [1.0, 2.0]})
     dataset = ddln.run(experiment)
-    problem, layers = parts.rebuild(dataset.sel({"network.scale": 2.0}))
+    problem, layers = build.rebuild(dataset.sel({"network.scale": 2.0}))
     np.testing.assert_allclose(layers, dataset["layers"].sel({"network.scale": 2.0})[0])
     loss = jax.vmap(problem.loss)(dataset["theta"].values[1])
     np.testing.assert_allclose(loss, dataset["loss"].values[1])
     with pytest.raises(ValueError, match=r"one value of each swept axis, .* \['network.scale'\]"):
-        parts.rebuild(dataset)
+        build.rebuild(dataset)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddln.config.experiment import ConfigError, load
-from ddln.plan import estimate, is_solved_again, make_plan
-from ddln.variables import working_bytes
+from ddln.sweeps.dataset_schema import working_bytes
+from ddln.sweeps.plan import estimate, is_solved_again, make_plan
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 PLAIN = FIGURE4.with_({"sweep": {}})

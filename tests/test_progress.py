@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import ddln
-from ddln import progress
-from ddln.plan import make_plan
+from ddln.sweeps import progress
+from ddln.sweeps.plan import make_plan
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 

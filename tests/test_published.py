@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln import studies
+from ddln.sweeps import studies
 from ddln.verification import diagnostics
 
 SHOWN = 5e-8  # half a unit of the last digit

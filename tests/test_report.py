@@ -9,9 +9,10 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import figures, plan, report
+from ddln import figures
 from ddln.config import experiment as config
-from ddln.store import RunFolder, StoreError
+from ddln.sweeps import plan, report
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 VOID = {"img", "meta"}

@@ -17,11 +17,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from ddln import _netcdf, report
 from ddln.config import data_files
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load
-from ddln.store import RunFolder, StoreError
+from ddln.sweeps import _netcdf, report
+from ddln.sweeps.run_folder import RunFolder, StoreError
 from ddln.verification import tables
 
 PACKAGE = Path(report.__file__).parent
@@ -215,8 +215,8 @@ def test_a_terminal_is_told_nothing_that_it_would_obey():
 @pytest.fixture
 def hostile_run(tmp_path):
     """A folder that all checks of sums hold for, and whose every text is hostile."""
-    from ddln import _records
-    from ddln.plan import make_plan
+    from ddln.sweeps import _manifest
+    from ddln.sweeps.plan import make_plan
 
     plan = make_plan(load(SHIPPED))
     folder = RunFolder(tmp_path / "runs" / "x'; touch y; '")
@@ -239,7 +239,7 @@ def hostile_run(tmp_path):
         told = PngImagePlugin.PngInfo()
         told.add_text("Description", HOSTILE)
         Image.new("L", (2, 2)).save(folder.path / "figures" / "a.png", pnginfo=told)
-    assert _records.FORMAT
+    assert _manifest.FORMAT
     return folder
 
 

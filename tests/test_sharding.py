@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import execution
 from ddln.cli import app
 from ddln.config.experiment import ConfigError, load
-from ddln.plan import make_plan
 from ddln.problems import sharding
-from ddln.store import RunFolder
+from ddln.sweeps import executor
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 # Sums over coordinates in another order, and what a run makes of it; all numbers are of order 1.
@@ -242,7 +242,7 @@ def test_a_run_with_fewer_devices_than_it_asks_for_is_not_begun(tmp_path):
     told = "lanes × features must be at most the 1 there are, got 8"
     with (
         pytest.raises(ValueError, match=told),
-        execution.begun(folder, make_plan(experiment), execution.Here()),
+        executor.begun(folder, make_plan(experiment), executor.Here()),
     ):
         pass
     assert not list(tmp_path.rglob("*.toml"))

@@ -11,11 +11,11 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import _records, grid
 from ddln.config.experiment import load
-from ddln.plan import make_plan
-from ddln.store import RunFolder, StoreError
-from ddln.variables import accuracy_in_words, status_counts
+from ddln.sweeps import _manifest, assemble
+from ddln.sweeps.dataset_schema import accuracy_in_words, status_counts
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 FIGURE4 = load(Path(__file__).parent.parent / "configs" / "figure4.toml")
 STUDY = "5" * 64
@@ -90,7 +90,9 @@ def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
     with folder.read_dataset() as dataset:
         assert not dataset["loss"].variable._in_memory
         assert dataset["hypothesis_holds"].dtype == bool
-        xr.testing.assert_identical(dataset, grid.assemble(PLAN, lambda chunk: chunks[chunk.index]))
+        xr.testing.assert_identical(
+            dataset, assemble.assemble(PLAN, lambda chunk: chunks[chunk.index])
+        )
     assert folder.endings() == {"ok": 3}
     assert folder.endings(but=PLAN.chunks[:1]) == {"ok": 2}
     assert folder.efficiency() == 0.75
@@ -274,7 +276,7 @@ def test_a_manifest_that_says_what_none_can_is_refused_though_its_seal_holds(
     path = folder.path / "manifest.json"
     facts = {**json.loads(path.read_text()), field: value}
     facts.pop("seal")
-    path.write_text(json.dumps({**facts, "seal": _records._seal(facts)}))
+    path.write_text(json.dumps({**facts, "seal": _manifest._seal(facts)}))
     with pytest.raises(StoreError, match=told):
         folder.manifest()
 
@@ -284,7 +286,7 @@ def test_a_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(StoreError, match="recursion"):
         folder.manifest()
-    monkeypatch.setattr(_records, "_LARGEST", 1000)
+    monkeypatch.setattr(_manifest, "_LARGEST", 1000)
     with pytest.raises(StoreError, match=r"larger than 1,000 bytes"):
         folder.manifest()
 
@@ -363,7 +365,7 @@ def test_a_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
 
 HOLD = """
 import sys, time
-from ddln.store import RunFolder
+from ddln.sweeps.run_folder import RunFolder
 with RunFolder(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(60)

@@ -4,10 +4,10 @@ from types import ModuleType
 
 import pytest
 
-from ddln import studies
 from ddln.config.data_files import read_table
 from ddln.config.experiment import load
-from ddln.studies import StudyError
+from ddln.sweeps import studies
+from ddln.sweeps.studies import StudyError
 
 STUDY = '"""{about}."""\ndef claims(dataset):\n    return []\ndef draw(dataset):\n    return 7\n'
 

@@ -9,14 +9,14 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln import lanes, parts, plan, progress
 from ddln.config import datasets
 from ddln.config.experiment import substitute
-from ddln.plan import make_plan
 from ddln.solvers import _batching
 from ddln.solvers._steppers import Rodas5P
-from ddln.store import status_counts
-from ddln.variables import lane_bytes, solved_again
+from ddln.sweeps import build, compute, plan, progress
+from ddln.sweeps.dataset_schema import lane_bytes, solved_again
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import status_counts
 from ddln.verification import diagnostics
 
 ROOT = Path(__file__).parent.parent
@@ -61,8 +61,8 @@ def test_what_is_measured_along_a_curve_is_what_diagnostics_measure_of_the_run()
     dataset = ddln.run(experiment)
     for i, scale in enumerate([0.5, 1.0]):
         alone = substitute(experiment, {"network.scale": scale})
-        loss, layers = parts.problem_of(alone), parts.layers_of(alone)
-        rule = parts.rule_of(alone.dynamics)
+        loss, layers = build.problem_of(alone), build.layers_of(alone)
+        rule = build.rule_of(alone.dynamics)
         run = ddln.descend(loss, layers, rule, steps=8, record_every=2)
         expected = {name: getattr(diagnostics, name) for name in names}
         lane = dataset.isel({"network.scale": i})
@@ -125,7 +125,7 @@ def test_a_lane_that_fails_leaves_the_others_alone_and_is_counted():
 def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
     experiment = SMALL.with_({"dynamics.save": save})
     (chunk,) = make_plan(experiment).chunks
-    part = lanes.compute(chunk)
+    part = compute.compute(chunk)
     assert ("theta" in part, "layers" in part) == (save != "loss", save == "all")
     assert {"loss", "gap", "bound", "certificate_holds", "status"} <= part.keys()
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
@@ -229,7 +229,7 @@ def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
     def counted(function):
         return lambda *given: traced.append(function) or function(*given)
 
-    for module, name in ((lanes, "_build"), (lanes, "_examine"), (lanes.descent, "_step")):
+    for module, name in ((compute, "_build"), (compute, "_examine"), (compute.descent, "_step")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     other = DESCENT.with_({"network.scale": 0.9, "network.init.seed": 5, "problem.data.seed": 3})
     again = ddln.sweep(other, over={RATE: [0.01, 0.03], BETA: [0.0, 0.3, 0.7]})
@@ -293,15 +293,15 @@ def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
 @pytest.mark.parametrize("save", ["loss", "all"])
 def test_a_chunk_of_a_descent_has_as_many_bytes_as_planned(save):
     experiment = DESCENT.with_({"dynamics.save": save})
-    part = lanes.compute(make_plan(experiment).chunks[0])
+    part = compute.compute(make_plan(experiment).chunks[0])
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
 
 
 def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypatch):
-    monkeypatch.setattr(lanes, "LONG", 0.0)
+    monkeypatch.setattr(compute, "LONG", 0.0)
     (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
     told = []
-    part = lanes.compute(chunk, lambda *event: told.append(event))
+    part = compute.compute(chunk, lambda *event: told.append(event))
     assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
-    np.testing.assert_array_equal(part["loss"], lanes.compute(chunk)["loss"])
+    np.testing.assert_array_equal(part["loss"], compute.compute(chunk)["loss"])
     assert part["loss"].dims == ("lane", "time")

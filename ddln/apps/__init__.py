@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 
-from ddln import browser, studies
+from ddln import browser
 from ddln.config.experiment import load, told_of
-from ddln.plan import make_plan
-from ddln.store import RunFolder, StoreError
+from ddln.sweeps import studies
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 HOST = "127.0.0.1"
 _SUBJECT = "DDLN_SUBJECT"

@@ -13,7 +13,7 @@ def _():
 
     from ddln import apps, browser, views
     from ddln._internal.html import element
-    from ddln.store import RunFolder
+    from ddln.sweeps.run_folder import RunFolder
 
     return Path, RunFolder, apps, browser, element, mo, views
 

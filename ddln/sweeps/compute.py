@@ -2,7 +2,7 @@
 
 A lane is one network, its flow or descent, its certificates and the theorems' predictions for it.
 `compute` runs the lanes of one chunk in three steps: networks and problems are built, flows
-integrated or networks trained, and curves held against the theorems. `ddln.grid` puts chunks
+integrated or networks trained, and curves held against the theorems. `ddln.sweeps.assemble` puts chunks
 together.
 """
 
@@ -21,7 +21,6 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ddln import parts
 from ddln._internal.validation import ArrayLike
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
@@ -32,15 +31,16 @@ from ddln.config.experiment import (
     substitute,
     value_of,
 )
-from ddln.grid import assemble
 from ddln.networks import layers as network
-from ddln.plan import Chunk, is_solved_again, make_plan, seconds
 from ddln.problems import sharding
 from ddln.problems.base import Problem
 from ddln.solvers import batched_flow, gradient_descent, gradient_flow
 from ddln.solvers.gradient_descent import Descent
+from ddln.sweeps import build as parts
+from ddln.sweeps.assemble import assemble
+from ddln.sweeps.dataset_schema import FINER, VARIABLES, along, kept
+from ddln.sweeps.plan import Chunk, is_solved_again, make_plan, seconds
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
-from ddln.variables import FINER, VARIABLES, along, kept
 from ddln.verification import claims, diagnostics, error_estimate, flow_certificates
 
 _SOLVERS = {

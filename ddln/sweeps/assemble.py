@@ -13,9 +13,9 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
-from ddln import _netcdf
-from ddln.plan import Chunk, Plan
-from ddln.variables import sizes
+from ddln.sweeps import _netcdf
+from ddln.sweeps.dataset_schema import sizes
+from ddln.sweeps.plan import Chunk, Plan
 
 _CLOCKS = {"flow_time": "time", "step": "step"}
 """What nearly always is the same on all lanes, and then a coordinate along `time`, so named."""

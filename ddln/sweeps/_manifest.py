@@ -18,7 +18,7 @@ from ddln._internal.files import read_limited
 from ddln.config._errors import rule
 from ddln.config.experiment import numeric_leaves, value_of
 from ddln.config.schema import NAME, Table
-from ddln.plan import Plan
+from ddln.sweeps.plan import Plan
 
 FORMAT = 2
 FIGURE = r"[A-Za-z0-9][A-Za-z0-9_.-]*"

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from ddln.plan import Chunk, Plan
 from ddln.solvers.cost_model import FINISHED
+from ddln.sweeps.plan import Chunk, Plan
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -25,7 +25,7 @@ from ddln.config.experiment import (
 )
 from ddln.config.sweep_axes import axis_values, dimension_of
 from ddln.solvers.cost_model import accurate_steps, surcharge
-from ddln.variables import lane_bytes, working_bytes
+from ddln.sweeps.dataset_schema import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_PROGRAMS = 5_000

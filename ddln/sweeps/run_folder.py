@@ -4,7 +4,7 @@
                             dataset.nc  claims.json  figures/*.{png,svg,pdf}  report.html
 
 Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
-counts as done when its file has the sum in the receipt beside it (`ddln._records`), which says
+counts as done when its file has the sum in the receipt beside it (`ddln.sweeps._manifest`), which says
 what the run was begun with, too: chunks need no manifest to be known again. The manifest holds the
 sums of what was made of them.
 """
@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddln import _netcdf
 from ddln._internal import files
 from ddln._internal.files import digest_of
-from ddln._records import (
+from ddln.config.experiment import Experiment
+from ddln.sweeps import _netcdf
+from ddln.sweeps._manifest import (
     FIGURE,
     Begun,
     Manifest,
@@ -34,9 +35,8 @@ from ddln._records import (
     sealed,
     unsealed,
 )
-from ddln.config.experiment import Experiment
-from ddln.plan import Chunk, Plan
-from ddln.variables import solved_again, status_counts
+from ddln.sweeps.dataset_schema import solved_again, status_counts
+from ddln.sweeps.plan import Chunk, Plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -265,7 +265,7 @@ class RunFolder:
         Raises:
             StoreError: there is no chunk.
         """
-        from ddln import grid
+        from ddln.sweeps import assemble
 
         lost = {chunk.index for chunk in self.missing(plan)}
         if len(lost) == len(plan.chunks):
@@ -276,7 +276,7 @@ class RunFolder:
                 return None
             return _netcdf.opened(self._at(_chunk_name(chunk)))
 
-        digest = self._write("dataset.nc", lambda path: grid.write(plan, load, path))
+        digest = self._write("dataset.nc", lambda path: assemble.write(plan, load, path))
         self._record("dataset.nc", digest)
 
     def read_dataset(self) -> "xr.Dataset":

@@ -11,11 +11,11 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ddln import progress
 from ddln.config.schema import Devices
-from ddln.plan import Chunk, Plan
-from ddln.runtime import nearby, provenance
-from ddln.store import RunFolder
+from ddln.sweeps import progress
+from ddln.sweeps.environment import nearby, provenance
+from ddln.sweeps.plan import Chunk, Plan
+from ddln.sweeps.run_folder import RunFolder
 
 LISTED = 5
 """Lost chunks that are told of one by one."""
@@ -69,15 +69,15 @@ class Here(Way):
 
     def provenance(self, devices: Devices | None) -> dict[str, Any]:
         if devices is not None:
-            from ddln import parts
+            from ddln.sweeps import build
 
-            parts.mesh_of(devices)
+            build.mesh_of(devices)
         return provenance()
 
     def compute(
         self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
     ) -> Iterator[tuple[Chunk, Mapping[str, int]]]:
-        from ddln import lanes
+        from ddln.sweeps import compute as lanes
 
         for chunk, dataset in progress.computed(partial(lanes.compute, report=report), chunks):
             yield chunk, folder.write_chunk(chunk, dataset)
@@ -103,7 +103,7 @@ def compute(folder: RunFolder, plan: Plan, way: Way, *, json_lines: bool = False
         folder: begun.
         plan: of the run.
         way: of computing it.
-        json_lines: show progress as events, see `ddln.progress`.
+        json_lines: show progress as events, see `ddln.sweeps.progress`.
 
     Raises:
         OSError: a chunk could not be written.
@@ -129,7 +129,7 @@ def publish(
     Args:
         folder: with all its chunks.
         plan: of the run.
-        study: from `ddln.studies.find`.
+        study: from `ddln.sweeps.studies.find`.
         fingerprint: of its file.
         say: told of each stage.
 
@@ -137,7 +137,7 @@ def publish(
         ValueError: the study cannot use the data set.
         OSError: something could not be written.
     """
-    from ddln import report, studies
+    from ddln.sweeps import report, studies
     from ddln.verification import claims
 
     if not folder.is_whole("dataset.nc"):

@@ -22,8 +22,8 @@ from PIL import Image
 from ddln._internal.files import read_limited, write_whole
 from ddln._internal.html import Markup, count, element, join, number, table
 from ddln.solvers.cost_model import FINISHED
-from ddln.store import RunFolder, StoreError
-from ddln.variables import accuracy_in_words, solved_again
+from ddln.sweeps.dataset_schema import accuracy_in_words, solved_again
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 LARGEST = 2**26
 """Bytes of a figure or config that goes into the page."""

@@ -32,11 +32,11 @@ import typer
 from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
 from ddln.config.schema import Devices
-from ddln.execution import Here, LostChunks, Way
-from ddln.plan import Chunk, Plan, make_plan
-from ddln.runtime import provenance, start_jax
 from ddln.solvers.cost_model import CORES
-from ddln.store import RunFolder
+from ddln.sweeps.environment import provenance, start_jax
+from ddln.sweeps.executor import Here, LostChunks, Way
+from ddln.sweeps.plan import Chunk, Plan, make_plan
+from ddln.sweeps.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -83,7 +83,7 @@ def compute_chunk(path: str, index: int, ground: Mapping[str, Any]) -> dict[str,
         if endings is None:
             from dask import config
 
-            from ddln import lanes
+            from ddln.sweeps import compute as lanes
 
             # Else xarray would ask the scheduler for a lock on the file.
             with config.set(scheduler="threads"):
@@ -283,7 +283,7 @@ def way_to_compute(where: str | None) -> Iterator[Way]:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs=logging.CRITICAL,
-                preload=["ddln.cluster"],
+                preload=["ddln.sweeps.dask_executor"],
             )
             stack.callback(_close, local)
             address = local.scheduler_address
