@@ -8,7 +8,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddln import figures as figures
     from ddln import theory as theory
     from ddln.config.experiment import Experiment as Experiment
     from ddln.config.experiment import load as load
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from ddln.networks.layers import effective_parameter as effective_parameter
     from ddln.networks.layers import imbalance as imbalance
     from ddln.networks.layers import mobility as mobility
+    from ddln.plotting import figures as figures
+    from ddln.plotting.entropy_profile import entropy_profile as entropy_profile
     from ddln.problems.base import LeastSquares as LeastSquares
     from ddln.problems.base import Problem as Problem
     from ddln.problems.base import Signed as Signed
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ddln.problems.convex import logistic as logistic
     from ddln.problems.convex import poisson as poisson
     from ddln.problems.custom import from_function as from_function
-    from ddln.profiles import entropy_profile as entropy_profile
     from ddln.solvers.batched_flow import Flows as Flows
     from ddln.solvers.batched_flow import gradient_flows as gradient_flows
     from ddln.solvers.gradient_descent import Descent as Descent
@@ -83,7 +83,7 @@ _HOMES = {
     "solvers.optimisers": ("optimiser",),
     "solvers.gradient_estimators": ("Sampling", "SharpnessAware"),
     "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
-    "profiles": ("entropy_profile",),
+    "plotting.entropy_profile": ("entropy_profile",),
     "verification.descent_certificates": ("discretisation_order",),
     "solvers.sde": ("Diffusion", "stochastic_flow"),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
@@ -91,7 +91,7 @@ _HOMES = {
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {
     "diagnostics": "verification.diagnostics",
-    "figures": "figures",
+    "figures": "plotting.figures",
     "init": "networks.init",
     "theory": "theory",
 }

@@ -271,12 +271,12 @@ def explore(
     A config opens with controls for its numbers, a run folder with its sweep. Ctrl-C ends it, with
     exit status 0; 2 is bad input, a port that is taken, or marimo missing (the extra `explore`).
     """
-    from ddln import apps
+    from ddln.plotting.explorer import server
 
     with refusing():
-        page, words = apps.opened(subject, overrides or [], out)
+        page, words = server.opened(subject, overrides or [], out)
         start_jax()
-        apps.serve(page, words, port=port, window=browser)
+        server.serve(page, words, port=port, window=browser)
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import ddln
-from ddln import figures
+from ddln.plotting import figures
 from ddln.sweeps import plan, studies
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import apps, browser, cli, explorer, views
+from ddln import cli
 from ddln.config.experiment import ConfigError, parse
+from ddln.plotting.explorer import network_view, run_browser, server, session
 from ddln.sweeps import build, plan
 from ddln.sweeps.run_folder import RunFolder
 from tests.reading import PIXEL, curve_of, flow, mark_of
@@ -20,14 +21,14 @@ HOSTILE = "<script>alert('x')</script>"
 
 @pytest.fixture(scope="module")
 def base():
-    return explorer.begin(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
+    return session.begin(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
 
 
 @pytest.fixture(scope="module")
 def seen(base):
     """The network at another scale, and what is seen of it."""
-    state = explorer.move(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
-    return state, explorer.look(state)
+    state = session.move(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
+    return state, session.look(state)
 
 
 @pytest.mark.slow
@@ -35,17 +36,17 @@ def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
     _, view = seen
     times = view.lane["time"].values
     theta, gap = flow(view.problem.features, view.problem.targets, view.layers, times)
-    t, logs, pixel = curve_of(views.gap_chart(view), "loss gap")
+    t, logs, pixel = curve_of(network_view.gap_chart(view), "loss gap")
     np.testing.assert_allclose(t, times[: t.size], atol=PIXEL * times[-1] / 100)
     np.testing.assert_allclose(logs, np.log10(gap[: t.size]), atol=PIXEL * pixel + 1e-6)
-    first, second, pixel = curve_of(views.plane_chart(view), "θ(t)")
+    first, second, pixel = curve_of(network_view.plane_chart(view), "θ(t)")
     np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
 
 
 @pytest.mark.slow
 def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(seen):
     _, view = seen
-    plane = views.plane_chart(view)
+    plane = network_view.plane_chart(view)
     limit, pixel = mark_of(plane, "predicted limit")
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     assert abs(X @ limit - y)[0] < 2 * pixel * np.abs(X).sum()
@@ -60,7 +61,7 @@ def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(se
 @pytest.mark.slow
 def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
     _, view = seen
-    entropy, mirror = views.entropy_charts(view, 0)
+    entropy, mirror = network_view.entropy_charts(view, 0)
     theta, q, _ = curve_of(entropy)
     _, slope, pixel = curve_of(mirror)
     middle = (theta[1:] + theta[:-1]) / 2
@@ -74,9 +75,9 @@ def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
 
 @pytest.mark.slow
 def test_a_descent_is_drawn_against_its_steps(base):
-    state = explorer.choose(base, {"dynamics": "sgd"})
-    state = explorer.move(state, {"dynamics.steps": 100})
-    view = explorer.look(state)
+    state = session.choose(base, {"dynamics": "sgd"})
+    state = session.move(state, {"dynamics.steps": 100})
+    view = session.look(state)
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     layers, gaps = np.asarray(view.layers), []
     for _ in range(101):
@@ -84,11 +85,11 @@ def test_a_descent_is_drawn_against_its_steps(base):
         gaps.append(float(residual @ residual))
         others = np.array([np.delete(layers, j, axis=0).prod(axis=0) for j in range(3)])
         layers = layers - 0.002 * 2 * (X.T @ residual) * others
-    steps, logs, pixel = curve_of(views.gap_chart(view), "loss gap")
+    steps, logs, pixel = curve_of(network_view.gap_chart(view), "loss gap")
     chosen = np.rint(steps).astype(int)
     assert chosen[-1] == 100
     np.testing.assert_allclose(logs, np.log10(np.array(gaps)[chosen]), atol=2 * PIXEL * pixel)
-    assert "largest stable step" in views.overview(view)
+    assert "largest stable step" in network_view.overview(view)
 
 
 @pytest.mark.slow
@@ -99,30 +100,30 @@ def test_another_number_compiles_nothing(base, seen):
         counts.extend([event] if "backend_compile" in event else [])
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    state = explorer.move(base, {"network.scale": 1.26, "problem.data.seed": 3})
-    views.overview(explorer.look(state))
+    state = session.move(base, {"network.scale": 1.26, "problem.data.seed": 3})
+    network_view.overview(session.look(state))
     first = len(counts)
-    state = explorer.move(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
-    views.overview(explorer.look(state))
+    state = session.move(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
+    network_view.overview(session.look(state))
     assert len(counts) == first
 
 
 def test_an_address_leads_back_to_its_state(base):
-    state = explorer.choose(base, {"network.init": "normal", "dynamics": "heavy_ball"})
-    state = explorer.move(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
-    query = explorer.query(base, state)
+    state = session.choose(base, {"network.init": "normal", "dynamics": "heavy_ball"})
+    state = session.move(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
+    query = session.query(base, state)
     assert query == {
         "network.init": "normal",
         "dynamics": "heavy_ball",
         "network.scale": "1.41",
         "dynamics.optimiser.momentum": "0.5",
     }
-    assert explorer.read(base, query) == state
-    assert explorer.read(base, {**query, "session_id": "s_1"}) == state
+    assert session.read(base, query) == state
+    assert session.read(base, {**query, "session_id": "s_1"}) == state
 
 
 def test_what_is_saved_is_a_config_that_can_be_run(base):
-    state = explorer.choose(base, {"dynamics": "nesterov"})
+    state = session.choose(base, {"dynamics": "nesterov"})
     assert parse(state.to_toml()) == state
     assert plan.make_plan(parse(state.to_toml())).lanes == 1
 
@@ -140,26 +141,26 @@ def test_what_is_saved_is_a_config_that_can_be_run(base):
 )
 def test_an_address_can_set_controls_only_within_their_ranges(base, query, told):
     with pytest.raises(ValueError, match=told):
-        explorer.read(base, query)
+        session.read(base, query)
 
 
 def test_values_that_do_not_fit_together_are_told(base):
-    state = explorer.choose(base, {"problem.data": "sparse"})
+    state = session.choose(base, {"problem.data": "sparse"})
     with pytest.raises(ConfigError, match="nonzeros must be ≤ features"):
-        explorer.move(state, {"problem.data.nonzeros": 30})
+        session.move(state, {"problem.data.nonzeros": 30})
 
 
 def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
-    for table in explorer.TABLES:
-        for kind in explorer.choices(base, table):
-            state = explorer.choose(base, {table: kind})
-            for control in explorer.controls(state):
+    for table in session.TABLES:
+        for kind in session.choices(base, table):
+            state = session.choose(base, {table: kind})
+            for control in session.controls(state):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
                     continue  # an order between two of them
                 for end in {control.steps[0], control.steps[-1]}:
-                    moved = explorer.move(state, {control.name: end})
-                    assert explorer.read(base, explorer.query(base, moved)) == moved
+                    moved = session.move(state, {control.name: end})
+                    assert session.read(base, session.query(base, moved)) == moved
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +175,10 @@ def swept(base):
 
 @pytest.mark.slow
 def test_a_number_of_every_lane_is_drawn(swept):
-    chart = browser.across(
+    chart = run_browser.across(
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
     )
-    lane = browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
+    lane = run_browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
     mu = 2 * float((build.rebuild(lane)[0].features ** 2).sum())  # of one datum
     scales = np.array([0.5, 1.0, 1.5])
     for imbalance in (0.2, 0.4):
@@ -190,37 +191,37 @@ def test_a_number_of_every_lane_is_drawn(swept):
 @pytest.mark.slow
 def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
-    view = views.view(browser.pick(swept, places))
-    alone = explorer.look(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
+    view = network_view.view(run_browser.pick(swept, places))
+    alone = session.look(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
     np.testing.assert_allclose(view.theta, alone.theta, rtol=1e-9, atol=1e-12)
-    assert browser.name_of(swept, places) == "scale = 1.5, imbalance = 0.4"
+    assert run_browser.name_of(swept, places) == "scale = 1.5, imbalance = 0.4"
     kept = {"one": view, HOSTILE: alone}
-    assert "loss gap" in views.gap_chart(view, kept)
-    for drawn in (views.overview(view, 0, kept), browser.compare(kept)):
+    assert "loss gap" in network_view.gap_chart(view, kept)
+    for drawn in (network_view.overview(view, 0, kept), run_browser.compare(kept)):
         assert "<script" not in drawn
         assert "&lt;script" in drawn
 
 
 @pytest.mark.slow
 def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
-    drawn = browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
+    drawn = run_browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
     assert all(f'data-name="scale = {a}"' in drawn for a in ("0.5", "1", "1.5"))
 
 
 def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base):
-    page, words = apps.opened("figure4", ["network.depth=3"], tmp_path)
+    page, words = server.opened("figure4", ["network.depth=3"], tmp_path)
     assert page == "network"
     assert words[0].endswith("figure4.toml")
     assert words[1:] == ["network.depth=3"]
     with pytest.raises(ValueError, match=r"no such file(.|\n)*not a run folder"):
-        apps.opened("nothing", [], tmp_path)
+        server.opened("nothing", [], tmp_path)
     with pytest.raises(ConfigError, match=r"network\.depth"):
-        apps.opened("figure4", ["network.depth=0"], tmp_path)
+        server.opened("figure4", ["network.depth=0"], tmp_path)
     folder = RunFolder.of(base, tmp_path)
     with folder.locked():
         folder.open(plan.make_plan(base), versions={}, device="cpu", dtype="float64")
     with pytest.raises(ValueError, match=r"dataset\.nc is missing"):
-        apps.opened(folder.path.name, [], tmp_path)
+        server.opened(folder.path.name, [], tmp_path)
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
@@ -232,7 +233,7 @@ def test_a_port_that_no_machine_has_is_refused(port):
 
 def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
     with socket.socket() as taken:
-        taken.bind((apps.HOST, 0))
+        taken.bind((server.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
         done = CliRunner().invoke(cli.app, ["explore", "--port", str(port), "--no-browser"])

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from ddln import figures
+from ddln.plotting import figures
 
 # Machado, Oliveira and Fernandes (2009): what each kind of colour blindness makes of linear RGB.
 BLINDNESS = {

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ddln import figures
 from ddln.config import experiment as config
+from ddln.plotting import figures
 from ddln.sweeps import plan, report
 from ddln.sweeps.run_folder import RunFolder, StoreError
 

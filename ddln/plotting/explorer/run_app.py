@@ -11,19 +11,19 @@ def _():
 
     import marimo as mo
 
-    from ddln import apps, browser, views
     from ddln._internal.html import element
+    from ddln.plotting.explorer import network_view, run_browser, server
     from ddln.sweeps.run_folder import RunFolder
 
-    return Path, RunFolder, apps, browser, element, mo, views
+    return Path, RunFolder, server, run_browser, element, mo, network_view
 
 
 @app.cell
 def _(Path, apps, browser, mo):
-    _path = Path(apps.subject()[0]).absolute()
+    _path = Path(server.subject()[0]).absolute()
     root = _path.parent
     run = mo.ui.dropdown(
-        sorted({*browser.runs(root), _path.name}), _path.name, label="run", full_width=True
+        sorted({*run_browser.runs(root), _path.name}), _path.name, label="run", full_width=True
     )
     get_kept, set_kept = mo.state({})
     latest = {}
@@ -33,8 +33,8 @@ def _(Path, apps, browser, mo):
 @app.cell
 def _(RunFolder, browser, root, run):
     try:
-        dataset, unread = browser.read(RunFolder(root / run.value)), ""
-        axes = browser.axes(dataset)
+        dataset, unread = run_browser.read(RunFolder(root / run.value)), ""
+        axes = run_browser.axes(dataset)
     except ValueError as _error:
         dataset, unread, axes = None, str(_error), []
     return axes, dataset, unread
@@ -54,7 +54,7 @@ def _(axes, browser, dataset, element, mo, run):
     over = mo.ui.dropdown(
         ["–", *axes], axes[1] if len(axes) > 1 else "–", label="a curve for each", full_width=True
     )
-    _known = browser.quantities(dataset) if dataset is not None else []
+    _known = run_browser.quantities(dataset) if dataset is not None else []
     quantity = mo.ui.dropdown(_known, _known[0] if _known else None, label="drawn", full_width=True)
     _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
     _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
@@ -67,9 +67,9 @@ def _(axes, browser, dataset, element, mo, run):
 def _(browser, dataset, latest, places, run, unread, views):
     lane_name, view, fault = "", None, unread
     if dataset is not None:
-        lane_name = browser.name_of(dataset, places.value)
+        lane_name = run_browser.name_of(dataset, places.value)
         try:
-            view = views.view(browser.pick(dataset, places.value))
+            view = network_view.view(run_browser.pick(dataset, places.value))
         except ValueError as _error:
             fault = str(_error)
         latest.update(name=f"{run.value}: {lane_name}", view=view)
@@ -100,9 +100,9 @@ def _(along, browser, dataset, over, places, quantity, views):
     sweep = ""
     if places.elements:
         _by = None if over.value in ("–", along.value) else over.value
-        _across = browser.across(dataset, quantity.value, along.value, _by, places.value)
-        _side = browser.side_by_side(dataset, _by or along.value, places.value)
-        sweep = views.grid({"across": _across, "side": _side})
+        _across = run_browser.across(dataset, quantity.value, along.value, _by, places.value)
+        _side = run_browser.side_by_side(dataset, _by or along.value, places.value)
+        sweep = network_view.grid({"across": _across, "side": _side})
     return (sweep,)
 
 
@@ -111,9 +111,9 @@ def _(browser, coordinate, element, fault, get_kept, mo, sweep, view, views):
     _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
     _told.append(mo.Html(sweep))
     if view is not None:
-        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
+        _told.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
     if get_kept():
-        _told.append(mo.Html(element("div", browser.compare(get_kept()), {"id": "kept"})))
+        _told.append(mo.Html(element("div", run_browser.compare(get_kept()), {"id": "kept"})))
     mo.vstack(_told, gap=1)
     return
 

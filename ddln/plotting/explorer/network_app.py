@@ -11,23 +11,23 @@ def _():
 
     import marimo as mo
 
-    from ddln import apps, explorer, views
     from ddln._internal.html import element
     from ddln.config.experiment import load
+    from ddln.plotting.explorer import network_view, server, session
 
-    return apps, element, explorer, load, mo, urlencode, views
+    return server, element, session, load, mo, urlencode, network_view
 
 
 @app.cell
 def _(apps, explorer, load, mo):
-    _config, *_overrides = apps.subject()
-    base = explorer.begin(load(_config, _overrides))
+    _config, *_overrides = server.subject()
+    base = session.begin(load(_config, _overrides))
     address = mo.query_params()
     try:
-        first, refused = explorer.read(base, address.to_dict()), ""
+        first, refused = session.read(base, address.to_dict()), ""
     except ValueError as _error:
         first, refused = base, str(_error)
-    moved = {control.name: control.value for control in explorer.controls(first)}
+    moved = {control.name: control.value for control in session.controls(first)}
     get_kept, set_kept = mo.state({})
     latest = {}
     return address, base, first, get_kept, latest, moved, refused, set_kept
@@ -38,12 +38,12 @@ def _(explorer, first, mo):
     kinds = mo.ui.dictionary(
         {
             table: mo.ui.dropdown(
-                explorer.choices(first, table),
-                explorer.kind_of(first, table),
+                session.choices(first, table),
+                session.kind_of(first, table),
                 label=table,
                 full_width=True,
             )
-            for table in explorer.TABLES
+            for table in session.TABLES
         }
     )
     return (kinds,)
@@ -52,10 +52,10 @@ def _(explorer, first, mo):
 @app.cell
 def _(explorer, first, kinds, mo, moved):
     try:
-        chosen, unfit = explorer.choose(first, kinds.value), ""
+        chosen, unfit = session.choose(first, kinds.value), ""
     except ValueError as _error:
         chosen, unfit = first, str(_error)
-    _controls = explorer.controls(chosen)
+    _controls = session.controls(chosen)
     _before = {c.name: moved[c.name] for c in _controls if moved.get(c.name) in c.steps}
     sliders = mo.ui.dictionary(
         {
@@ -71,7 +71,7 @@ def _(explorer, first, kinds, mo, moved):
         }
     )
     _panel = []
-    for _table in explorer.TABLES:
+    for _table in session.TABLES:
         _prefix = _table.partition(".")[0] + "."
         _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
         _panel.append(mo.vstack([kinds[_table], *_own]))
@@ -99,7 +99,7 @@ def _(coordinate, fault, get_kept, mo, refused, unfit, view, views):
     _faults = [text for text in (refused, unfit, fault) if text]
     _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
     if view is not None:
-        _told.append(mo.Html(views.overview(view, (coordinate.value or 1) - 1, get_kept())))
+        _told.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
     mo.vstack(_told, gap=1)
     return
 
@@ -124,14 +124,14 @@ def _(address, base, chosen, explorer, latest, mo, moved, sliders):
     moved.update(sliders.value)
     view, state, state_query, fault = None, None, {}, ""
     try:
-        state = explorer.move(chosen, sliders.value)
+        state = session.move(chosen, sliders.value)
         with mo.status.spinner("computing; a new shape is compiled first", remove_on_exit=True):
-            view = explorer.look(state)
+            view = session.look(state)
     except ValueError as _error:
         fault = str(_error)
     if state is not None:
-        state_query = explorer.query(base, state)
-        _own = [n for n in address.to_dict() if n in explorer.TABLES or "." in n]
+        state_query = session.query(base, state)
+        _own = [n for n in address.to_dict() if n in session.TABLES or "." in n]
         for _name in set(_own) - {*state_query}:
             address.remove(_name)
         for _name, _value in state_query.items():

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ddln import figures
 from ddln._internal.validation import ArrayLike, as_floats, as_layers
 from ddln.networks.entropy import Entropy, coordinatewise
+from ddln.plotting import figures
 
 _POINTS = 401
 _MOST = 8

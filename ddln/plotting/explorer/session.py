@@ -2,7 +2,7 @@
 
 The state is an `Experiment` without a sweep, so that what is looked at is what `ddln run` computes
 and what a config says. Numbers are arguments of programs that are compiled once per shape: another
-scale, seed, imbalance or step size is computed and drawn (`ddln.views`) in a tenth of a second.
+scale, seed, imbalance or step size is computed and drawn (`ddln.plotting.explorer.network_view`) in a tenth of a second.
 
 The page with the controls is `ddln/apps/network.py`; nothing here knows of it.
 """
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddln import views
 from ddln.config.dynamics import Descent
 from ddln.config.experiment import Experiment, numeric_leaves, value_of
+from ddln.plotting.explorer import network_view
 from ddln.sweeps import build, compute
 
 _LAW = {"kind": "uniform", "low": 0.5, "high": 1.2}
@@ -213,10 +213,10 @@ def read(base: Experiment, query: Mapping[str, str]) -> Experiment:
     return move(state, values)
 
 
-def look(state: Experiment) -> views.View:
+def look(state: Experiment) -> network_view.View:
     """Run the state.
 
     Raises:
         ValueError: data and network do not make a problem.
     """
-    return views.View.of(compute.run(state), build.problem_of(state), build.layers_of(state))
+    return network_view.View.of(compute.run(state), build.problem_of(state), build.layers_of(state))

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ddln import figures, views
 from ddln._internal.html import Markup, element, join, table
 from ddln._internal.svg import COLOURS, Axis, Curve, chart
+from ddln.plotting import figures
+from ddln.plotting.explorer import network_view
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
 CURVES = len(COLOURS)
@@ -132,9 +133,9 @@ def side_by_side(dataset: xr.Dataset, over: str, places: Mapping[str, int]) -> M
     return chart(curves, Axis("flow time t", 0.0), Axis("loss gap ℒ(θ) − ℒ*", log=True))
 
 
-def compare(kept: Mapping[str, views.View]) -> Markup:
+def compare(kept: Mapping[str, network_view.View]) -> Markup:
     """The facts of lanes of any runs, a column each."""
-    told = {name: views.facts(view) for name, view in kept.items()}
+    told = {name: network_view.facts(view) for name, view in kept.items()}
     rows = dict.fromkeys(fact for facts in told.values() for fact in facts)
     lines = [[row, *(facts.get(row, "–") for facts in told.values())] for row in rows]
     return join(element("h3", "Kept"), table(["", *told], lines))

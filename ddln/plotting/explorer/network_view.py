@@ -16,11 +16,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from ddln import figures, theory
+from ddln import theory
 from ddln._internal.html import Markup, element, join, number
 from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
+from ddln.plotting import figures
 from ddln.problems.base import Problem
 from ddln.sweeps import build
 from ddln.verification import claims, tables

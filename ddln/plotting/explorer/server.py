@@ -1,6 +1,6 @@
 """The pages of `ddln explore`, which are marimo apps, and how they are served.
 
-What is computed and drawn for them is in `ddln.explorer`, `ddln.browser` and `ddln.views`; a page
+What is computed and drawn for them is in `ddln.plotting.explorer.session`, `ddln.plotting.explorer.run_browser` and `ddln.plotting.explorer.network_view`; a page
 is its controls and where things stand.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 
-from ddln import browser
 from ddln.config.experiment import load, told_of
+from ddln.plotting.explorer import run_browser
 from ddln.sweeps import studies
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
@@ -51,7 +51,7 @@ def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[s
             folder = RunFolder.existing(name, root)
         except StoreError as no_run:
             raise ValueError(f"{no_config}\n{no_run}") from None
-        browser.read(folder).close()
+        run_browser.read(folder).close()
         return "run", [str(folder.path)]
     experiment = load(config, overrides)
     with told_of(config):
