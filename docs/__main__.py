@@ -1,7 +1,7 @@
 """Write what `make docs` includes in the pages, build/docs/: config.md, api.md and results.md.
 
-Nothing in them is kept by hand. A key of `ddln.config.schema`, or a name of `ddln.__all__`, that is new is
-in the reference of the next build.
+Nothing in them is kept by hand: the next build has every new key of `ddln.config.schema` and every
+new name of `ddln.__all__`.
 """
 
 import importlib

@@ -153,7 +153,7 @@ def _(mo):
 
 
 @app.cell
-def _(ddln, np, one, parts):
+def _(ddln, np, one, build):
     problem, layers = build.rebuild(one)
     again = ddln.gradient_flow(problem, layers, one["time"].values)
     apart = float(np.max(np.abs(np.asarray(again.theta) - one["theta"].values)))

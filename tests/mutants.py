@@ -27,16 +27,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = {
-    "entropy": ["test_entropy.py"],
-    "network": ["test_network.py", "test_init.py"],
-    "flow": ["test_flow.py"],
-    "certificates": ["test_certificates.py"],
-    "theory/bounds": ["test_theory.py", "test_design.py"],
-    "theory/design": ["test_design.py"],
-    "theory/limit": ["test_limit.py"],
-    "theory/references": ["test_limit.py"],
-    "theory/saddles": ["test_saddles.py"],
-    "theory/steps": ["test_steps.py"],
+    "networks/entropy": ["test_entropy.py"],
+    "networks/layers": ["test_network.py", "test_init.py"],
+    "solvers/gradient_flow": ["test_flow.py"],
+    "verification/flow_certificates": ["test_certificates.py"],
+    "theory/convergence": ["test_theory.py", "test_design.py"],
+    "theory/inverse_design": ["test_design.py"],
+    "theory/implicit_bias": ["test_limit.py"],
+    "theory/reference_solutions": ["test_limit.py"],
+    "theory/saddle_to_saddle": ["test_saddles.py"],
+    "theory/stability": ["test_steps.py"],
 }
 PRELOADED = ["diffrax", "optax", "pytest", "beartype.beartype", "scipy.integrate", "mpmath"]
 PATIENCE = 10

@@ -6,6 +6,7 @@ n killed. Tests use it through `Processes`.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -120,19 +121,20 @@ def _prepare() -> Any:
     runtime.start_jax = lambda: None
     runtime.provenance = lambda: {"versions": {"jax": "0"}, "device": "cpu", "dtype": "float64"}
     stand_ins = {
-        "lanes": {"validate": lambda chunk: None, "compute": _compute},
-        "claims": {"summary": lambda dataset: []},
+        "sweeps.compute": {"validate": lambda chunk: None, "compute": _compute},
+        "verification.claims": {"summary": lambda dataset: []},
     }
     for name, functions in stand_ins.items():
         module = ModuleType(f"ddln.{name}")
         vars(module).update(functions)
         sys.modules[f"ddln.{name}"] = module
-        setattr(ddln, name, module)
+        package, _, base = name.partition(".")
+        setattr(importlib.import_module(f"ddln.{package}"), base, module)
     import h5netcdf  # noqa: F401
     import xarray  # noqa: F401
     from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401
 
-    from ddln import cli
+    from ddln.cli import main as cli
     from ddln.sweeps import assemble, progress, report, run_folder, studies  # noqa: F401
 
     return cli

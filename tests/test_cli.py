@@ -4,6 +4,7 @@ Its computing modules are stood in for here, so that what is tested is the comma
 tests run it for real.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli
+from ddln.cli import main as cli
 from ddln.sweeps import environment as runtime
 from ddln.sweeps import studies
 from ddln.verification import tables
@@ -74,17 +75,19 @@ class Fakes:
 def fakes(tmp_path, monkeypatch):
     fakes = Fakes()
     modules = {
-        "lanes": ("validate", "compute"),
-        "claims": ("summary",),
-        "hypotheses": ("summary", "render"),
-        "report": ("write",),
+        "sweeps.compute": ("validate", "compute"),
+        "verification.claims": ("summary",),
+        "theory.assumptions": ("summary", "render"),
+        "sweeps.report": ("write",),
     }
     for name, functions in modules.items():
         module = ModuleType(f"ddln.{name}")
         for function in functions:
             setattr(module, function, getattr(fakes, function))
         monkeypatch.setitem(sys.modules, f"ddln.{name}", module)
-        monkeypatch.setattr(ddln, name, module, raising=False)
+        package, _, base = name.partition(".")
+        home = importlib.import_module(f"ddln.{package}")
+        monkeypatch.setattr(home, base, module, raising=False)
     fakes.claims = [SimpleNamespace(row=lambda: ROW)]
     study = ModuleType("experiments.figure4")
     study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
@@ -397,10 +400,10 @@ jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.spli
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration, **_: seconds.append(duration * ("backend_compile" in event))
 )
-from ddln import lanes
+from ddln.sweeps import compute
 from ddln.config.experiment import load
 from ddln.sweeps.plan import make_plan
-lanes.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
+compute.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
 counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}
 print(json.dumps(counts | {"seconds": sum(seconds)}))
 """
@@ -437,7 +440,7 @@ def process(*arguments, cwd):
 @pytest.mark.parametrize("arguments", [["--help"], ["check", FIGURE4], ["schema"], ["list"]])
 def test_quick_verbs_import_nothing_heavy(arguments, tmp_path):
     code = (
-        "import sys; from ddln import cli\n"
+        "import sys; from ddln.cli import main as cli\n"
         "try: cli.app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print({'jax', 'xarray', 'matplotlib', 'scipy'} & set(sys.modules), file=sys.stderr)"

@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli
+from ddln.cli import main as cli
 from ddln.config.experiment import Experiment
 from docs.__main__ import api, config, results
 

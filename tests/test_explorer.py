@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli
+from ddln.cli import main as cli
 from ddln.config.experiment import ConfigError, parse
 from ddln.plotting.explorer import network_view, run_browser, server, session
 from ddln.sweeps import build, plan

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ddln import cli
+from ddln.cli import main as cli
 from ddln.config._toml import _toml_key
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load

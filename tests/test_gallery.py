@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln import cli
+from ddln.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "docs" / "experiments"

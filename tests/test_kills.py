@@ -28,7 +28,7 @@ GIB = 2**30
 FILL = """
 import sys, time
 import numpy as np, xarray as xr
-from ddln import progress
+from ddln.sweeps import progress
 from ddln.config.experiment import load
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
@@ -108,8 +108,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
 STUCK = """
 import ctypes, sys, time
 from types import ModuleType, SimpleNamespace
-import ddln
-from ddln import cli
+import ddln.sweeps
+from ddln.cli import main as cli
 
 lanes = ModuleType("ddln.sweeps.compute")
 lanes.validate = lambda chunk: None
@@ -144,12 +144,12 @@ def test_a_stopped_run_leaves_at_once_and_says_how_to_go_on(number, tmp_path):
 
 SWALLOW = """
 import os, signal, time, weakref
-from ddln import exits
+from ddln.cli import signals
 
 class Held:
     pass
 
-with exits.interruptible():
+with signals.interruptible():
     held = Held()
     reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     del held
@@ -170,8 +170,8 @@ def test_a_stop_that_a_finaliser_swallows_is_heard_again():
 AMID = """
 import os, signal, sys, time
 from pathlib import Path
-from ddln import _netcdf
-from ddln.exits import interruptible
+from ddln.sweeps import _netcdf
+from ddln.cli.signals import interruptible
 
 class Half:
     def __del__(self):

@@ -55,7 +55,13 @@ def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
     (tmp_path / "mine").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     for verb in ("check", "run"):
-        command = [sys.executable, "-c", "from ddln.cli import main; main()", verb, str(config)]
+        command = [
+            sys.executable,
+            "-c",
+            "from ddln.cli.main import main; main()",
+            verb,
+            str(config),
+        ]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path / "mine", env=environment
         )

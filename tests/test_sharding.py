@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ddln
-from ddln.cli import app
+from ddln.cli.main import app
 from ddln.config.experiment import ConfigError, load
 from ddln.problems import sharding
 from ddln.sweeps import executor
@@ -33,7 +33,7 @@ if processes > 1:
 import numpy as np
 from jax.experimental import multihost_utils
 import ddln
-from ddln import sharding
+from ddln.problems import sharding
 
 rng = np.random.default_rng(0)
 X, y = rng.standard_normal((6, 32)), rng.standard_normal(6)
@@ -156,7 +156,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import ddln
-from ddln import sharding
+from ddln.problems import sharding
 
 place, placed = sharding.place, []
 sharding.place = lambda *given, **how: placed.append(place(*given, **how)) or placed[-1]

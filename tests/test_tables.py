@@ -7,7 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from ddln import cli, terminal
+from ddln.cli import main as cli
+from ddln.cli import output
 from ddln.verification import tables
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
@@ -43,7 +44,7 @@ def shown(monkeypatch):
     def shown(*rows):
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdout", Terminal())
-            terminal.print_table(list(rows), "Certificates")
+            output.print_table(list(rows), "Certificates")
             return sys.stdout.getvalue()
 
     return shown
@@ -77,7 +78,7 @@ def test_no_color_is_obeyed(shown, monkeypatch):
 
 
 def test_what_is_no_terminal_has_no_escapes(capsys):
-    terminal.print_table([ROW], "Certificates")
+    output.print_table([ROW], "Certificates")
     assert "\x1b" not in capsys.readouterr().out
 
 

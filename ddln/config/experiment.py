@@ -1,8 +1,8 @@
 """One experiment as data: a TOML file, its overrides, and one error for all that is wrong.
 
-A document becomes a frozen `Experiment`, whose tables are in `ddln.config.schema`. Every numeric leaf has
-a dotted name, `network.scale`; the same name sets it on the command line, in `Experiment.with_` and
-as an axis of `[sweep]`.
+A document becomes a frozen `Experiment`, whose tables are in `ddln.config.schema`. Every numeric
+leaf has a dotted name, `network.scale`; the same name sets it on the command line, in
+`Experiment.with_` and as an axis of `[sweep]`.
 """
 
 import copy

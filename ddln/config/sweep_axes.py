@@ -109,7 +109,7 @@ def corners(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> Iterat
     """The corners of the grid, by the names of leaves: rules between two keys are orders, so that
     these speak for all of it.
 
-    Where one must divide another, `ddln.sweeps.plan` meets what is between them: those change shapes.
+    Where one must divide another, `ddln.sweeps.plan` validates what lies between them.
     """
     dimensions: dict[str, dict[str, Any]] = {}
     for name, axis in sweep.items():

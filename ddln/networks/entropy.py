@@ -1,6 +1,7 @@
 """The entropy Q whose mirror flow gradient flow on the layers is, at any depth and initialisation.
 
-With the position v of `ddln.networks.layers` (dw/dv = g, θ = w·g·R), anchored at the initial layers,
+With the position v of `ddln.networks.layers` (dw/dv = g, θ = w·g·R), anchored at the initial
+layers,
 
     ∇Q(θ) = ξ = ∫_{v(0)}^{v} dτ / R(τ),        Q(θ) = θ·ξ − (w² − w(0)²)/2,
     ∇²Q(θ) = 1/M,                              Q*(ξ) = (w² − w(0)²)/2,

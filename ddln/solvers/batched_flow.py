@@ -162,8 +162,9 @@ def gradient_flows(
         target_gap: a lane ends with the first step at which ℒ(θ) − ℒ* is no larger, shape () or
             (lanes,); `None` lets all go on. Below β/2 times the square of the error in θ that
             `rtol` allows a gap says nothing.
-        mesh: devices, from `ddln.problems.sharding.mesh_of`: each of its rows has batches of its own, and
-            cuts their coordinates among its devices; `None` is every device here by itself.
+        mesh: devices, from `ddln.problems.sharding.mesh_of`: each of its rows has batches of its
+            own, and cuts their coordinates among its devices; `None` is every device here by
+            itself.
 
     Returns:
         `Flows`. A lane that fails has a `status` other than 0 and is NaN from there on; it does

@@ -190,7 +190,8 @@ class SharpnessAware(eqx.Module):
     >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
     >>> layers = jnp.array([[1.0], [0.0]])  # ∂ℓ/∂u = (0, −1): climb to (1, −0.5), θ = −0.5
     >>> oracle = ddln.SharpnessAware(rho=0.5)
-    >>> oracle.gradient(problem, layers, ddln.solvers.gradient_estimators.Batch(None, None))[0].ravel().tolist()
+    >>> everything = ddln.solvers.gradient_estimators.Batch(None, None)
+    >>> oracle.gradient(problem, layers, everything)[0].ravel().tolist()
     [0.75, -1.5]
     """
 

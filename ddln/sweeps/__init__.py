@@ -3,7 +3,8 @@
 `plan` cuts the grid into chunks, `build` turns a configuration into problems and layers, `compute`
 runs a chunk and `assemble` joins the chunks into one xarray data set, described in
 `dataset_schema`. `run_folder` stores finished chunks; `executor` and `dask_executor` run them on
-one machine or on a cluster. `studies` finds the study of an experiment and `report` writes its page.
+one machine or on a cluster. `studies` finds the study of an experiment and `report` writes its
+page.
 
 Public: `ddln.run`, `ddln.sweep`.
 """

@@ -2,8 +2,8 @@
 
 A lane is one network, its flow or descent, its certificates and the theorems' predictions for it.
 `compute` runs the lanes of one chunk in three steps: networks and problems are built, flows
-integrated or networks trained, and curves held against the theorems. `ddln.sweeps.assemble` puts chunks
-together.
+integrated or networks trained, and curves held against the theorems. `ddln.sweeps.assemble` puts
+chunks together.
 """
 
 import warnings
@@ -145,8 +145,8 @@ def compute(chunk: Chunk, report: Report | None = None, *, again: bool | None = 
         chunk: of a plan.
         report: called with the chunk and the share of its steps that is done, now and then in a
             long descent.
-        again: whether flows are solved a second time, see `ddln.verification.error_estimate`; `None`: where the chunk
-            is of the sample.
+        again: whether flows are solved a second time, see `ddln.verification.error_estimate`;
+            `None`: where the chunk is of the sample.
 
     Returns:
         A dataset over `lane`, with the chunk's numbers in the grid as its coordinate. Where

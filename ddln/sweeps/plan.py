@@ -223,7 +223,8 @@ def seconds(chunk: Chunk) -> float:
 
 
 def is_solved_again(chunk: Chunk) -> bool:
-    """Whether a chunk of flows is of the sample that is solved twice, see `ddln.verification.error_estimate`.
+    """Whether a chunk of flows is of the sample that is solved twice, see
+    `ddln.verification.error_estimate`.
 
     One of fifty is, for a few hundredths of the time; and the first, where that takes none.
 

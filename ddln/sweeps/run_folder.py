@@ -4,9 +4,9 @@
                             dataset.nc  claims.json  figures/*.{png,svg,pdf}  report.html
 
 Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
-counts as done when its file has the sum in the receipt beside it (`ddln.sweeps._manifest`), which says
-what the run was begun with, too: chunks need no manifest to be known again. The manifest holds the
-sums of what was made of them.
+counts as done when its file has the sum in the receipt beside it (`ddln.sweeps._manifest`), which
+says what the run was begun with, too: chunks need no manifest to be known again. The manifest holds
+the sums of what was made of them.
 """
 
 import contextlib

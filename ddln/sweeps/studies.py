@@ -30,7 +30,7 @@ class StudyError(ValueError):
 
 def shipped() -> Path:
     """The folder with the `configs/` and `experiments/` that come with the package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return package / "shipped" if (package / "shipped").is_dir() else package.parent
 
 

@@ -1,7 +1,8 @@
 """A discrete run against what is exact of it, the descent lemma, and the flow.
 
-With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers.gradient_descent.Ledger`), λ = |u² − v²| and the mirror
-map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step, whatever its samples,
+With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers.gradient_descent.Ledger`), λ = |u² −
+v²| and the mirror map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step,
+whatever its samples,
 
     u² − v² = (u² − v²)₀ Π_k (1 − x_k²)
     ξ_λ(θ) − ξ̃ = −Σ_k x_k,    ξ̃ = ξ_{λ₀}(θ₀) − Σ_k (artanh x_k − x_k).
@@ -215,7 +216,8 @@ def discretisation_error(
     `discretisation_order`.
 
     >>> problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
-    >>> errors = ddln.verification.descent_certificates.discretisation_error(problem, [[0.5], [0.5]], 1.0, [200, 400])
+    >>> from ddln.verification.descent_certificates import discretisation_error
+    >>> errors = discretisation_error(problem, [[0.5], [0.5]], 1.0, [200, 400])
     >>> [round(float(x), 4) for x in errors]
     [0.0021, 0.0011]
     """

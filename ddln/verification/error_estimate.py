@@ -5,11 +5,12 @@ that
 
     ‖θ(t) − exact‖ ≤ δ = 30 rtol · max ‖θ‖ + atol          is expected,
 
-30 standing for its many steps. All tolerances of `ddln.verification.flow_certificates` follow from δ; so some lanes
-of a sweep are solved again at finer tolerances (`ddln.sweeps.plan.is_solved_again`), and those that are
-farther off are told of. Where θ escapes from a long plateau, a relative error in the time of the
-escape is much of one in θ: for this, 30 rtol · t ‖dθ/dt‖ is granted beside δ. Certificates need no
-such thing: they hold a curve against itself, and one that is late is a curve of the flow.
+30 standing for its many steps. All tolerances of `ddln.verification.flow_certificates` follow from
+δ; so some lanes of a sweep are solved again at finer tolerances
+(`ddln.sweeps.plan.is_solved_again`), and those that are farther off are told of. Where θ escapes
+from a long plateau, a relative error in the time of the escape is much of one in θ: for this, 30
+rtol · t ‖dθ/dt‖ is granted beside δ. Certificates need no such thing: they hold a curve against
+itself, and one that is late is a curve of the flow.
 """
 
 import jax.numpy as jnp

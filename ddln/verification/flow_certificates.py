@@ -55,8 +55,8 @@ def certify(problem: Problem, run: object) -> Certificates:
     Raises:
         ValueError: a flow with fewer than 5 saved times, or another kind of run.
 
-    Source: arXiv 2412.16765; of discrete runs Even et al. 2023 (`ddln.verification.descent_certificates`); tolerances as
-    derived in docs/theory.md.
+    Source: arXiv 2412.16765; of discrete runs Even et al. 2023
+    (`ddln.verification.descent_certificates`); tolerances as derived in docs/theory.md.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])
     >>> layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])

@@ -19,7 +19,7 @@ def _():
 
 
 @app.cell
-def _(apps, explorer, load, mo):
+def _(server, session, load, mo):
     _config, *_overrides = server.subject()
     base = session.begin(load(_config, _overrides))
     address = mo.query_params()
@@ -34,7 +34,7 @@ def _(apps, explorer, load, mo):
 
 
 @app.cell
-def _(explorer, first, mo):
+def _(session, first, mo):
     kinds = mo.ui.dictionary(
         {
             table: mo.ui.dropdown(
@@ -50,7 +50,7 @@ def _(explorer, first, mo):
 
 
 @app.cell
-def _(explorer, first, kinds, mo, moved):
+def _(session, first, kinds, mo, moved):
     try:
         chosen, unfit = session.choose(first, kinds.value), ""
     except ValueError as _error:
@@ -95,7 +95,7 @@ def _(latest, mo, set_kept, urlencode):
 
 
 @app.cell
-def _(coordinate, fault, get_kept, mo, refused, unfit, view, views):
+def _(coordinate, fault, get_kept, mo, refused, unfit, view, network_view):
     _faults = [text for text in (refused, unfit, fault) if text]
     _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
     if view is not None:
@@ -120,7 +120,7 @@ def _(element, mo, state, state_query, urlencode):
 
 
 @app.cell
-def _(address, base, chosen, explorer, latest, mo, moved, sliders):
+def _(address, base, chosen, session, latest, mo, moved, sliders):
     moved.update(sliders.value)
     view, state, state_query, fault = None, None, {}, ""
     try:

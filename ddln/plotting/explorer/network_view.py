@@ -1,7 +1,7 @@
 """Pictures and tables of one network that was run, from its lane of a data set.
 
-They are charts (`ddln._internal.svg`), drawn at once where a slider moves; figures for a paper are those
-of `ddln.figures`.
+They are SVG charts, drawn at once when a slider moves; figures for a paper are those of
+`ddln.figures`.
 """
 
 from __future__ import annotations

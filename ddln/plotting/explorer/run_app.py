@@ -19,7 +19,7 @@ def _():
 
 
 @app.cell
-def _(Path, apps, browser, mo):
+def _(Path, server, run_browser, mo):
     _path = Path(server.subject()[0]).absolute()
     root = _path.parent
     run = mo.ui.dropdown(
@@ -31,7 +31,7 @@ def _(Path, apps, browser, mo):
 
 
 @app.cell
-def _(RunFolder, browser, root, run):
+def _(RunFolder, run_browser, root, run):
     try:
         dataset, unread = run_browser.read(RunFolder(root / run.value)), ""
         axes = run_browser.axes(dataset)
@@ -41,7 +41,7 @@ def _(RunFolder, browser, root, run):
 
 
 @app.cell
-def _(axes, browser, dataset, element, mo, run):
+def _(axes, run_browser, dataset, element, mo, run):
     places = mo.ui.dictionary(
         {
             axis: mo.ui.slider(
@@ -64,7 +64,7 @@ def _(axes, browser, dataset, element, mo, run):
 
 
 @app.cell
-def _(browser, dataset, latest, places, run, unread, views):
+def _(run_browser, dataset, latest, places, run, unread, network_view):
     lane_name, view, fault = "", None, unread
     if dataset is not None:
         lane_name = run_browser.name_of(dataset, places.value)
@@ -96,7 +96,7 @@ def _(element, lane_name, mo):
 
 
 @app.cell
-def _(along, browser, dataset, over, places, quantity, views):
+def _(along, run_browser, dataset, over, places, quantity, network_view):
     sweep = ""
     if places.elements:
         _by = None if over.value in ("–", along.value) else over.value
@@ -107,7 +107,7 @@ def _(along, browser, dataset, over, places, quantity, views):
 
 
 @app.cell
-def _(browser, coordinate, element, fault, get_kept, mo, sweep, view, views):
+def _(run_browser, coordinate, element, fault, get_kept, mo, sweep, view, network_view):
     _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
     _told.append(mo.Html(sweep))
     if view is not None:

@@ -1,6 +1,6 @@
 """A run folder, to be looked at: its axes, one of its lanes, its lanes and other runs side by side.
 
-The page with the controls is `ddln/apps/run.py`; nothing here knows of it.
+The page with the controls is `run_app`; nothing here knows of it.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,8 @@
 """The pages of `ddln explore`, which are marimo apps, and how they are served.
 
-What is computed and drawn for them is in `ddln.plotting.explorer.session`, `ddln.plotting.explorer.run_browser` and `ddln.plotting.explorer.network_view`; a page
-is its controls and where things stand.
+What is computed and drawn for them is in `ddln.plotting.explorer.session`,
+`ddln.plotting.explorer.run_browser` and `ddln.plotting.explorer.network_view`; a page is its
+controls and where things stand.
 """
 
 import contextlib
@@ -91,7 +92,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
                 f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
             ) from None
         app = marimo.create_asgi_app(quiet=True, skew_protection=True).with_app(
-            path="", root=str(Path(__file__).with_name(f"{page}.py"))
+            path="", root=str(Path(__file__).with_name(f"{page}_app.py"))
         )
         # A name that leads here is another's page: its scripts must not read this one.
         guarded = TrustedHostMiddleware(app.build(), allowed_hosts=[HOST, "localhost"])

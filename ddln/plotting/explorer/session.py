@@ -2,9 +2,10 @@
 
 The state is an `Experiment` without a sweep, so that what is looked at is what `ddln run` computes
 and what a config says. Numbers are arguments of programs that are compiled once per shape: another
-scale, seed, imbalance or step size is computed and drawn (`ddln.plotting.explorer.network_view`) in a tenth of a second.
+scale, seed, imbalance or step size is computed and drawn (`ddln.plotting.explorer.network_view`) in
+a tenth of a second.
 
-The page with the controls is `ddln/apps/network.py`; nothing here knows of it.
+The page with the controls is `network_app`; nothing here knows of it.
 """
 
 from collections.abc import Mapping

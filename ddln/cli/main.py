@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddln import terminal
-from ddln.exits import interruptible, refusing, say
+from ddln.cli import output
+from ddln.cli.signals import interruptible, refusing, say
 from ddln.sweeps.environment import nearby, start_jax
 
 if TYPE_CHECKING:
@@ -210,9 +210,9 @@ def verify(
         typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))
     else:
         typer.echo(assumptions.render(assumed) + "\n")
-        terminal.print_table(rows, "Certificates")
-        terminal.print_accuracy(*solved_again(dataset))
-    raise typer.Exit(terminal.failed(rows))
+        output.print_table(rows, "Certificates")
+        output.print_accuracy(*solved_again(dataset))
+    raise typer.Exit(output.failed(rows))
 
 
 @app.command()
@@ -222,7 +222,7 @@ def show(run: Run, out: Out = Path("runs")) -> None:
 
     with refusing():
         folder = RunFolder.existing(run, out)
-        terminal.print_run(folder, folder.read_claims())
+        output.print_run(folder, folder.read_claims())
 
 
 @app.command()
@@ -369,16 +369,12 @@ def _validate(plan: "Plan", path: Path) -> None:
 
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:
     tables = folder.read_claims()
-    failed = [row for rows in tables.values() for row in rows if terminal.failed([row])]
+    failed = [row for rows in tables.values() for row in rows if output.failed([row])]
     if json_lines:
         from ddln.sweeps import progress
 
         names = [row["name"] for row in failed]
         progress.event("finished", run=str(folder.path), ok=not failed, failed=names)
     else:
-        terminal.print_run(folder, tables)
+        output.print_run(folder, tables)
     raise typer.Exit(int(bool(failed)))
-
-
-if __name__ == "__main__":
-    main()

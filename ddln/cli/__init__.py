@@ -1,0 +1,1 @@
+"""The `ddln` command: `main` defines the verbs, `output` prints, `signals` handles interruption."""

@@ -1,0 +1,5 @@
+"""`python -m ddln.cli`."""
+
+from ddln.cli.main import main
+
+main()
