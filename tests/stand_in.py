@@ -115,7 +115,6 @@ def _compute(chunk: Any, report: Any = None) -> Any:
 
 def _prepare() -> Any:
     """Imports what a run imports, less what computes, and stands in for that."""
-    import ddln
     from ddln.sweeps import environment as runtime
 
     runtime.start_jax = lambda: None

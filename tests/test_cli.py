@@ -18,7 +18,6 @@ import xarray as xr
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-import ddln
 from ddln.cli import main as cli
 from ddln.sweeps import environment as runtime
 from ddln.sweeps import studies

@@ -291,9 +291,10 @@ def test_every_key_of_the_schema_is_described():
 
 def test_reading_and_planning_a_config_imports_nothing_heavy():
     code = (
-        "import sys, ddln.cli.main, ddln.config.datasets, ddln.sweeps.run_folder,
-        ddln.sweeps.studies;" "from ddln.config.experiment import load; from ddln.sweeps.plan import
-        make_plan;" "make_plan(load(sys.argv[1]));"
+        "import sys, ddln.cli.main, ddln.config.datasets;"
+        "import ddln.sweeps.run_folder, ddln.sweeps.studies;"
+        "from ddln.config.experiment import load; from ddln.sweeps.plan import make_plan;"
+        "make_plan(load(sys.argv[1]));"
         "print(sorted({'jax', 'xarray', 'matplotlib', 'scipy', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run(
