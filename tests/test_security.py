@@ -24,7 +24,7 @@ from ddln.sweeps import _netcdf, report
 from ddln.sweeps.run_folder import RunFolder, StoreError
 from ddln.verification import tables
 
-PACKAGE = Path(report.__file__).parent
+PACKAGE = Path(report.__file__).parent.parent
 SHIPPED = PACKAGE.parent / "configs" / "figure4.toml"
 RUNS_CODE = ("pickle", "marshal", "shelve", "eval(", "exec(", "allow_pickle=True", "os.system")
 HOSTILE = "\"><script>alert('x')</script>&\x1b[2J"
@@ -38,7 +38,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
         for words in RUNS_CODE
         if words in path.read_text(encoding="utf-8").replace("np.random", "")
     }
-    names = ("studies.py", "datafiles.py", "blocks.py")  # the first of them in a comment
+    names = ("studies.py", "data_files.py", "out_of_core.py")  # the first of them in a comment
     assert found == {(name, "pickle") for name in names}
 
 
