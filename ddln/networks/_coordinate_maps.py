@@ -26,11 +26,11 @@ _BLOCK = 256
 """Coordinates that wait for each other's last step."""
 
 
-def _in_blocks(function, x, reduction):
-    """function(x, reduction), a block of coordinates after another."""
-    dim = x.shape[0]
+def _in_blocks(function, *arguments):
+    """function(*arguments), a block of coordinates (their last axis) after another."""
+    dim = arguments[0].shape[0]
     if dim <= 2 * _BLOCK:
-        return function(x, reduction)
+        return function(*arguments)
 
     count = -(-dim // _BLOCK)
 
@@ -40,7 +40,7 @@ def _in_blocks(function, x, reduction):
         blocks = jnp.concatenate([array, last], axis=-1).reshape(*rows, count, _BLOCK)
         return jnp.moveaxis(blocks, -2, 0)
 
-    parts = jax.lax.map(lambda block: function(*block), jax.tree.map(split, (x, reduction)))
+    parts = jax.lax.map(lambda block: function(*block), jax.tree.map(split, arguments))
     return jax.tree.map(lambda part: part.reshape(-1)[:dim], parts)
 
 
@@ -78,30 +78,35 @@ def _piece(x, reduction):
     return jnp.where(reduction.is_open, length, jnp.maximum(length, constant))
 
 
-def _gauss(low, high, reduction):
-    """∫ dx / R over one piece [low, high] of outward coordinates."""
-    nodes = jnp.asarray(_NODES, low.dtype)[:, None]
-    weights = jnp.asarray(_WEIGHTS, low.dtype)[:, None]
-    middle, half = (low + high) / 2, (high - low) / 2
-    points = middle[None] + half[None] * nodes
-    return half * jnp.sum(weights * jax.vmap(_density, (0, None))(points, reduction), axis=0)
+def _gauss(integrand, length):
+    """∫₀^length of integrand(distance) over one piece."""
+    nodes = jnp.asarray(_NODES, length.dtype)[:, None]
+    weights = jnp.asarray(_WEIGHTS, length.dtype)[:, None]
+    half = length / 2
+    return half * jnp.sum(weights * jax.vmap(integrand)(half[None] * (1 + nodes)), axis=0)
 
 
-def _quadrature(low, high, reduction):
-    """∫ dx / R from low to high, outwards, until the rest no longer counts."""
+def _density_integral(x, length, reduction):
+    """∫ dx / R over one piece that starts at outward coordinate x; it leads inwards if negative."""
+    return _gauss(lambda distance: _density(x + distance, reduction), length)
+
+
+def _quadrature(low, length, reduction):
+    """∫ dx / R over [low, low + length], outwards, until the rest no longer counts."""
     precision = jnp.finfo(low.dtype).eps / 8
 
     def unfinished(state):
-        return jnp.any(state[2])
+        return jnp.any(state[3])
 
     def add_piece(state):
-        x, total, active = state
-        end = jnp.minimum(high, x + _piece(x, reduction))
-        part = jnp.where(active, _gauss(x, end, reduction), 0.0)
-        total = total + part
-        return end, total, active & (end < high) & (part > precision * total)
+        x, left, total, active = state
+        piece = jnp.minimum(left, _piece(x, reduction))
+        part = jnp.where(active, _density_integral(x, piece, reduction), 0.0)
+        x, left, total = x + piece, left - piece, total + part
+        return x, left, total, active & (left > 0) & (part > precision * total)
 
-    return jax.lax.while_loop(unfinished, add_piece, (low, jnp.zeros_like(low), high > low))[1]
+    first = low, length, jnp.zeros_like(low), length > 0
+    return jax.lax.while_loop(unfinished, add_piece, first)[2]
 
 
 def _carlson_rf(a, b, c):
@@ -135,8 +140,8 @@ def _carlson_rf(a, b, c):
     return series / jnp.sqrt(jnp.mean(jnp.stack(state[:3]) ** 2, axis=0))
 
 
-def _closed_form(low, high, reduction):
-    """∫ dx / R from low to high at depths 3 and 4, in ratios of each layer at both ends.
+def _closed_form(low, length, reduction):
+    """∫ dx / R over [low, low + length] at depths 3 and 4, in ratios of each layer at both ends.
 
     With t = w² it is ½ ∫ dt / √(t (t + λ₁) (t + λ₂) (t + λ₃)), the last factor absent at depth 3.
 
@@ -148,23 +153,26 @@ def _closed_form(low, high, reduction):
         w, partner = jnp.abs(reduction.smallest(v)), reduction.partner(v)
         return w, partner, *jnp.sqrt(w[None] ** 2 + reduction.gaps)
 
-    near, far = factors(low), factors(high)
+    near, far = factors(low), factors(low + length)
     p, q, r, *s = (a / jnp.where(b > 0, b, 1.0) for a, b in zip(near, far, strict=True))
     s = s[0] if s else jnp.ones_like(p)
-    fraction = (far[0] - near[0]) * (far[0] + near[0]) / (far[0] * far[1])
+    growth = jnp.abs(
+        reduction.smallest_change(_from_outward(low, reduction), _from_outward(length, reduction))
+    )
+    fraction = growth * (far[0] + near[0]) / (far[0] * far[1])
     scale = jnp.prod(jnp.stack(far[2:]), axis=0)
-    moves = high > low
+    moves = length > 0
     roots = r * s + p * q, q * s + p * r, p * s + q * r
     whole = _carlson_rf(*(jnp.where(moves, root, 1.0) for root in roots))
     return jnp.where(moves, jnp.where(moves, fraction, 0.0) / scale * whole, 0.0)
 
 
-def _integral(low, high, reduction):
-    """∫ dx / R from low to high, outwards."""
+def _integral(low, length, reduction):
+    """∫ dx / R over [low, low + length], outwards."""
     count = reduction.gaps.shape[0]
     if count == 0:
-        return high - low
-    return (_closed_form if count <= 2 else _quadrature)(low, high, reduction)
+        return length
+    return (_closed_form if count <= 2 else _quadrature)(low, length, reduction)
 
 
 def dual_range(reduction: Reduction) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
@@ -179,7 +187,8 @@ def dual_range(reduction: Reduction) -> tuple[Float[Array, " dim"], Float[Array,
         reach = far + jnp.maximum(largest - least, 0.0) + jnp.abs(reduction.start)
         end = jnp.where(reduction.is_open, direction * reach, reduction.side * reach)
         bounded = outwards & (reduction.gaps.shape[0] > 0)
-        whole = dual(jnp.where(bounded, end, reduction.start), reduction)
+        step = jnp.where(bounded, end - reduction.start, 0.0)
+        whole = dual(step, reduction.start, reduction)
         unbounded = jnp.where(reduction.is_frozen, 0.0, direction * jnp.inf)
         ends.append(jnp.where(bounded, whole, unbounded))
     return ends[0], ends[1]
@@ -195,31 +204,38 @@ def _refuse_layer_derivative(tangent):
 
 @eqx.filter_custom_jvp
 @eqx.filter_jit
-def dual(v: Float[Array, " dim"], reduction: Reduction) -> Float[Array, " dim"]:
-    """ξ(v) = ∫_{v(0)}^{v} dτ / R(τ)."""
-    return _in_blocks(_dual, v, reduction)
+def dual(
+    step: Float[Array, " dim"], base: Float[Array, " dim"], reduction: Reduction
+) -> Float[Array, " dim"]:
+    """ξ(base + step) − ξ(base) = ∫ dτ / R(τ), to relative accuracy however short the step."""
+    return _in_blocks(_dual, step, base, reduction)
 
 
-def _dual(v, reduction):
+def _dual(step, base, reduction):
     # On either side of the peak of 1/R by itself, outwards: large integrals are never subtracted.
-    across = reduction.is_open & (v * reduction.start < 0)
-    here, base = _outward(v, reduction), _outward(reduction.start, reduction)
-    low, high = jnp.minimum(here, base), jnp.maximum(here, base)
-    lows = jnp.stack([jnp.where(across, 0.0, low), jnp.zeros_like(low)])
-    highs = jnp.stack([high, jnp.where(across, low, 0.0)])
-    parts = jax.vmap(_integral, (0, 0, None))(lows, highs, reduction)
-    return jnp.sign(v - reduction.start) * jnp.sum(parts, axis=0)
+    v = base + step
+    across = reduction.is_open & (v * base < 0)
+    here, there = _outward(v, reduction), _outward(base, reduction)
+    lows = jnp.stack([jnp.where(across, 0.0, jnp.minimum(here, there)), jnp.zeros_like(v)])
+    lengths = jnp.stack([jnp.where(across, here, jnp.abs(step)), jnp.where(across, there, 0.0)])
+    parts = jax.vmap(_integral, (0, 0, None))(lows, lengths, reduction)
+    return jnp.sign(step) * jnp.sum(parts, axis=0)
 
 
 @dual.def_jvp
 def _dual_jvp(primals, tangents):
-    (v, reduction), (v_dot, reduction_dot) = primals, tangents
+    (step, base, reduction), (step_dot, base_dot, reduction_dot) = primals, tangents
     _refuse_layer_derivative(reduction_dot)
-    return dual(v, reduction), v_dot / reduction.rest(v)
+    step_dot, base_dot = _or_zero(step_dot, step), _or_zero(base_dot, base)
+    change = (step_dot + base_dot) / reduction.rest(base + step) - base_dot / reduction.rest(base)
+    return dual(step, base, reduction), change
 
 
-@eqx.filter_custom_jvp
-@eqx.filter_jit
+def _or_zero(tangent, primal):
+    """A tangent; equinox has `None` for that of a constant."""
+    return jnp.zeros_like(primal) if tangent is None else tangent
+
+
 def position_of_dual(
     xi: Float[Array, " dim"], reduction: Reduction
 ) -> tuple[Float[Array, " dim"], Bool[Array, " dim"]]:
@@ -227,79 +243,119 @@ def position_of_dual(
 
     Where there is none, v is where ∇Q reaches the end of its range to rounding.
     """
-    return _in_blocks(_position_of_dual, xi, reduction)
+    v, _, inside = step_of_dual(xi, reduction)
+    return v, inside
 
 
-def _position_of_dual(xi, reduction):
+@eqx.filter_custom_jvp
+@eqx.filter_jit
+def step_of_dual(
+    xi: Float[Array, " dim"], reduction: Reduction
+) -> tuple[Float[Array, " dim"], Float[Array, " dim"], Bool[Array, " dim"]]:
+    """v as `position_of_dual` has it, v − v(0) to relative accuracy, and whether there is one."""
+    return _in_blocks(_step_of_dual, xi, reduction)
+
+
+class _Ray(eqx.Module):
+    """Positions in one direction, +1 or −1, from that of θ(0)."""
+
+    direction: Float[Array, " dim"]
+    reduction: Reduction
+
+    def outward(self, v):
+        """Whether it leads outwards from v on."""
+        is_open, side = self.reduction.is_open, self.reduction.side
+        return jnp.where(is_open, v * self.direction >= 0, side == self.direction)
+
+    def piece(self, v):
+        """Length of a piece of quadrature, which ends at the peak of 1/R if it comes there."""
+        inwards = ~self.outward(v) & self.reduction.is_open
+        length = _piece(_outward(v, self.reduction), self.reduction)
+        return jnp.minimum(length, jnp.where(inwards, jnp.abs(v), jnp.inf))
+
+    def density(self, v, distance=0.0):
+        """1/R so far from v."""
+        return _density(_outward(v + self.direction * distance, self.reduction), self.reduction)
+
+    def integral(self, v, distance):
+        """∫ dτ / R over so much of the piece that starts at v."""
+        sense = jnp.where(self.outward(v), 1.0, -1.0)
+        low = _outward(v, self.reduction)
+        return sense * _density_integral(low, sense * distance, self.reduction)
+
+
+def _step_of_dual(xi, reduction):
     if reduction.gaps.shape[0] == 0:
-        moved = jnp.where(reduction.is_frozen, 0.0, xi)
-        return reduction.start + moved, jnp.full(xi.shape, True)
-    direction = jnp.where(xi < 0, -1.0, 1.0).astype(xi.dtype)
+        step = jnp.where(reduction.is_frozen, 0.0, xi)
+        return reduction.start + step, step, jnp.full(xi.shape, True)
+    ray = _Ray(jnp.where(xi < 0, -1.0, 1.0).astype(xi.dtype), reduction)
+    v, travelled, missing, inside = _pass_pieces(jnp.abs(xi), ray)
+    distance, solved = _solve_in_piece(v, missing, inside, ray)
+    end_of_range = -jnp.log(jnp.finfo(xi.dtype).eps) / reduction.gaps.shape[0]
+    distance = jnp.where(inside, distance, end_of_range)
+    known = solved & ~jnp.isnan(xi)
+    distance = jnp.where(reduction.is_frozen, 0.0, jnp.where(known, distance, jnp.nan))
+    v, step = v + ray.direction * distance, ray.direction * (travelled + distance)
+    return v, step, inside & known
 
-    def faces_outward(v):
-        return jnp.where(reduction.is_open, v * direction >= 0, reduction.side == direction)
 
-    def length(v):
-        to_peak = jnp.where(faces_outward(v) | ~reduction.is_open, jnp.inf, jnp.abs(v))
-        return jnp.minimum(_piece(_outward(v, reduction), reduction), to_peak)
-
-    def between(v, distance):
-        """∫ dτ / R over [v, v + direction · distance], on one side of the peak."""
-        x, y = _outward(v, reduction), _outward(v + direction * distance, reduction)
-        return _gauss(jnp.minimum(x, y), jnp.maximum(x, y), reduction)
-
-    def unfinished(state):
-        return jnp.any(state[2])
+def _pass_pieces(missing, ray):
+    """Start of the piece in which the integral of 1/R is completed, how far that is from v(0), what
+    is missing there, and whether the integral is so large."""
 
     def next_piece(state):
-        v, missing, active, inside = state
-        step = length(v)
-        part = between(v, step)
+        v, travelled, missing, active, inside = state
+        piece = ray.piece(v)
+        part = ray.integral(v, piece)
         # 1/R is log-concave, so beyond v there is at most (1/R)/κ of it left.
-        x = _outward(v, reduction)
-        decay = _decay(x, reduction)
-        out_of_reach = faces_outward(v) & (missing * decay > _density(x, reduction))
+        decay = _decay(_outward(v, ray.reduction), ray.reduction)
+        out_of_reach = ray.outward(v) & (missing * decay > ray.density(v))
         passes = active & ~out_of_reach & (part < missing)
-        v = jnp.where(passes, v + direction * step, v)
+        v = jnp.where(passes, v + ray.direction * piece, v)
+        travelled = jnp.where(passes, travelled + piece, travelled)
         missing = jnp.where(passes, missing - part, missing)
-        return v, missing, passes, inside & ~(active & out_of_reach)
+        return v, travelled, missing, passes, inside & ~(active & out_of_reach)
 
-    v, missing, _, inside = jax.lax.while_loop(
-        unfinished,
-        next_piece,
-        (reduction.start, jnp.abs(xi), ~reduction.is_frozen, jnp.full(xi.shape, True)),
+    start, moves = ray.reduction.start, ~ray.reduction.is_frozen
+    first = start, jnp.zeros_like(start), missing, moves, jnp.full(start.shape, True)
+    v, travelled, missing, _, inside = jax.lax.while_loop(
+        lambda state: jnp.any(state[3]), next_piece, first
     )
+    return v, travelled, missing, inside
 
-    # The integral over the last piece is concave in its length when it leads outwards and convex
-    # when it leads inwards: Newton from the near, or the far, end is monotone.
-    precision = 16 * jnp.finfo(xi.dtype).eps
+
+def _solve_in_piece(v, missing, inside, ray):
+    """How far from v the integral of 1/R is what is missing, and whether that was found.
+
+    It is a concave function of the distance where the ray leads outwards, and a convex one where it
+    leads inwards. So the tangent at v ends short of the solution, or beyond it, and Newton from
+    there is monotone until rounding turns it round. Both keep the relative accuracy of `missing`.
+    """
+    precision = 4 * jnp.finfo(missing.dtype).eps
+    sense = jnp.where(ray.outward(v), 1.0, -1.0)
 
     def newton(state):
-        distance, _, count = state
-        density = _density(_outward(v + direction * distance, reduction), reduction)
-        change = (missing - between(v, distance)) / density
-        active = inside & ~reduction.is_frozen & (jnp.abs(change) > precision * distance)
+        distance, active, count = state
+        change = (missing - ray.integral(v, distance)) / ray.density(v, distance)
+        active = active & (sense * change > precision * distance)
         return distance + jnp.where(active, change, 0.0), active, count + 1
 
-    near = jnp.where(faces_outward(v), 0.0, length(v))
-    distance, _, _ = jax.lax.while_loop(
+    tangent = jnp.minimum(ray.piece(v), missing / ray.density(v))
+    distance, unsolved, _ = jax.lax.while_loop(
         lambda state: jnp.any(state[1]) & (state[2] < _MOST_NEWTON_STEPS),
         newton,
-        (near, jnp.full(xi.shape, True), 0),
+        (tangent, inside & ~ray.reduction.is_frozen, 0),
     )
-    end_of_range = -jnp.log(jnp.finfo(xi.dtype).eps) / reduction.gaps.shape[0]
-    v = v + direction * jnp.where(inside, distance, end_of_range)
-    unknown = jnp.isnan(xi)
-    v = jnp.where(unknown, jnp.nan, v)
-    return jnp.where(reduction.is_frozen, reduction.start, v), inside & ~unknown
+    return distance, ~unsolved
 
 
-@position_of_dual.def_jvp
-def _position_of_dual_jvp(primals, tangents):
+@step_of_dual.def_jvp
+def _step_of_dual_jvp(primals, tangents):
     (xi, reduction), (xi_dot, reduction_dot) = primals, tangents
     _refuse_layer_derivative(reduction_dot)
-    v, inside = position_of_dual(xi, reduction)
-    return (v, inside), (xi_dot * reduction.rest(v), None)
+    v, step, inside = step_of_dual(xi, reduction)
+    v_dot = xi_dot * reduction.rest(v)
+    return (v, step, inside), (v_dot, v_dot, None)
 
 
 @eqx.filter_custom_jvp
@@ -359,3 +415,94 @@ def _position_of_theta_jvp(primals, tangents):
     _refuse_layer_derivative(reduction_dot)
     v = position_of_theta(theta, reduction)
     return v, theta_dot / reduction.slope(v)
+
+
+def step_to_theta(
+    theta: Float[Array, " dim"],
+    change: Float[Array, " dim"],
+    base: Float[Array, " dim"],
+    reduction: Reduction,
+) -> Float[Array, " dim"]:
+    """v(θ) − base, to the relative accuracy of change = θ − θ(base)."""
+    difference = position_of_theta(theta, reduction) - base
+    solved = _solve_step(*jax.lax.stop_gradient((difference, theta, change, base, reduction)))
+    # The value is solved for, the derivatives are those of the difference.
+    return solved + (difference - jax.lax.stop_gradient(difference))
+
+
+def _solve_step(difference, theta, change, base, reduction):
+    step = difference
+    for _ in range(2):  # from an error of rounding in v to its square, to its fourth power
+        excess = reduction.theta_change(base, step) - change
+        step = step - excess / reduction.slope(base + step)
+    step = jnp.where(_close(theta, change), step, difference)
+    return jnp.where(change == 0, 0.0, step)
+
+
+def _close(theta, change):
+    """Whether θ and θ − change are within a factor of 8 of each other.
+
+    Beyond that differences of what increases with them lose no digits. Within, R changes by less
+    than the factor: one piece of quadrature reaches from one to the other.
+    """
+    return 8 * jnp.abs(change) <= 7 * jnp.maximum(jnp.abs(theta), jnp.abs(theta - change))
+
+
+@eqx.filter_custom_jvp
+@eqx.filter_jit
+def divergence(
+    theta: Float[Array, " dim"],
+    change: Float[Array, " dim"],
+    step: Float[Array, " dim"],
+    base: Float[Array, " dim"],
+    reduction: Reduction,
+) -> Float[Array, " dim"]:
+    """D_Q(θ, θ') of each coordinate, with change = θ − θ' and step = v − v' from base = v'.
+
+    It is ∫ (θ − θ(τ)) / R(τ) dτ, without a subtraction of like terms; where θ and θ' are far apart,
+    what that comes to: θ (ξ − ξ') − ½ (w² − w'²).
+    """
+    return _in_blocks(_divergence, theta, change, step, base, reduction)
+
+
+def _divergence(theta, change, step, base, reduction):
+    v = base + step
+
+    def integrand(distance):
+        return -reduction.theta_change(v, -distance) / reduction.rest(v - distance)
+
+    near = _gauss(integrand, step)
+    far = theta * _dual(step, base, reduction) - _half_square_change(step, base, reduction)
+    return jnp.where(_close(theta, change), near, far)
+
+
+@divergence.def_jvp
+def _divergence_jvp(primals, tangents):
+    theta, change, step, base, reduction = primals
+    theta_dot, _, _, base_dot, reduction_dot = tangents
+    _refuse_layer_derivative(reduction_dot)
+    dual_dot = _or_zero(base_dot, base) / reduction.rest(base)
+    slope = dual(step, base, reduction) * _or_zero(theta_dot, theta) - change * dual_dot
+    return divergence(theta, change, step, base, reduction), slope
+
+
+def _half_square_change(step, base, reduction):
+    w, change = reduction.smallest(base), reduction.smallest_change(base, step)
+    return change * (2 * w + change) / 2
+
+
+@eqx.filter_custom_jvp
+def conjugate(
+    v: Float[Array, " dim"], step: Float[Array, " dim"], reduction: Reduction
+) -> Float[Array, " dim"]:
+    """Q*(ξ) = ½ (w² − w(0)²) of each coordinate, with step = v − v(0)."""
+    return _half_square_change(step, reduction.start, reduction)
+
+
+@conjugate.def_jvp
+def _conjugate_jvp(primals, tangents):
+    # Of w itself: in that of the product a small w is nothing beside w(0).
+    (v, step, reduction), (v_dot, _, reduction_dot) = primals, tangents
+    _refuse_layer_derivative(reduction_dot)
+    slope = reduction.smallest(v) * reduction.partner(v)
+    return conjugate(v, step, reduction), slope * v_dot

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal.html import card
 from ddln._internal.svg import Axis, Curve, beside, chart
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete, refuse
-from ddln.networks._coordinate_maps import dual, dual_range, position_of_dual, position_of_theta
-from ddln.networks.layers import Reduction
+from ddln.networks import _coordinate_maps
+from ddln.networks.layers import Reduction, product_and_error
 
 _DRAWN = 4
 """Coordinates that a notebook shows."""
@@ -46,9 +46,12 @@ class Entropy(eqx.Module):
     """
 
     reduction: Reduction
+    start: tuple[Float[Array, " dim"], Float[Array, " dim"]]
+    """θ(0), rounded, and what the rounding left out."""
 
     def __init__(self, layers: ArrayLike):
-        self.reduction = Reduction(as_layers(layers))
+        layers = as_layers(layers)
+        self.reduction, self.start = Reduction(layers), product_and_error(layers)
 
     def value(self, theta: ArrayLike) -> Float[Array, ""]:
         """Q(θ), summed over the coordinates; Q(θ(0)) = 0.
@@ -62,8 +65,7 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.5, -0.3], [2.0, 1.0]]).value([1.0, -0.3]))
         0.0
         """
-        theta, v = self._positions(theta)
-        return jnp.sum(theta * dual(v, self.reduction) - self._half_square(v, theta))
+        return jnp.sum(self._values(self._checked(theta)))
 
     def mirror_map(self, theta: ArrayLike) -> Float[Array, " dim"]:
         """∇Q(θ), shape (dim,). Raises as `value` does, and at the end 0 of a half-line.
@@ -71,7 +73,7 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.5], [2.0]]).mirror_map([1.0])[0])
         0.0
         """
-        return dual(self._positions(theta, inside=True)[1], self.reduction)
+        return self._duals(self._checked(theta, inside=True))
 
     def inverse(self, xi: ArrayLike) -> Float[Array, " dim"]:
         """θ with ∇Q(θ) = ξ, that is ∇Q*(ξ), shape (dim,).
@@ -83,7 +85,7 @@ class Entropy(eqx.Module):
         >>> bool(jnp.allclose(entropy.inverse(entropy.mirror_map([0.7])), 0.7))
         True
         """
-        return self.reduction.theta(self._position_of_dual(xi))
+        return self.reduction.theta(self._steps_of_dual(xi)[0])
 
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """The ends (low, high) of the open interval of every ∇Q(θ)_k, shape (dim,) each.
@@ -103,7 +105,7 @@ class Entropy(eqx.Module):
         [False]
         """
         xi = as_vector("xi", xi, self.reduction.start.size)
-        return position_of_dual(xi, self.reduction)[1]
+        return _coordinate_maps.position_of_dual(xi, self.reduction)[1]
 
     def conjugate(self, xi: ArrayLike) -> Float[Array, ""]:
         """Q*(ξ), summed over the coordinates. Raises as `inverse` does.
@@ -111,7 +113,7 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).conjugate([0.0]))
         0.0
         """
-        return jnp.sum(self._half_square(self._position_of_dual(xi)))
+        return jnp.sum(_coordinate_maps.conjugate(*self._steps_of_dual(xi), self.reduction))
 
     def hessian(self, theta: ArrayLike) -> Float[Array, " dim"]:
         """The diagonal of ∇²Q(θ), which is 1/M, shape (dim,).
@@ -121,8 +123,7 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).hessian([0.0])[0])
         0.25
         """
-        theta, v = self._positions(theta)
-        return 1 / jnp.where(self._at_end(theta), 0.0, self.reduction.mobility(v))
+        return self._curvatures(self._checked(theta))
 
     def divergence(self, theta: ArrayLike, other: ArrayLike) -> Float[Array, ""]:
         """D_Q(θ, θ') = Q(θ) − Q(θ') − ⟨∇Q(θ'), θ − θ'⟩ ≥ 0. Raises as `value` and `mirror_map` do.
@@ -131,11 +132,9 @@ class Entropy(eqx.Module):
         >>> float(entropy.divergence([0.7], [0.7]))
         0.0
         """
-        (theta, v), (other, v_other) = self._positions(theta), self._positions(other, inside=True)
-        xi, xi_other = dual(v, self.reduction), dual(v_other, self.reduction)
-        # θξ − ½w² − (θ'ξ' − ½w'²) − ξ'(θ − θ') with the base point gone.
-        half_squares = self._half_square(v, theta) - self._half_square(v_other, other)
-        return jnp.sum(theta * (xi - xi_other) - half_squares)
+        theta, other = self._checked(theta), self._checked(other, inside=True)
+        base = _coordinate_maps.position_of_theta(other, self.reduction)
+        return jnp.sum(self._divergences(theta, theta - other, base))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the kinds of the coordinates, and Q, ∇Q of the first few."""
@@ -169,44 +168,65 @@ class Entropy(eqx.Module):
         ]
         return card("Entropy", facts, beside(*drawn))
 
-    def _half_square(self, v, theta=None):
-        w, start = self.reduction.smallest(v), self.reduction.smallest(self.reduction.start)
-        if theta is not None:
-            w = jnp.where(self._at_end(theta), 0.0, w)
-        return _half_difference(w, start)
-
-    def _at_end(self, theta):
-        """Where M = 0: at the end of a half-line, or frozen."""
-        return ~self.reduction.is_open & (theta == 0)
-
-    def _positions(self, theta, inside: bool = False):
-        """θ and its positions v, those of θ(0) at the end of a half-line, where v is infinite."""
+    def _checked(self, theta, inside: bool = False):
+        """θ, which must be in Q's domain, or `inside` it."""
         theta = as_vector("theta", theta, self.reduction.start.size)
         beyond = theta * self.reduction.side < 0
         at_end = self._at_end(theta) & ~self.reduction.is_frozen
         outside = beyond | (at_end & inside) | (self.reduction.is_frozen & (theta != 0))
-        theta = refuse(
+        return refuse(
             outside,
             "`theta` must keep the sign of the initial θ_k where the smallest layer is tied "
             "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
             theta,
         )
-        start = self.reduction.theta(self.reduction.start)
-        inner = theta if inside else jnp.where(at_end, start, theta)
-        return theta, position_of_theta(inner, self.reduction)
 
-    def _position_of_dual(self, xi):
-        xi = as_vector("xi", xi, self.reduction.start.size)
-        v, inside = position_of_dual(xi, self.reduction)
-        return refuse(
-            ~inside,
-            "`xi` must lie in the range of ∇Q, which is bounded from depth 3 on: "
-            "some coordinate has no θ with ∇Q(θ) = ξ.",
-            v,
+    def _at_end(self, theta):
+        """Where M = 0: at the end of a half-line, where v is infinite, or frozen."""
+        return ~self.reduction.is_open & (theta == 0)
+
+    def _since_start(self, theta):
+        """θ − θ(0)."""
+        rounded, error = self.start
+        return (theta - rounded) - error
+
+    # Of each coordinate, of a θ in Q's domain:
+
+    def _values(self, theta):
+        return self._divergences(theta, self._since_start(theta), self.reduction.start)
+
+    def _duals(self, theta):
+        change, base = self._since_start(theta), self.reduction.start
+        step = _coordinate_maps.step_to_theta(theta, change, base, self.reduction)
+        return _coordinate_maps.dual(step, base, self.reduction)
+
+    def _curvatures(self, theta):
+        at_end = self._at_end(theta)
+        v = _coordinate_maps.position_of_theta(
+            jnp.where(at_end, self.start[0], theta), self.reduction
         )
+        return 1 / jnp.where(at_end, 0.0, self.reduction.mobility(v))
+
+    def _divergences(self, theta, change, base):
+        # At the end of a half-line θ (ξ − ξ') vanishes though ξ does not.
+        at_end = self._at_end(theta)
+        theta, change = jnp.where(at_end, self.start[0], theta), jnp.where(at_end, 0.0, change)
+        step = _coordinate_maps.step_to_theta(theta, change, base, self.reduction)
+        inner = _coordinate_maps.divergence(theta, change, step, base, self.reduction)
+        return jnp.where(at_end, self.reduction.smallest(base) ** 2 / 2, inner)
+
+    def _steps_of_dual(self, xi):
+        """v(ξ) and v(ξ) − v(0)."""
+        xi = as_vector("xi", xi, self.reduction.start.size)
+        v, step, inside = _coordinate_maps.step_of_dual(xi, self.reduction)
+        message = (
+            "`xi` must lie in the range of ∇Q, which is bounded from depth 3 on: "
+            "some coordinate has no θ with ∇Q(θ) = ξ."
+        )
+        return refuse(~inside, message, v), step
 
 
-_range = eqx.filter_jit(dual_range)
+_range = eqx.filter_jit(_coordinate_maps.dual_range)
 
 
 @jax.jit
@@ -229,24 +249,8 @@ def coordinatewise(
 
     (depth, dim), points = layers.shape, theta.shape[1]
     entropy = Entropy(jnp.broadcast_to(layers[..., None], (depth, dim, points)).reshape(depth, -1))
-    theta, v = entropy._positions(theta.ravel())
-    at_end = entropy._at_end(theta)
-    xi = jnp.where(at_end, jnp.nan, dual(v, entropy.reduction))
-    # At the end of a half-line θξ vanishes though ξ does not.
-    value = jnp.where(at_end, 0.0, theta * xi) - entropy._half_square(v, theta)
-    curvature = 1 / jnp.where(at_end, 0.0, entropy.reduction.mobility(v))
-    value, xi, curvature = (x.reshape(dim, points) for x in (value, xi, curvature))
-    return value, xi, curvature
-
-
-@jax.custom_jvp
-def _half_difference(w, start):
-    """½(w² − start²), whose derivative w would be nothing beside `start` in that of the product."""
-    return (w - start) * (w + start) / 2
-
-
-@_half_difference.defjvp
-def _half_difference_jvp(values, tangents):
-    # With respect to the initial layers nothing is differentiated.
-    (w, start), (w_dot, _) = values, tangents
-    return _half_difference(w, start), w * w_dot
+    theta = entropy._checked(theta.ravel())
+    inner = jnp.where(entropy._at_end(theta), jnp.nan, theta)
+    curves = entropy._values(theta), entropy._duals(inner), entropy._curvatures(theta)
+    value, slope, curvature = (curve.reshape(dim, points) for curve in curves)
+    return value, slope, curvature
