@@ -156,12 +156,12 @@ def _closed_form(low, length, reduction):
     near, far = factors(low), factors(low + length)
     p, q, r, *s = (a / jnp.where(b > 0, b, 1.0) for a, b in zip(near, far, strict=True))
     s = s[0] if s else jnp.ones_like(p)
+    moves = length > 0
     growth = jnp.abs(
         reduction.smallest_change(_from_outward(low, reduction), _from_outward(length, reduction))
     )
-    fraction = growth * (far[0] + near[0]) / (far[0] * far[1])
+    fraction = growth / far[1] * ((far[0] + near[0]) / jnp.where(moves, far[0], 1.0))
     scale = jnp.prod(jnp.stack(far[2:]), axis=0)
-    moves = length > 0
     roots = r * s + p * q, q * s + p * r, p * s + q * r
     whole = _carlson_rf(*(jnp.where(moves, root, 1.0) for root in roots))
     return jnp.where(moves, jnp.where(moves, fraction, 0.0) / scale * whole, 0.0)

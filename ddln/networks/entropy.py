@@ -51,7 +51,8 @@ class Entropy(eqx.Module):
 
     def __init__(self, layers: ArrayLike):
         layers = as_layers(layers)
-        self.reduction, self.start = Reduction(layers), product_and_error(layers)
+        self.reduction = Reduction(layers)
+        self.start = product_and_error(jax.lax.stop_gradient(layers))
 
     def value(self, theta: ArrayLike) -> Float[Array, ""]:
         """Q(θ), summed over the coordinates; Q(θ(0)) = 0.

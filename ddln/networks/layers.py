@@ -64,6 +64,9 @@ def product_and_error(
     (0.30000000000000004, -2.7755575615628914e-17)
     """
     digits = jnp.finfo(layers.dtype)
+    # Of numbers below 1: the lower half of a tiny one would be less than the smallest number.
+    layers, exponents = jnp.frexp(layers)
+    exponent = jnp.sum(exponents, axis=0, dtype=exponents.dtype)
 
     def halves(x):
         upper = jax.lax.reduce_precision(x, digits.nexp, digits.nmant // 2 - 1)
@@ -74,7 +77,7 @@ def product_and_error(
         (a, b), (c, d) = halves(product), halves(layer)
         product = a * c + (a * d + b * c + b * d)
         error = (((a * c - product) + a * d) + b * c) + b * d + error * layer
-    return product, error
+    return jnp.ldexp(product, exponent), jnp.ldexp(error, exponent)
 
 
 def mobility(layers: ArrayLike) -> Float[Array, " dim"]:
