@@ -403,3 +403,139 @@ def test_what_is_not_a_number_stays_none_when_traced(layers):
     nothing = jnp.array([jnp.nan])
     for function in (lambda xi: entropy.inverse(xi), lambda theta: entropy.mirror_map(theta)):
         assert jnp.isnan(jax.jit(function)(nothing)).all()
+
+
+STARTS = [0.0, 1e-250, -1e-100, 1e-17, -7.6e-10, 3e-8, -1e-3, 0.6]
+
+
+def columns_at(starts, depth):
+    """Coordinates with these smallest layers: open; nearly tied and on a half-line but near 0."""
+    rng = np.random.default_rng(depth)
+    columns = rng.uniform(0.7, 1.5, (depth, 3, len(starts))) * rng.choice(
+        [-1, 1], (depth, 3, len(starts))
+    )
+    columns[0] = starts
+    moderate = np.abs(starts) > 1e-20
+    columns[1, 1:] = np.where(moderate, np.multiply.outer([np.sqrt(1 + 1e-7), -1], starts), 1.1)
+    return columns.reshape(depth, -1)
+
+
+def near_reference(layers, theta, other=None):
+    """D_Q(θ, θ') and ξ − ξ' by a quadrature of (θ − s)/M and 1/M at 80 digits; θ' close to θ."""
+    with mpmath.workdps(80):
+        layers = sorted((mpmath.mpf(float(u)) for u in layers), key=abs)
+        gaps = [u**2 - layers[0] ** 2 for u in layers[1:]]
+        start = mpmath.fprod(mpmath.sign(u) for u in layers[1:]) * layers[0]
+
+        def product(w):
+            return mpmath.fprod(mpmath.sqrt(w**2 + gap) for gap in gaps)
+
+        def smallest(theta):
+            theta = mpmath.mpf(float(theta))
+            if theta == 0:
+                return theta
+            target, low, high = mpmath.log(abs(theta)), -700.0, 700.0
+
+            def excess(x):
+                return x + mpmath.log(product(mpmath.exp(x))) - target
+
+            while high - low > 1e-10:
+                middle = (low + high) / 2
+                low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+            return mpmath.sign(theta) * mpmath.exp(mpmath.findroot(excess, high))
+
+        w, base = smallest(theta), start if other is None else smallest(other)
+        half = (w - base) / 2
+        points = [(weight, base + half * (1 + x)) for x, weight in gauss_legendre(16)]
+        theta = w * product(w)
+        divergence = half * mpmath.fsum(a * (theta / product(s) - s) for a, s in points)
+        return float(divergence), float(half * mpmath.fsum(a / product(s) for a, s in points))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5, pytest.param(12, marks=pytest.mark.slow)])
+def test_near_the_start_entropy_and_mirror_map_keep_their_relative_accuracy(depth):
+    layers = columns_at(STARTS, depth)
+    start = layers.prod(axis=0)
+    steps = np.array([1e-15, -1e-8, 1e-4, -0.1])
+    theta = np.where(start[:, None] == 0, steps**10, start[:, None] * (1 + steps))
+    value, slope, curvature = map(np.asarray, entropies.coordinatewise(layers, theta))
+    assert (value >= 0).all()
+    for k, i in itertools.product(range(start.size), range(steps.size)):
+        expected = near_reference(layers[:, k], theta[k, i])
+        if expected[0] > 1e-300:
+            np.testing.assert_allclose(value[k, i], expected[0], rtol=TOLERANCE)
+        np.testing.assert_allclose(slope[k, i], expected[1], rtol=TOLERANCE)
+    assert np.isfinite(curvature).all()
+
+
+def test_divergence_of_neighbours_and_conjugate_near_zero_keep_their_relative_accuracy():
+    layers = np.array([[0.7, 0.0], [1.1, 0.9], [1.2, -1.0], [1.3, 0.8], [1.4, 1.2]])
+    entropy = ddln.Entropy(layers)
+    other = np.array([2.5, -0.3])
+    for step in (1e-14, -1e-9, 1e-5, 0.5):
+        theta = other * (1 + step)
+        expected = sum(near_reference(layers[:, k], theta[k], other[k])[0] for k in range(2))
+        np.testing.assert_allclose(entropy.divergence(theta, other), expected, rtol=TOLERANCE)
+    # Q*(ξ) = θ(0)·ξ + M ξ²/2 + …, and M ξ²/2 alone where θ(0) = 0.
+    alone = ddln.Entropy(layers[:, 1:])
+    mobility = np.prod(layers[1:, 1] ** 2)
+    for xi in (1e-100, -1e-9):
+        np.testing.assert_allclose(alone.conjugate([xi]), mobility * xi**2 / 2, rtol=TOLERANCE)
+    first = ddln.Entropy(layers[:, :1])
+    with mpmath.workdps(40):
+        start = float(mpmath.fprod(map(mpmath.mpf, layers[:, 0])))
+    np.testing.assert_allclose(first.conjugate([1e-15]), start * 1e-15, rtol=TOLERANCE)
+
+
+def test_rounding_does_not_make_the_entropy_negative():
+    layers = jnp.array([[0.7], [1.1], [1.2], [1.3], [1.4]])
+    value = ddln.Entropy(layers).value(jnp.prod(layers, axis=0) * (1 + 1e-8))
+    np.testing.assert_allclose(value, 1.0721e-17, rtol=1e-4)
+
+
+def test_derivatives_near_the_start_are_exact():
+    layers = jnp.asarray(columns_at([0.0, 1e-9, 0.6], 4)[:, :4])
+    entropy, start = ddln.Entropy(layers), ddln.effective_parameter(layers)
+    theta = start + 1e-10 * jnp.where(start == 0, 1.0, start)
+    other = start + 1e-7
+    value = jax.jit(jax.grad(entropy.value))(theta)
+    np.testing.assert_allclose(value, entropy.mirror_map(theta), rtol=1e-13)
+    curvature = jnp.diagonal(jax.hessian(entropy.value)(theta))
+    np.testing.assert_allclose(curvature, entropy.hessian(theta), rtol=TOLERANCE)
+    by_theta, by_other = jax.grad(entropy.divergence, (0, 1))(theta, other)
+    duals = [
+        np.array([near_reference(u, x)[1] for u, x in zip(layers.T, xs, strict=True)])
+        for xs in (theta, other)
+    ]
+    np.testing.assert_allclose(by_theta, duals[0] - duals[1], rtol=1e-11)
+    np.testing.assert_allclose(by_other, (other - theta) * entropy.hessian(other), rtol=TOLERANCE)
+    batched = jax.vmap(entropy.value)(jnp.stack([theta, other]))
+    np.testing.assert_allclose(batched[0], entropy.value(theta), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "depth", [3, 4, 12, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (2, 7))]
+)
+def test_inverse_undoes_mirror_map_at_and_near_any_start(depth):
+    layers = columns_at(STARTS, depth)
+    start = layers.prod(axis=0)
+    scale = np.where(start == 0, 1.0, start)
+    steps = np.array([1e-15, -1e-9, 1e-4, -0.5, 1.0, -3.0, 1e6])[:, None]
+    half_line = np.abs(layers[0]) == np.abs(layers[1])
+    theta = start + scale * np.where(half_line, np.maximum(steps, -0.9), steps)
+    entropy = ddln.Entropy(layers)
+    xi = jax.vmap(entropy.mirror_map)(theta)
+    condition = np.abs(xi / jax.vmap(entropy.hessian)(theta) / theta)
+    error = np.abs(jax.vmap(entropy.inverse)(xi) / theta - 1)
+    assert (error <= TOLERANCE * np.maximum(1, condition)).all()
+    # θ(ξ) = θ(0) + M ξ + O(ξ²), and θ(0) itself at 0.
+    mobility = np.asarray(ddln.mobility(layers))
+    for tiny in (0.0, 1e-200, -1e-25):
+        expected = start + mobility * tiny
+        allowed = TOLERANCE * np.maximum(np.abs(expected), np.abs(start))
+        assert (np.abs(entropy.inverse(np.full(start.size, tiny)) - expected) <= allowed).all()
+
+
+def test_inverse_of_zero_is_the_start_however_close_that_is_to_zero():
+    layers = [[-7.634834309038386e-10], [1.1042252456449204], [0.8790228541743641]]
+    np.testing.assert_allclose(ddln.Entropy(layers).inverse([0.0]), [-7.410664e-10], rtol=1e-6)

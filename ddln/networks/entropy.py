@@ -189,7 +189,8 @@ class Entropy(eqx.Module):
     def _since_start(self, theta):
         """θ − θ(0)."""
         rounded, error = self.start
-        return (theta - rounded) - error
+        # Constants would be added up beforehand, and the error lost.
+        return jax.lax.optimization_barrier(theta - rounded) - error
 
     # Of each coordinate, of a θ in Q's domain:
 
