@@ -4,10 +4,12 @@ import tracemalloc
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ddln
+from ddln._internal.validation import as_floats
 from ddln.problems.out_of_core import StoredRows, least_squares_of_blocks, stored_least_squares
 
 # Of a QR decomposition, times the condition number of these features.
@@ -139,6 +141,103 @@ def test_lanes_with_draws_of_their_own_read_rows_of_their_own(data, layers, tmp_
     assert len(np.unique(ours[:, 0])) == 3
 
 
+TYPES = ["<f8", ">f8", ">f4", "<f2", ">f2", ">i4", ">u2", "g"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["array", "npy", "npz", "h5"])
+def test_numbers_of_any_type_and_byte_order_make_the_problem_that_they_are(tmp_path, kind, dtype):
+    features = np.random.default_rng(0).integers(0, 17, size=(40, 3)).astype(dtype)
+    targets = (features.astype(float) @ [1.0, 2.0, 3.0]).astype(dtype)  # below 2^11: exact in all
+    if kind == "array":
+        problem = ddln.least_squares(features, targets)
+    else:
+        rows = stored((features, targets), kind, tmp_path)
+        problem = stored_least_squares(rows)
+        for part, expected in zip(rows.take([3, 1]), (features, targets), strict=True):
+            assert part.dtype == np.dtype("=f4" if "f4" in dtype or "f2" in dtype else "=f8")
+            np.testing.assert_array_equal(part, expected[[3, 1]].astype(float))
+    single = problem.minimiser.dtype == np.float32
+    np.testing.assert_allclose(problem.minimiser, [1, 2, 3], rtol=1e-5 if single else AGREES)
+    assert problem.dim == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([[1.0], [1.0, 2.0]], "must be an array of real numbers: setting an array element"),
+        ([["1"]], "must be real, got <U1"),
+        ([[None]], "must be real, got object"),
+        (np.array([["2020"]], "M8[s]"), r"must be real, got datetime64\[s\]"),
+        ([[1j]], "must be real, got complex128"),
+        (np.ma.masked_array([[1.0, 2.0]], [[0, 1]]), "must have no masked entries"),
+        (np.array([[np.longdouble("1e400")]]), "must fit into float64, got 1e[+]400 at index"),
+    ],
+)
+def test_what_are_no_real_numbers_is_refused_by_name(values, told):
+    with pytest.raises(ValueError, match="`features` " + told):
+        as_floats("features", values, 2)
+    with pytest.raises(ValueError, match="`features` " + told):
+        least_squares_of_blocks([(values, [1.0])])
+
+
+def test_whole_numbers_do_not_wrap_around_in_single_precision():
+    with jax.enable_x64(False):
+        for values in ([3_000_000_000], np.array([3_000_000_000]), np.array([2**63], np.uint64)):
+            assert as_floats("targets", values, 1).tolist() == [float(np.float32(values[0]))]
+        with pytest.raises(ValueError, match=r"`targets` must fit into float32, got 1e[+]300 at"):
+            as_floats("targets", [1e300], 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_entry_that_is_not_finite_is_named_by_file_row_and_column(tmp_path, kind):
+    features, targets = np.ones((6000, 5)), np.ones(6000)
+    features[5000, 1] = np.nan
+    rows = stored((features, targets), kind, tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*`features` .* nan at index \(5000, 1\)"):
+        stored_least_squares(rows)
+    features[5000, 1], targets[4999] = 0.0, np.inf
+    (tmp_path / "again").mkdir()
+    rows = stored((features, targets), kind, tmp_path / "again")
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*`targets` .* inf at index \(4999,\)"):
+        stored_least_squares(rows)
+    blocks = ((features[k : k + 100], targets[k : k + 100]) for k in range(0, 6000, 100))
+    with pytest.raises(ValueError, match=r"^`targets` .* inf at index \(4999,\)"):
+        least_squares_of_blocks(blocks)
+
+
+def test_missing_and_packed_numbers_of_netcdf_are_no_numbers(tmp_path):
+    for name, told in (
+        ("_FillValue", r"`targets` must be finite, got nan at index \(2,\)"),
+        ("missing_value", r"`targets` must be finite, got nan at index \(2,\)"),
+        ("scale_factor", "`targets` must not be packed, got a scale_factor"),
+    ):
+        with h5py.File(tmp_path / f"{name}.nc", "w") as file:
+            file["features"], file["targets"] = np.eye(3), np.array([1, 2, -9999], "i2")
+            file["targets"].attrs[name] = np.array([-9999.0])
+            file["features"].attrs["_FillValue"] = np.nan
+        with pytest.raises(ValueError, match=f"{name}.nc: " + told):
+            stored_least_squares(StoredRows(tmp_path / f"{name}.nc"))
+
+
+def test_rows_that_cannot_be_read_are_told_with_their_file(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file.create_dataset("features", data=np.ones((64, 2)), chunks=(8, 2), fletcher32=True)
+        file["targets"] = np.ones(64)
+        at = file["features"].id.get_chunk_info(5).byte_offset
+    with (tmp_path / "data.h5").open("r+b") as file:
+        file.seek(at)
+        file.write(b"damaged!")
+    rows, told = StoredRows(tmp_path / "data.h5"), r"data\.h5: `features` cannot be read: "
+    with pytest.raises(OSError, match=told):
+        list(rows.blocks())
+    np.savez(tmp_path / "whole.npz", features=np.ones((64, 2)), targets=np.ones(64))
+    problem = stored_least_squares(StoredRows(tmp_path / "whole.npz"))
+    monkeypatch.setattr(problem.stored, "_features", rows._features)  # as if damaged since
+    with pytest.raises(jax.errors.JaxRuntimeError, match=told):
+        problem.batch(jnp.array([41]))
+
+
 def test_blocks_that_make_no_problem_are_refused():
     with pytest.raises(ValueError, match="must hold at least one block"):
         least_squares_of_blocks([])
@@ -167,6 +266,21 @@ def test_files_that_hold_no_rows_are_refused(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match="not an NPZ file"):
         StoredRows(tmp_path / "bad.npz")
+    for name in ("junk.npy", "empty.npy", "cut.npy", "junk.h5", "junk.zarr"):
+        (tmp_path / name).write_bytes((tmp_path / "x.npy").read_bytes()[: 90 * ("cut" in name)])
+        with pytest.raises((ValueError, OSError), match=name):
+            StoredRows(tmp_path / name, tmp_path / "x.npy" if "npy" in name else None)
+    with pytest.raises(FileNotFoundError, match=r"none\.h5"):
+        StoredRows(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "shapeless.h5", "w") as file:
+        file["features"], file["targets"] = h5py.Empty("f8"), np.ones(2)
+    with pytest.raises(ValueError, match=r"shapeless\.h5: .* got \(\) and \(2,\)"):
+        StoredRows(tmp_path / "shapeless.h5")
+    np.savez(tmp_path / "lies.npz", features=np.eye(2), targets=np.ones(2))
+    content = (tmp_path / "lies.npz").read_bytes()
+    (tmp_path / "lies.npz").write_bytes(content.replace(b"'shape': (2,),", b"'shape': (9,),"))
+    with pytest.raises(ValueError, match=r"lies\.npz: 'targets' is not an array .* says \(9,\)"):
+        StoredRows(tmp_path / "lies.npz")
     np.savez(tmp_path / "text.npz", features=np.eye(2), targets=np.array(["a", "b"]))
     with pytest.raises(ValueError, match="`targets` must hold real numbers, got <U1"):
         StoredRows(tmp_path / "text.npz")

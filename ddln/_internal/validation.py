@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.core
 import jax.numpy as jnp
 import jaxtyping
@@ -20,31 +21,70 @@ def is_concrete(*arrays: object) -> bool:
 
 
 def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
-    """`values` as a floating-point array of `ndim` dimensions, finite where that can be seen."""
+    """`values` as a floating-point array of `ndim` dimensions, finite where that can be seen.
+
+    Half precision becomes single, since LAPACK has no half.
+    """
+    is_of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
+    if not is_of_jax and type(values) not in (float, complex):  # whose types are weak
+        values = as_numpy_floats(name, values)
     array = jnp.asarray(values)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f"`{name}` must be real, got {array.dtype}.")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
+    if array.dtype not in (jnp.float32, jnp.float64):
+        array = array.astype(_float_type(name, array.dtype))
     if array.ndim != ndim:
         raise ValueError(f"`{name}` must have {ndim} dimension(s), got shape {array.shape}.")
     if is_concrete(array):
         # In NumPy: even on constants, what jax.numpy computes inside `jit` is traced. By parts: one
         # that is cut over devices may be too large for any, or partly another process's.
         for part in array.addressable_shards:
-            seen = np.asarray(part.data)
-            if not np.isfinite(seen).all():
-                inside = np.argwhere(~np.isfinite(seen))[0]
-                first = (axis.start or 0 for axis in part.index)
-                where = tuple(int(i) + k for i, k in zip(inside, first, strict=True))
-                value = seen[tuple(inside)]
-                raise ValueError(f"`{name}` must be finite, got {value} at index {where}.")
+            refuse_infinite(name, np.asarray(part.data), [axis.start or 0 for axis in part.index])
     return array
+
+
+def as_numpy_floats(name: str, values: ArrayLike) -> np.ndarray:
+    """`values` as a floating-point NumPy array of a type that JAX has, in native byte order.
+
+    Raises:
+        ValueError: they are not real numbers, some are masked, or too large for that type.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(f"`{name}` must have no masked entries.")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be an array of real numbers: {error}.") from None
+    dtype = _float_type(name, array.dtype)
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        floats = array.astype(dtype)
+    lost = np.isfinite(array) & ~np.isfinite(floats)
+    if lost.any():
+        where = tuple(np.argwhere(lost)[0].tolist())
+        raise ValueError(f"`{name}` must fit into {dtype}, got {array[where]!s} at index {where}.")
+    return floats
+
+
+def _float_type(name: str, dtype: np.dtype) -> np.dtype:
+    """The type that numbers of this one are computed in."""
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"`{name}` must be real, got {dtype}.")
+    is_short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+    return np.dtype(np.float32) if is_short else jnp.result_type(float)
+
+
+def refuse_infinite(name: str, values: np.ndarray, first: Sequence[int]) -> None:
+    """Raise a ValueError at the first entry that is not finite; `first`: the index of the first."""
+    if not np.isfinite(values).all():
+        inside = np.argwhere(~np.isfinite(values))[0]
+        where = tuple(int(i) + k for i, k in zip(inside, first, strict=True))
+        value = values[tuple(inside)]
+        raise ValueError(f"`{name}` must be finite, got {value} at index {where}.")
 
 
 def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth dim"]:
     """`layers` as an array of shape (depth, dim), with depth ≥ 2 and dim ≥ 1, or the given one."""
-    shape = np.shape(layers)
+    shape = _shape("layers", layers)
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise ValueError(
             f"`layers` must have shape (depth, dim) with depth ≥ 2 and dim ≥ 1, got {shape}."
@@ -56,9 +96,16 @@ def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth 
 
 def as_vector(name: str, values: ArrayLike, size: int) -> Float[Array, " dim"]:
     """`values` as a vector of `size` entries."""
-    if np.shape(values) != (size,):
-        raise ValueError(f"`{name}` must have shape ({size},), got {np.shape(values)}.")
+    if (shape := _shape(name, values)) != (size,):
+        raise ValueError(f"`{name}` must have shape ({size},), got {shape}.")
     return as_floats(name, values, 1)
+
+
+def _shape(name: str, values: ArrayLike) -> tuple[int, ...]:
+    try:
+        return np.shape(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array of real numbers: {error}.") from None
 
 
 def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:

@@ -7,9 +7,11 @@ of R. As accurate as a QR decomposition of the whole; XᵀX would square the con
 step of training draws is read from the file at that step.
 """
 
+import math
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ddln._internal.validation import ArrayLike
+from ddln._internal.validation import ArrayLike, as_numpy_floats, refuse_infinite
 from ddln.problems.base import LeastSquares, Normalisation, as_data
 
 Block = tuple[ArrayLike, ArrayLike]
@@ -53,6 +55,10 @@ def _core(blocks: Iterable[Block], normalisation: Normalisation | str) -> tuple[
     core: np.ndarray | None = None
     rows = 0
     for features, targets in blocks:
+        features = as_numpy_floats("features", features)
+        targets = as_numpy_floats("targets", targets)
+        for name, array in (("features", features), ("targets", targets)):
+            refuse_infinite(name, array, (rows, *(0 for _ in array.shape[1:])))
         features, targets, _ = as_data(features, targets, "sum")
         block = np.column_stack([features, targets])
         if core is not None and core.shape[1] != block.shape[1]:
@@ -73,6 +79,51 @@ def _per_row(normalisation: str) -> int:
     return int(normalisation in ("mean", "half_mean"))
 
 
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """One array of a file."""
+
+    name: str
+    path: Path
+    array: Any
+
+    def __post_init__(self):
+        if self.array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{self.path}: `{self.name}` must hold real numbers, got {self.array.dtype}."
+            )
+        for name in ("scale_factor", "add_offset"):  # conventions of netCDF
+            if name in getattr(self.array, "attrs", ()):
+                raise ValueError(f"{self.path}: `{self.name}` must not be packed, got a {name}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape or ())  # HDF5 has arrays without a shape
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Some rows, as floating-point numbers."""
+        try:
+            # HDF5 and Zarr want numbers that increase; Zarr has another door for them.
+            part = getattr(self.array, "oindex", self.array)[rows]
+        except Exception as error:  # what filters and codecs raise is no short list
+            raise OSError(f"{self.path}: `{self.name}` cannot be read: {error}") from None
+        return as_numpy_floats(self.name, part)
+
+    def read_block(self, first: int, rows: int) -> np.ndarray:
+        """Rows that follow each other, of which no entry is missing or not finite."""
+        part = self.read(slice(first, first + rows))
+        for name in ("_FillValue", "missing_value"):
+            fill = np.asarray(getattr(self.array, "attrs", {}).get(name, np.nan))
+            if fill.dtype.kind in "fiu" and not np.isnan(fill).all():
+                with np.errstate(over="ignore"):  # one that the numbers cannot be
+                    part = np.where(np.isin(part, fill.astype(part.dtype)), np.nan, part)
+        try:
+            refuse_infinite(self.name, part, (first, *(0 for _ in part.shape[1:])))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        return part
+
+
 class StoredRows:
     """Features and targets that stay in their file, of which a few rows at a time are read.
 
@@ -82,7 +133,8 @@ class StoredRows:
         targets: an NPY file of shape (n,); None with the others.
 
     Raises:
-        ValueError: files of other kinds, or arrays that do not fit.
+        ValueError: files of other kinds, or arrays that do not fit, hold no real numbers or are
+            packed (`scale_factor`, `add_offset`).
         OSError: a file that cannot be read.
 
     >>> import tempfile
@@ -94,30 +146,31 @@ class StoredRows:
     """
 
     def __init__(self, features: str | Path, targets: str | Path | None = None):
-        self._features, self._targets = _arrays(Path(features), targets)
-        shape = tuple(self._features.shape)
-        if len(shape) != 2 or tuple(self._targets.shape) != shape[:1]:
+        path = Path(features)
+        arrays = _arrays(path, targets)
+        self._features = _Stored("features", path, arrays[0])
+        self._targets = _Stored("targets", path if targets is None else Path(targets), arrays[1])
+        shape = self._features.shape
+        if len(shape) != 2 or self._targets.shape != shape[:1]:
             raise ValueError(
-                "`features` and `targets` must have shapes (n, dim) and (n,), "
-                f"got {shape} and {tuple(self._targets.shape)}."
+                f"{path}: `features` and `targets` must have shapes (n, dim) and (n,), "
+                f"got {shape} and {self._targets.shape}."
             )
-        for name, array in (("features", self._features), ("targets", self._targets)):
-            if array.dtype.kind not in "fiub":
-                raise ValueError(f"`{name}` must hold real numbers, got {array.dtype}.")
         self.shape: tuple[int, int] = shape
         """(n, dim)."""
 
     def blocks(self, rows: int = 4096) -> Iterator[Block]:
-        """All rows in their order, so many at a time.
+        """All rows in their order, so many at a time, as floating-point numbers.
 
         Raises:
-            ValueError: rows < 1.
+            ValueError: rows < 1, or an entry that is not finite or, by netCDF's `_FillValue` and
+                `missing_value`, missing.
+            OSError: rows that cannot be read.
         """
         if rows < 1:
             raise ValueError(f"`rows` must be ≥ 1, got {rows}.")
         for first in range(0, self.shape[0], rows):
-            chosen = slice(first, first + rows)
-            yield self._features[chosen], self._targets[chosen]
+            yield self._features.read_block(first, rows), self._targets.read_block(first, rows)
 
     def take(self, rows: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Some rows.
@@ -126,13 +179,13 @@ class StoredRows:
             rows: their numbers from 0, in any order, of any shape.
 
         Returns:
-            Features (*shape, dim) and targets (*shape).
+            Features (*shape, dim) and targets (*shape), as floating-point numbers.
+
+        Raises:
+            OSError: rows that cannot be read.
         """
         chosen, place = np.unique(np.asarray(rows), return_inverse=True)
-        # HDF5 and Zarr want numbers that increase; Zarr has another door for them.
-        features, targets = (
-            getattr(array, "oindex", array)[chosen] for array in (self._features, self._targets)
-        )
+        features, targets = self._features.read(chosen), self._targets.read(chosen)
         place = place.reshape(np.shape(rows))
         return features[place], targets[place]
 
@@ -196,20 +249,32 @@ def stored_least_squares(
 
 def _arrays(path: Path, targets: str | Path | None) -> tuple[Any, Any]:
     if targets is not None:
-        return tuple(np.load(x, mmap_mode="r", allow_pickle=False) for x in (path, targets))
+        return _npy(path), _npy(Path(targets))
     match path.suffix:
         case ".npz":
             return _mapped(path, "features"), _mapped(path, "targets")
         case ".h5" | ".hdf5" | ".nc":
             import h5py
 
-            return _members(path, h5py.File(path), h5py.Dataset)
+            try:
+                file = h5py.File(path)
+            except OSError as error:
+                if error.errno is not None:  # there, and not to be opened
+                    raise
+                raise ValueError(f"{path}: not an HDF5 file: {error}") from None
+            return _members(path, file, h5py.Dataset)
         case ".zarr":
             try:
                 import zarr
             except ImportError:
                 raise ValueError(f"{path}: needs the package zarr: pip install zarr") from None
-            return _members(path, zarr.open_group(path, mode="r"), zarr.Array)
+            try:
+                group = zarr.open_group(path, mode="r")
+            except OSError:
+                raise
+            except Exception as error:  # of a folder's metadata anything can be wrong
+                raise ValueError(f"{path}: not a Zarr group: {error}") from None
+            return _members(path, group, zarr.Array)
     raise ValueError(f"`targets` must be given with an NPY file, got None with {path}.")
 
 
@@ -219,6 +284,13 @@ def _members(path: Path, group: Any, kind: type) -> tuple[Any, Any]:
         if not isinstance(array, kind):
             raise ValueError(f"{path}: no array {name!r}.")
     return found[0], found[1]
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(f"{path}: not an NPY file of numbers: {error}") from None
 
 
 def _mapped(path: Path, name: str) -> np.ndarray:
@@ -232,14 +304,24 @@ def _mapped(path: Path, name: str) -> np.ndarray:
         raise ValueError(f"{path}: not an NPZ file: {error}") from None
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{path}: must not be compressed (np.savez), so that parts can be read.")
+    try:
+        return _map_member(path, member)
+    except (ValueError, struct.error) as error:
+        raise ValueError(f"{path}: {name!r} is not an array of numbers: {error}") from None
+
+
+def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
     with path.open("rb") as file:
         file.seek(member.header_offset)
         # A member's own header ends with its name and a field, whose lengths it tells.
         file.seek(sum(struct.unpack("<26x2H", file.read(30))), 1)
+        first = file.tell()
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         shape, is_fortran, dtype = (
             read if version == (1, 0) else np.lib.format.read_array_header_2_0
         )(file)
+        if file.tell() - first + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"it says {shape}, and has another size")
         order = "F" if is_fortran else "C"
         return np.memmap(path, dtype, "r", file.tell(), shape, order)
