@@ -1,12 +1,24 @@
 """Data sets: what is drawn, what is read, and how a bad file is refused."""
 
+import math
+import zipfile
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from ddln.cli import main as cli
+from ddln.config import datasets
 from ddln.config.data_files import DataError, read_table
-from ddln.config.datasets import DIGITS, draw, has_truth, shape_of, truth
-from ddln.config.schema import Diabetes, Digits, File, Gaussian, Sparse
+from ddln.config.datasets import DIGITS, draw, has_truth, shape_of, truth, validate
+from ddln.config.schema import Classification, Counts, Diabetes, Digits, File, Gaussian, Sparse
+
+# A few roundings, of numbers of order 1.
+ROUNDING = 1e-14
 
 
 def write(tmp_path, text, name="data.csv"):
@@ -30,6 +42,19 @@ def test_a_csv_file_becomes_named_columns(tmp_path):
     [
         ("a,bmi,target\n1,2,3\n4,,6\n", r'^data\.csv: row 3, column "bmi": missing value$'),
         ("a,bmi,target\n1,tall,3\n", r'row 2, column "bmi": not a number: "tall"'),
+        ("a,target\n1,2\n12_03,2\n", r'row 3, column "a": not a number: "12_03"'),
+        ("a,target\n１２,2\n", r'row 2, column "a": not a number: "１２"'),
+        ("a,target\n−5,2\n", 'not a number: "−5"'),
+        ("a,target\n\xa05,2\n", 'not a number: "\xa05"'),
+        ("a,target\n1 000,2\n", 'not a number: "1 000"'),
+        ('a,target\n"1,5",2\n', 'not a number: "1,5"'),
+        ("a,target\n0x1F,2\n", 'not a number: "0x1F"'),
+        ("a,target\nTrue,2\n", 'not a number: "True"'),
+        ("a,target\n1e400,2\n", 'not a finite number: "1e400"'),
+        ("a,target\n1e-400,2\n", 'too small for float64: "1e-400"'),
+        ('a,target,b\n1,2,"12 in\n3,4,6 in"\n', "row 2: a cell goes over more than one line; is a"),
+        ('a,target,b\n1,2,3\n1,2,"3\n3,4,5\n', "row 3: unexpected end of data; is a quote not"),
+        ('a,target\n"1"1,2\n', "row 2: ',' expected after"),
         ("a,target\n1,nan\n", r'row 2, column "target": not a finite number: "nan"'),
         ("a,target\ninf,1\n", r'row 2, column "a": not a finite number: "inf"'),
         ("a,target\n1,2\n1,2,3\n", r"row 3: 3 value\(s\) where the header names 2"),
@@ -45,6 +70,31 @@ def test_a_csv_file_becomes_named_columns(tmp_path):
 def test_a_bad_csv_file_is_refused_by_row_and_column(tmp_path, text, told):
     with pytest.raises(DataError, match=told):
         read_table(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("+5", 5),
+        (".5", 0.5),
+        ("5.", 5),
+        ("1E+05", 1e5),
+        (" 1e5\t", 1e5),
+        ('"7"', 7),
+        ("007", 7),
+        ("0e-999", 0),
+        ("5e-324", 5e-324),
+        ("123456789012345678901", 1.2345678901234568e20),
+    ],
+)
+def test_decimal_numbers_of_any_form_are_read(tmp_path, cell, value):
+    features = read_table(write(tmp_path, f"a,target\n{cell},1\n"))[1]
+    assert features.tolist() == [[value]]
+
+
+def test_no_feature_columns_at_all_are_refused(tmp_path):
+    with pytest.raises(DataError, match="`features` must name at least one column"):
+        read_table(write(tmp_path, "a,target\n1,2\n"), features=[])
 
 
 def test_many_faults_are_listed_and_counted(tmp_path):
@@ -85,12 +135,35 @@ def test_an_npz_file_becomes_numbered_columns(tmp_path):
         ({"features": np.full((3, 2), "a"), "targets": np.ones(3)}, "must hold real numbers"),
         ({"features": np.array([[1, np.nan]]), "targets": np.ones(1)}, 'row 1, column "x2"'),
         ({"features": np.ones((1, 2)), "targets": np.array([np.inf])}, 'column "targets"'),
+        (
+            {"features": np.full((2, 1), np.longdouble("1e400")), "targets": np.ones(2)},
+            'row 1, column "x1": not a finite number: "inf"',
+        ),
         ({"features": np.array([[None]]), "targets": np.ones(1)}, "not an NPZ file of numbers"),
     ],
 )
 def test_a_bad_npz_file_is_refused(tmp_path, arrays, told):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=told):
+        read_table(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", ">f4", "<f2", ">f2", ">i4", ">u8", "?", "g"])
+def test_numbers_of_any_type_are_read_from_an_npz_file(tmp_path, dtype):
+    array = np.array([[1, 0], [0, 1], [1, 1]]).astype(dtype)
+    np.savez(tmp_path / "data.npz", features=array, targets=array[:, 0], truth=array[0])
+    _, features, targets = read_table(tmp_path / "data.npz")
+    assert (features.dtype, features.tolist()) == (np.dtype(float), [[1, 0], [0, 1], [1, 1]])
+    assert targets.tolist() == [1, 0, 1]
+    assert truth(File(kind="file", path=str(tmp_path / "data.npz"))).tolist() == [1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", features=np.ones((3, 2)), targets=np.ones(3))
+    with zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
+        archive.writestr("targets.npy", archive.read("targets.npy"))
+    with pytest.raises(DataError, match="two of its arrays have one name"):
         read_table(tmp_path / "data.npz")
 
 
@@ -108,6 +181,74 @@ def test_standardised_columns_have_mean_zero_and_deviation_one(tmp_path):
     path = write(tmp_path, "a,b,target\n1,5,3\n4,5,6\n", "constant.csv")
     with pytest.raises(DataError, match=r'constant\.csv: column "b" is constant'):
         draw(File(kind="file", path=str(path), standardise=True))
+
+
+def standardised_exactly(column):
+    """The same in rational numbers, but for the last root and division."""
+    exact = [Fraction(x) for x in column]
+    changes = [x - sum(exact) / len(exact) for x in exact]
+    squares = sum(change**2 for change in changes) / len(exact)
+    unit = max(map(abs, changes))
+    return [float(change / unit) / math.sqrt(squares / unit**2) for change in changes]
+
+
+def standardised(path):
+    return draw(File(kind="file", path=str(path), standardise=True))[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["1e155", "3e155", "2e155"],
+        ["1e-170", "3e-170", "2e-170"],
+        ["1e-320", "3e-320", "2e-320"],
+        ["-1.7e308", "1.7e308", "1.5e308"],
+        ["1700000000000000000", "1700000000000100000", "1700000000000300000"],
+        ["1700000000000000001", "1700000000000000002", "1700000000000000004"],
+        ["-9223372036854775808", "9223372036854775807", "0"],
+        ["18446744073709551615", "18446744073709551613", "18446744073709551614"],
+        ["1999.5", "2000.25", "2001.125"],
+    ],
+)
+def test_columns_of_any_unit_and_offset_are_standardised(tmp_path, column):
+    rows = "".join(f"{cell},{k * k}\n" for k, cell in enumerate(column))
+    whole = all("." not in cell and "e" not in cell for cell in column)
+    # Whole numbers are meant as they stand, others as float64 has them.
+    expected = standardised_exactly(map(int if whole else float, column))
+    np.testing.assert_allclose(
+        standardised(write(tmp_path, "a,target\n" + rows)), expected, rtol=ROUNDING, atol=ROUNDING
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int64, np.uint64, ">i8", np.int32, np.int8, "?", "<f2", ">f4"]
+)
+def test_whole_numbers_of_an_npz_file_are_standardised_exactly(tmp_path, dtype):
+    dtype = np.dtype(dtype)
+    last = np.iinfo(dtype).max if dtype.kind in "iu" else 1
+    column = np.array([last, last - 1, last - 1, last - 1], dtype)
+    np.savez(tmp_path / "a.npz", features=column[:, None], targets=np.arange(4))
+    expected = standardised_exactly(map(int, column))
+    np.testing.assert_allclose(standardised(tmp_path / "a.npz"), expected, rtol=ROUNDING)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=6).filter(lambda x: len(set(x)) > 1),
+    st.integers(-(2**40), 2**40),
+    st.integers(-900, 900),
+)
+def test_standardised_columns_have_neither_unit_nor_offset(column, offset, unit):
+    moved = np.ldexp(np.array(column, float) + offset, unit)[:, None]
+    expected = standardised_exactly(column)
+    ours = datasets._standardise(moved, ["a"], "a.csv")[:, 0]
+    np.testing.assert_allclose(ours, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_a_column_that_is_constant_but_for_rounding_is_not_standardised(tmp_path):
+    path = write(tmp_path, f"a,target\n{0.1 + 0.2},1\n0.3,2\n")
+    with pytest.raises(DataError, match='column "a" is constant'):
+        standardised(path)
 
 
 def test_quadratic_diabetes_has_the_64_columns_of_efron_et_al_2004():
@@ -197,3 +338,119 @@ def test_the_truth_of_a_file_goes_with_its_columns(tmp_path):
     np.savez(path, **arrays, truth=np.ones(2))
     with pytest.raises(DataError, match=r'data\.npz: "truth" must be 3 finite numbers'):
         read_table(path)
+
+
+def labels(tmp_path, name, targets):
+    """A file of these targets, and the number of its first row."""
+    if name.endswith("csv"):
+        rows = "".join(f"{k % 3},{y}\n" for k, y in enumerate(targets))
+        return write(tmp_path, "x1,targets\n" + rows, name), 2
+    np.savez(tmp_path / name, features=np.arange(len(targets))[:, None] % 3, targets=targets)
+    return tmp_path / name, 1
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.npz"])
+@pytest.mark.parametrize(
+    ("loss", "targets", "place", "told"),
+    [
+        ("logistic", [1, 0, 1, 0], 1, "must be -1 or 1, got 0"),
+        ("exponential", [1, -1, -1.0000000000000002], 2, r"got -1\.0000000000000002"),
+        ("poisson", [0, 3, 2.5], 2, "must be a whole number ≥ 0, got 2.5"),
+        ("poisson", [-1, 3, 2], 0, "got -1"),
+    ],
+)
+def test_targets_that_a_loss_does_not_take_are_named_by_row(
+    tmp_path, name, loss, targets, place, told
+):
+    path, first = labels(tmp_path, name, targets)
+    table = File(kind="file", path=str(path), target="targets")
+    where = rf'^{name}: row {first + place}, column "targets": '
+    with pytest.raises(DataError, match=where + ".*" + told):
+        validate(table, loss)
+    validate(table, "huber")
+    right = {"poisson": [0.0, 3.0, 2.0]}.get(loss, [1, -1, 1])
+    path, _ = labels(tmp_path, f"right-{name}", right)
+    validate(table.model_copy(update={"path": str(path)}), loss)
+
+
+def test_standardised_labels_are_looked_at_as_they_are_then(tmp_path):
+    for targets, holds in (([0, 1, 1, 0], True), ([-1, 1, 1], False)):
+        path, _ = labels(tmp_path, "labels.csv", targets)
+        table = File(kind="file", path=str(path), target="targets", standardise=True)
+        if holds:
+            validate(table, "logistic")
+        else:
+            with pytest.raises(DataError, match="must be -1 or 1 once standardised, got -1"):
+                validate(table, "logistic")
+
+
+@pytest.mark.parametrize("loss", ["least_squares", "huber", "logistic", "exponential", "poisson"])
+def test_kinds_of_data_are_refused_exactly_where_their_problem_is(loss):
+    drawn = {"samples": 9, "features": 3}
+    for table in (
+        Gaussian(kind="gaussian", **drawn),
+        Sparse(kind="sparse", **drawn, nonzeros=2),
+        Classification(kind="classification", **drawn, nonzeros=2),
+        Counts(kind="counts", **drawn, nonzeros=2),
+        Diabetes(kind="diabetes"),
+        Diabetes(kind="diabetes", standardise=False),
+        Digits(kind="digits", positive=3, negative=8),
+    ):
+        targets = np.asarray(draw(table)[1])
+        fits = {
+            "poisson": (targets >= 0).all() and (targets % 1 == 0).all(),
+            "logistic": (abs(targets) == 1).all(),
+            "exponential": (abs(targets) == 1).all(),
+        }
+        if fits.get(loss, True):
+            validate(table, loss)
+        else:
+            with pytest.raises(
+                DataError, match=f'{loss} loss must be .*: not of kind "{table.kind}"'
+            ):
+                validate(table, loss)
+
+
+def test_counts_that_no_integer_holds_are_refused():
+    table = Counts(kind="counts", samples=20, features=8, nonzeros=8, strength=30.0)
+    with pytest.raises(ValueError, match=r"problem\.data\.strength: .* must be ≤ 2\^30"):
+        draw(table)
+
+
+CONFIG = """
+study = "figure4"
+network = { depth = 2, init = { kind = "normal" } }
+dynamics = { until = 1.0 }
+[problem]
+loss = { kind = "LOSS" }
+data = { kind = "file", path = "PATH", standardise = STANDARDISE }
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "text", "standardise", "told"),
+    [
+        ("logistic", "1,1\n2,0\n3,1\n", False, 'row 3, column "target": must be -1 or 1, got 0'),
+        ("least_squares", "7,1\n7,2\n", True, 'column "a" is constant, it cannot be standardised'),
+        ("least_squares", "12_03,1\n", False, 'row 2, column "a": not a number: "12_03"'),
+        ("least_squares", "1e200,1\n2e200,1\n", False, "the loss must be finite at the start"),
+        pytest.param(
+            *("poisson", "9e5,1\n-9e5,0\n", False, "the loss must be finite at the start"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_check_refuses_the_data_that_run_refuses_in_the_same_words(
+    tmp_path, monkeypatch, loss, text, standardise, told
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddln.cli.start_jax", lambda: None)
+    write(tmp_path, "a,target\n" + text)
+    config = CONFIG.replace("LOSS", loss).replace("PATH", "data.csv")
+    write(tmp_path, config.replace("STANDARDISE", str(standardise).lower()), "own.toml")
+    write(tmp_path, "", "experiments.py")
+    done = [CliRunner().invoke(cli.app, [verb, "own.toml"]) for verb in ("check", "run", "verify")]
+    assert [one.exit_code for one in done] == [2, 2, 2], done[0].output
+    assert told in done[0].stderr
+    assert len({one.stderr for one in done}) == 1
+    assert done[0].stdout == ""

@@ -479,8 +479,8 @@ def test_the_asymptotic_rate_allows_for_a_loss_that_is_not_quadratic_yet(tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (['problem.data={kind="gaussian", samples=5, features=3}'], "−1 or 1, got .* at row 0"),
-        (["problem.loss.kind=poisson"], "whole numbers ≥ 0, got -1 at row"),
+        (['problem.data={kind="gaussian", samples=5, features=3}'], "must be -1 or 1: not of kind"),
+        (["problem.loss.kind=poisson"], "must be a whole number ≥ 0: not of kind"),
     ],
 )
 def test_targets_that_do_not_fit_the_loss_are_named_before_anything_runs(

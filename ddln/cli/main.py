@@ -16,7 +16,7 @@ from ddln.sweeps.environment import nearby, start_jax
 
 if TYPE_CHECKING:
     from ddln.config.experiment import Experiment
-    from ddln.sweeps.plan import Plan
+    from ddln.sweeps.plan import Chunk, Plan
     from ddln.sweeps.run_folder import RunFolder
 
 app = typer.Typer(
@@ -144,6 +144,9 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
         _study_of(experiment, path)
         samples, features = shape_of(experiment.problem.data)
+        if not all(_is_tame(chunk) for chunk in plan.programs):
+            start_jax()
+            _validate(plan, path)
     network, dynamics = experiment.network, experiment.dynamics
     programs = [chunk.experiment for chunk in plan.programs]
     depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
@@ -356,6 +359,16 @@ def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
     folder = RunFolder.existing(run, out)
     stack.enter_context(folder.locked())
     return folder
+
+
+def _is_tame(chunk: "Chunk") -> bool:
+    """Whether what was validated without jax is all that `run` could refuse of the data."""
+    from ddln.config.datasets import is_tame
+    from ddln.config.experiment import substitute
+
+    first = {name: values[0] for name, values in chunk.values.items()}
+    problem = substitute(chunk.experiment, first).problem
+    return is_tame(problem.data, problem.loss.kind)
 
 
 def _validate(plan: "Plan", path: Path) -> None:

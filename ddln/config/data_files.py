@@ -5,6 +5,7 @@ import difflib
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,16 +13,63 @@ import numpy as np
 
 from ddln._internal.files import write_whole
 
-DataFile = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray | None]
-"""Names, features, targets and, where it is known, θ*."""
 _SHOWN = 5
 """Faults of a file that are listed; the others are counted."""
+_LARGE = 2.0**48
+"""Whole numbers from here on are kept as such, too: in float64 their differences lose digits."""
 LARGEST_CSV, LARGEST_NPZ = 2**28, 2**32
 """Bytes of a file that is read; of an NPZ file, once unpacked."""
 
 
 class DataError(ValueError):
     """A data set that cannot be used, and where the fault is."""
+
+
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """The content of a data file.
+
+    Attributes:
+        source: the file's name.
+        names: of the features.
+        features: shape (n, d), float64.
+        targets: shape (n,), float64.
+        truth: θ*, shape (d,), or None where the file does not have it.
+        exact: columns of large whole numbers as integers, shape (n,) each, by their place among
+            features and targets.
+        target: the name of the target.
+        first_row: the number of the first row of data, as the file's reader counts.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    features: np.ndarray
+    targets: np.ndarray
+    truth: np.ndarray | None
+    exact: Mapping[int, np.ndarray]
+    target: str
+    first_row: int
+
+    def __post_init__(self):
+        for array in (self.features, self.targets, self.truth):
+            if array is not None:
+                array.setflags(write=False)  # it is kept for the next call
+
+    def refuse(self, wrong: np.ndarray, values: np.ndarray, rule: str) -> None:
+        """Raise a DataError that names the rows of wrong targets.
+
+        Args:
+            wrong: which targets are wrong, shape (n,).
+            values: the targets, shape (n,).
+            rule: what must hold.
+        """
+        rows = np.flatnonzero(wrong)
+        faults = [
+            f'row {row + self.first_row}, column "{self.target}": {rule}, '
+            f"got {str(float(values[row])).removesuffix('.0')}"
+            for row in rows[:_SHOWN]
+        ]
+        _refuse(self.source, faults, rows.size)
 
 
 def read_table(
@@ -42,11 +90,12 @@ def read_table(
         DataError: what is wrong, by row and column. Rows count as in a spreadsheet: the header is
             row 1.
     """
-    return read_file(Path(path), target, features)[:3]
+    file = read_file(Path(path), target, features)
+    return file.names, file.features, file.targets
 
 
 def read_file(path: Path, target: str, features: Sequence[str] | None) -> DataFile:
-    """What `read_table` gives, and θ* where the file has one, or None; kept for the next call."""
+    """The content of a data file, read anew where the file has changed since the last call."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -84,16 +133,14 @@ def _read(
     path: Path, target: str, features: tuple[str, ...] | None, stamp: tuple[int, int]
 ) -> DataFile:
     read = _read_npz if path.suffix == ".npz" else _read_csv
-    found = read(path, target, features)
-    for array in found[1:]:
-        if array is not None:
-            array.setflags(write=False)
-    return found
+    return read(path, target, features)
 
 
 def _choose(
     path: Path, header: Sequence[str], target: str | None, features: tuple[str, ...] | None
 ) -> tuple[str, ...]:
+    if features == ():
+        raise DataError(f"{path.name}: `features` must name at least one column, got []")
     wanted, known = features or tuple(name for name in header if name != target), set(header)
     for name in (*wanted, *(() if target is None else (target,))):
         if name not in known:
@@ -109,11 +156,7 @@ def _choose(
 
 def _read_csv(path: Path, target: str, features: tuple[str, ...] | None) -> DataFile:
     _limit(path, path.stat().st_size, LARGEST_CSV)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path.name}: not a CSV file in UTF-8: {error}") from None
+    rows = _rows(path)
     while rows and not any(rows[-1]):
         rows.pop()
     if len(rows) < 2:
@@ -132,18 +175,61 @@ def _read_csv(path: Path, target: str, features: tuple[str, ...] | None) -> Data
             faults.append(f"row {i + 2}: {len(row)} value(s) where the header names {len(header)}")
             continue
         for j, (k, name) in enumerate(columns):
-            fault = ""
             try:
-                table[i, j] = float(row[k])
-            except ValueError:
-                fault = f'not a number: "{row[k]}"' if row[k] else "missing value"
-            else:
-                if not math.isfinite(table[i, j]):
-                    fault = f'not a finite number: "{row[k]}"'
-            if fault:
-                faults.append(f'row {i + 2}, column "{name}": {fault}')
-    _refuse(path, faults)
-    return names, table[:, :-1].copy(), table[:, -1].copy(), None
+                table[i, j] = _number(row[k])
+            except ValueError as error:
+                faults.append(f'row {i + 2}, column "{name}": {error}')
+    _refuse(path.name, faults)
+    large = np.flatnonzero(np.abs(table).max(axis=0) >= _LARGE)
+    whole = {j: _whole([row[columns[j][0]] for row in rows[1:]]) for j in large.tolist()}
+    exact = {j: column for j, column in whole.items() if column is not None}
+    return DataFile(
+        path.name, names, table[:, :-1].copy(), table[:, -1].copy(), None, exact, target, 2
+    )
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The cells of a CSV file, of which none goes over more than one line."""
+    rows: list[list[str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if reader.line_num != len(rows) + 1:
+                    raise csv.Error("a cell goes over more than one line")
+                rows.append([cell.strip(" \t") for cell in row])
+    except csv.Error as error:
+        where = f"{path.name}: row {len(rows) + 1}"
+        raise DataError(f"{where}: {error}; is a quote not closed?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: not a CSV file in UTF-8: {error}") from None
+    return rows
+
+
+def _number(cell: str) -> float:
+    """A decimal number; Python's own reading takes underscores and the digits of all scripts."""
+    if not cell:
+        raise ValueError("missing value")
+    try:
+        value = float(cell) if cell.isascii() and "_" not in cell else None
+    except ValueError:
+        value = None
+    if value is None:
+        raise ValueError(f'not a number: "{cell}"')
+    if not math.isfinite(value):
+        raise ValueError(f'not a finite number: "{cell}"')
+    if value == 0 and any(digit in "123456789" for digit in cell.lower().partition("e")[0]):
+        raise ValueError(f'too small for float64: "{cell}"')
+    return value
+
+
+def _whole(cells: Sequence[str]) -> np.ndarray | None:
+    """The cells as 64-bit integers; None where they are not."""
+    try:
+        column = np.array([int(cell) for cell in cells])
+    except ValueError:
+        return None
+    return column if column.dtype.kind in "iu" else None
 
 
 def _read_npz(path: Path, target: str, features: tuple[str, ...] | None) -> DataFile:
@@ -159,9 +245,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             _limit(path, sum(member.file_size for member in members), LARGEST_NPZ)
-            return {
+            arrays = {
                 member.filename.removesuffix(".npy"): _unpack(archive, member) for member in members
             }
+            if len(arrays) < len(members):
+                raise ValueError("two of its arrays have one name")
+            return arrays
     except DataError:
         raise
     except Exception as error:  # what zipfile, zlib and numpy raise of bad bytes is no short list
@@ -191,7 +280,8 @@ def _columns(
             raise DataError(f'{path.name}: "{name}" must have shape {shape}, got {array.shape}')
         if array.dtype.kind not in "fiub":
             raise DataError(f'{path.name}: "{name}" must hold real numbers, got {array.dtype}')
-    inputs, targets = (arrays[name].astype(np.float64) for name in ("features", "targets"))
+    with np.errstate(over="ignore"):  # of long doubles: refused below, as not finite
+        inputs, targets = (arrays[name].astype(np.float64) for name in ("features", "targets"))
     if len(inputs) != len(targets):
         raise DataError(
             f"{path.name}: features {inputs.shape} and targets {targets.shape} differ in rows"
@@ -199,27 +289,35 @@ def _columns(
     names = tuple(f"x{k + 1}" for k in range(inputs.shape[1]))
     wanted = _choose(path, names, None, features)
     chosen = [names.index(name) for name in wanted]
-    best = arrays.get("truth")
-    if best is not None:
-        if (
-            best.dtype.kind not in "fiub"
-            or best.shape != (len(names),)
-            or not np.isfinite(best).all()
-        ):
-            raise DataError(
-                f'{path.name}: "truth" must be {len(names)} finite numbers, one for each feature'
-            )
-        best = best.astype(np.float64)[chosen]
     inputs = inputs[:, chosen]
     table = np.column_stack([inputs, targets])
-    _refuse(
-        path,
-        [
-            f'row {i + 1}, column "{(*wanted, "targets")[j]}": not a finite number: "{table[i, j]}"'
-            for i, j in np.argwhere(~np.isfinite(table))
-        ],
-    )
-    return wanted, inputs, targets, best
+    faults = np.argwhere(~np.isfinite(table))
+    shown = [
+        f'row {i + 1}, column "{(*wanted, "targets")[j]}": not a finite number: "{table[i, j]}"'
+        for i, j in faults[:_SHOWN]
+    ]
+    _refuse(path.name, shown, len(faults))
+    columns = [*(arrays["features"][:, k] for k in chosen), arrays["targets"]]
+    exact = {
+        j: columns[j]
+        for j in np.flatnonzero(np.abs(table).max(axis=0) >= _LARGE).tolist()
+        if columns[j].dtype.kind in "iu"
+    }
+    truth = _truth(path, arrays.get("truth"), len(names))
+    best = None if truth is None else truth[chosen]
+    return DataFile(path.name, wanted, inputs, targets, best, exact, "targets", 1)
+
+
+def _truth(path: Path, truth: np.ndarray | None, size: int) -> np.ndarray | None:
+    """θ*, checked."""
+    if truth is None:
+        return None
+    if truth.dtype.kind in "fiub" and truth.shape == (size,):
+        with np.errstate(over="ignore"):  # of long doubles
+            truth = truth.astype(np.float64)
+        if np.isfinite(truth).all():
+            return truth
+    raise DataError(f'{path.name}: "truth" must be {size} finite numbers, one for each feature')
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -232,8 +330,9 @@ def _limit(path: Path, size: int, most: int) -> None:
         raise DataError(f"{path.name}: must have at most {most:,} bytes, got {size:,}")
 
 
-def _refuse(path: Path, faults: list[str]) -> None:
+def _refuse(source: str, faults: Sequence[str], count: int | None = None) -> None:
+    """Raise a DataError where there are faults; `count` is their number if not all are given."""
     if faults:
-        more = len(faults) - _SHOWN
+        more = (len(faults) if count is None else count) - _SHOWN
         shown = [*faults[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        raise DataError("\n".join(f"{path.name}: {fault}" for fault in shown))
+        raise DataError("\n".join(f"{source}: {fault}" for fault in shown))

@@ -4,8 +4,10 @@ The random kinds draw with jax inside the function, so that a traced seed can be
 compiled program.
 """
 
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddln.config.data_files import DataError as DataError
-from ddln.config.data_files import DataFile, load_arrays, read_file, read_table
+from ddln.config.data_files import DataFile, load_arrays, read_file
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 DIABETES_SHAPE, QUADRATIC = (442, 10), 64
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """How many there are of each digit."""
+_LARGEST_MEAN = 2.0**30
+"""Of counts: JAX draws them as 32-bit integers, and gives the largest or 0 beyond."""
+_TAME, _OFFSET, _EXPONENT = 1e6, 1e4, 100.0
+"""Entries, offsets beside a spread, and exponents that are far from what float64 cannot hold."""
+_ROUNDING = 4 * np.finfo(np.float64).eps
+"""Beside entries of size 1, the spread of a column that is constant but for rounding."""
+_LABELS = ("must be -1 or 1", lambda y: np.abs(y) == 1)
+_RULES = {
+    "logistic": _LABELS,
+    "exponential": _LABELS,
+    "poisson": ("must be a whole number ≥ 0", lambda y: (y >= 0) & (y == np.floor(y))),
+}
+"""What a loss asks of each target."""
+_MADE_FOR = {
+    "logistic": ("classification", "digits"),
+    "exponential": ("classification", "digits"),
+    "poisson": ("counts", "diabetes"),
+}
+"""The kinds of data that have such targets; of files, it is seen."""
 
 
 def shape_of(data: "Data") -> tuple[int, int]:
@@ -43,9 +64,61 @@ def shape_of(data: "Data") -> tuple[int, int]:
     if data.kind == "digits":
         return DIGITS[data.positive] + DIGITS[data.negative], 64
     if data.kind == "file":
-        _, features, _ = read_table(data.path, data.target, data.features)
-        return features.shape[0], features.shape[1]
+        return _file(data).features.shape
     return data.samples, data.features
+
+
+def validate(data: "Data", loss: str) -> None:
+    """Refuse data that do not make a problem, without jax.
+
+    Args:
+        data: the table.
+        loss: the `kind` of the loss on them.
+
+    Raises:
+        DataError: a file that cannot be read, a constant column to be standardised, or targets that
+            the loss does not take.
+
+    >>> from ddln.config.schema import Gaussian
+    >>> validate(Gaussian(kind="gaussian", samples=10, features=8), "least_squares")
+    """
+    if data.kind == "file":
+        _, targets = draw(data)
+        if loss in _RULES:
+            rule, holds = _RULES[loss]
+            rule += " once standardised" if data.standardise else ""
+            _file(data).refuse(~holds(targets), targets, rule)
+    elif loss in _RULES and (
+        data.kind not in _MADE_FOR[loss] or (data.kind == "diabetes" and data.standardise)
+    ):
+        raise DataError(f'targets of {loss} loss {_RULES[loss][0]}: not of kind "{data.kind}"')
+
+
+def is_tame(data: "Data", loss: str) -> bool:
+    """Whether no number of a problem comes near an end of float64, as far as NumPy can see.
+
+    Of others, `ddln check` builds the problem, as `ddln run` does.
+
+    >>> from ddln.config.schema import Sparse
+    >>> table = Sparse(kind="sparse", samples=10, features=8, nonzeros=3, noise=1e200)
+    >>> is_tame(table, "least_squares")
+    False
+    """
+    if data.kind == "counts":
+        return abs(data.strength) * 8 * math.sqrt(max(data.nonzeros, 1)) < math.log(_LARGEST_MEAN)
+    if data.kind != "file":
+        return getattr(data, "noise", 0.0) < _TAME
+    features, targets = draw(data)
+    size = np.abs(features).max(axis=0)
+    largest = max(size.max(), np.abs(targets).max())
+    smallest = size.min(where=size > 0, initial=1.0)
+    if not 1 / _TAME < smallest <= largest < _TAME:
+        return False
+    if loss in ("exponential", "poisson") and size.sum() > _EXPONENT:
+        return False
+    spread = np.ptp(features, axis=0)
+    # An offset costs the digits that it has more than the spread; a constant column is none.
+    return loss == "least_squares" or bool((size <= _OFFSET * spread)[spread > 0].all())
 
 
 def draw(data: "Data") -> tuple[Any, Any]:
@@ -70,24 +143,22 @@ def draw(data: "Data") -> tuple[Any, Any]:
     [(10, 30), (10,)]
     """
     if data.kind == "file":
-        names, features, targets = read_table(data.path, data.target, data.features)
-        source = Path(data.path).name
-    elif data.kind == "diabetes":
+        file = _file(data)
+        return _standardised(file) if data.standardise else (file.features, file.targets)
+    if data.kind == "diabetes":
         names, features, targets = _diabetes(data.quadratic)
-        source = "diabetes"
-    elif data.kind == "digits":
+        if data.standardise:
+            joined = np.column_stack([features, targets])
+            joined = _standardise(joined, (*names, "target"), "diabetes")
+            features, targets = joined[:, :-1], joined[:, -1]
+        return features, targets
+    if data.kind == "digits":
         from sklearn.datasets import load_digits
 
         pixels, digits = load_digits(return_X_y=True)
         chosen = np.isin(digits, (data.positive, data.negative))
         return pixels[chosen] / 16, np.where(digits[chosen] == data.positive, 1.0, -1.0)
-    else:
-        return _draw_random(data)
-    if data.standardise:
-        joined = np.column_stack([features, targets])
-        joined = _standardise(joined, (*names, "target"), source)
-        return joined[:, :-1], joined[:, -1]
-    return features, targets
+    return _draw_random(data)
 
 
 def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
@@ -113,7 +184,7 @@ def has_truth(data: "Data") -> bool:
     False
     """
     if data.kind == "file":
-        return not data.standardise and _file(data)[3] is not None
+        return not data.standardise and _file(data).truth is not None
     return hasattr(data, "nonzeros")
 
 
@@ -125,7 +196,7 @@ def truth(data: "Data") -> Any:
     >>> int(abs(truth(table)).sum())
     3
     """
-    return _file(data)[3] if data.kind == "file" else _plant(data)
+    return _file(data).truth if data.kind == "file" else _plant(data)
 
 
 def _file(data: Any) -> DataFile:
@@ -153,6 +224,8 @@ def _draw_random(data: Any) -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp
 
+    from ddln._internal.validation import refuse
+
     features_key, targets_key, _ = _keys(data)
     law = jax.random.normal if data.design == "normal" else jax.random.rademacher
     features = law(features_key, (data.samples, data.features), jnp.result_type(float))
@@ -161,20 +234,56 @@ def _draw_random(data: Any) -> tuple[Any, Any]:
         return features, targets
     fitted = features @ truth(data)
     if data.kind == "counts":
-        counts = jax.random.poisson(targets_key, jnp.exp(data.strength * fitted))
-        return features, counts.astype(features.dtype)
+        means = jnp.exp(data.strength * fitted)
+        counts = jax.random.poisson(targets_key, means).astype(features.dtype)
+        message = "problem.data.strength: exp(strength · Xθ*) must be ≤ 2^30 for every sample"
+        return features, refuse(~(means <= _LARGEST_MEAN), message, counts)
     targets = fitted + data.noise * targets
     if data.kind == "classification":
         targets = jnp.where(targets >= 0, 1.0, -1.0)
     return features, targets
 
 
-def _standardise(table: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
-    deviation = table.std(axis=0)
-    for name, constant in zip(names, deviation <= 1e-12 * np.abs(table).max(axis=0), strict=True):
-        if constant:
+@lru_cache(maxsize=1)
+def _standardised(file: DataFile) -> tuple[np.ndarray, np.ndarray]:
+    joined = np.column_stack([file.features, file.targets])
+    joined = _standardise(joined, (*file.names, file.target), file.source, file.exact)
+    joined.setflags(write=False)
+    return joined[:, :-1], joined[:, -1]
+
+
+def _standardise(
+    table: np.ndarray,
+    names: Sequence[str],
+    source: str,
+    exact: Mapping[int, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Columns to mean 0 and deviation 1, whatever their unit and offset; `exact`: of `DataFile`."""
+    exact, standardised = exact or {}, np.empty_like(table)
+    for j, name in enumerate(names):
+        change = _change(exact.get(j, table[:, j]))
+        if not change.any():
             raise DataError(f'{source}: column "{name}" is constant, it cannot be standardised')
-    return (table - table.mean(axis=0)) / deviation
+        change = _scaled(change)
+        change -= change.mean()
+        standardised[:, j] = change / change.std()
+    return standardised
+
+
+def _change(column: np.ndarray) -> np.ndarray:
+    """What a column has more than its least entry, in some unit; 0 where that is rounding only."""
+    if column.dtype.kind in "iu":
+        # Modulo 2^64 the difference of 64-bit integers is exact, whatever their signs.
+        wrapped = column.astype(np.uint64)
+        return (wrapped - wrapped[column.argmin()]).astype(np.float64)
+    column = _scaled(column)
+    change = column - column.min()
+    return change if change.max() > _ROUNDING else np.zeros_like(change)
+
+
+def _scaled(column: np.ndarray) -> np.ndarray:
+    """Times the power of two that takes the largest entry into [1/2, 1): no digit is lost."""
+    return np.ldexp(column, -np.frexp(np.abs(column).max())[1])
 
 
 def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:

@@ -297,7 +297,7 @@ def _validated(document: dict[str, Any]) -> Experiment:
             explain(fault, document, Experiment) for fault in faults if not _is_of_a_file(fault)
         )
     told = [f"{where}: {what}" if where else what for where, what in problems.items()]
-    told += _file_problems(document)
+    told += _data_problems(document)
     told += sweep_axes.faults(document.get("sweep", {}), dict(_leaves(Experiment, document)))
     if experiment is None or told:
         raise ConfigError(list(dict.fromkeys(told)))
@@ -307,17 +307,20 @@ def _validated(document: dict[str, Any]) -> Experiment:
 
 
 def _is_of_a_file(fault: Any) -> bool:
-    """Whether `_file_problems` tells it."""
+    """Whether `_data_problems` tells it."""
     return isinstance(fault.get("ctx", {}).get("error"), datasets.DataError)
 
 
-def _file_problems(document: Mapping[str, Any]) -> list[str]:
+def _data_problems(document: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the data themselves, also where other tables are wrong."""
     problem = document.get("problem")
-    data = problem.get("data") if isinstance(problem, Mapping) else None
-    if not isinstance(data, Mapping) or data.get("kind") != "file":
+    if not isinstance(problem, Mapping):
         return []
+    loss = problem.get("loss")
+    kind = loss.get("kind") if isinstance(loss, Mapping) else None
     try:
-        datasets.shape_of(File.model_validate_json(json.dumps(data, default=plain)))
+        alone = json.dumps({"data": problem.get("data")}, default=plain)
+        datasets.validate(Problem.model_validate_json(alone).data, str(kind))
     except datasets.DataError as error:
         return [f"problem.data: {line}" for line in str(error).splitlines()]
     except ValidationError:
