@@ -279,7 +279,7 @@ def test_files_that_hold_no_rows_are_refused(tmp_path):
     np.savez(tmp_path / "lies.npz", features=np.eye(2), targets=np.ones(2))
     content = (tmp_path / "lies.npz").read_bytes()
     (tmp_path / "lies.npz").write_bytes(content.replace(b"'shape': (2,),", b"'shape': (9,),"))
-    with pytest.raises(ValueError, match=r"lies\.npz: 'targets' is not an array .* says \(9,\)"):
+    with pytest.raises(ValueError, match=r"lies\.npz: 'targets' says \(9,\), and has another size"):
         StoredRows(tmp_path / "lies.npz")
     np.savez(tmp_path / "text.npz", features=np.eye(2), targets=np.array(["a", "b"]))
     with pytest.raises(ValueError, match="`targets` must hold real numbers, got <U1"):

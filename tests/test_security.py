@@ -38,7 +38,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
         for words in RUNS_CODE
         if words in path.read_text(encoding="utf-8").replace("np.random", "")
     }
-    names = ("studies.py", "data_files.py", "out_of_core.py")  # the first of them in a comment
+    names = ("studies.py", "data_files.py")  # the first of them in a comment
     assert found == {(name, "pickle") for name in names}
 
 

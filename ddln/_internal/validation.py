@@ -56,7 +56,7 @@ def as_numpy_floats(name: str, values: ArrayLike) -> np.ndarray:
     dtype = _float_type(name, array.dtype)
     if array.dtype == dtype:
         return array
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of signalling NaN
         floats = array.astype(dtype)
     lost = np.isfinite(array) & ~np.isfinite(floats)
     if lost.any():

@@ -7,6 +7,7 @@ of R. As accurate as a QR decomposition of the whole; XᵀX would square the con
 step of training draws is read from the file at that step.
 """
 
+import contextlib
 import math
 import struct
 import zipfile
@@ -88,13 +89,12 @@ class _Stored:
     array: Any
 
     def __post_init__(self):
-        if self.array.dtype.kind not in "fiub":
-            raise ValueError(
-                f"{self.path}: `{self.name}` must hold real numbers, got {self.array.dtype}."
-            )
-        for name in ("scale_factor", "add_offset"):  # conventions of netCDF
-            if name in getattr(self.array, "attrs", ()):
-                raise ValueError(f"{self.path}: `{self.name}` must not be packed, got a {name}.")
+        with _named(self.path):
+            if self.array.dtype.kind not in "fiub":
+                raise ValueError(f"`{self.name}` must hold real numbers, got {self.array.dtype}.")
+            for name in ("scale_factor", "add_offset"):  # conventions of netCDF
+                if name in getattr(self.array, "attrs", ()):
+                    raise ValueError(f"`{self.name}` must not be packed, got a {name}.")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,7 +107,8 @@ class _Stored:
             part = getattr(self.array, "oindex", self.array)[rows]
         except Exception as error:  # what filters and codecs raise is no short list
             raise OSError(f"{self.path}: `{self.name}` cannot be read: {error}") from None
-        return as_numpy_floats(self.name, part)
+        with _named(self.path):
+            return as_numpy_floats(self.name, part)
 
     def read_block(self, first: int, rows: int) -> np.ndarray:
         """Rows that follow each other, of which no entry is missing or not finite."""
@@ -117,11 +118,20 @@ class _Stored:
             if fill.dtype.kind in "fiu" and not np.isnan(fill).all():
                 with np.errstate(over="ignore"):  # one that the numbers cannot be
                     part = np.where(np.isin(part, fill.astype(part.dtype)), np.nan, part)
-        try:
+        with _named(self.path):
             refuse_infinite(self.name, part, (first, *(0 for _ in part.shape[1:])))
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
         return part
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is a ValueError with its name, but that it is not to be had."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # what zipfile, NumPy, HDF5 and Zarr raise is no short list
+        raise ValueError(f"{path}: {error}") from None
 
 
 class StoredRows:
@@ -147,7 +157,11 @@ class StoredRows:
 
     def __init__(self, features: str | Path, targets: str | Path | None = None):
         path = Path(features)
-        arrays = _arrays(path, targets)
+        if targets is None:
+            with _named(path):
+                arrays = _arrays(path)
+        else:
+            arrays = _mapped_file(path), _mapped_file(Path(targets))
         self._features = _Stored("features", path, arrays[0])
         self._targets = _Stored("targets", path if targets is None else Path(targets), arrays[1])
         shape = self._features.shape
@@ -247,70 +261,48 @@ def stored_least_squares(
     return StoredLeastSquares(stored, normalisation)
 
 
-def _arrays(path: Path, targets: str | Path | None) -> tuple[Any, Any]:
-    if targets is not None:
-        return _npy(path), _npy(Path(targets))
+def _arrays(path: Path) -> tuple[Any, Any]:
     match path.suffix:
         case ".npz":
-            return _mapped(path, "features"), _mapped(path, "targets")
+            return _mapped_member(path, "features"), _mapped_member(path, "targets")
         case ".h5" | ".hdf5" | ".nc":
             import h5py
 
-            try:
-                file = h5py.File(path)
-            except OSError as error:
-                if error.errno is not None:  # there, and not to be opened
-                    raise
-                raise ValueError(f"{path}: not an HDF5 file: {error}") from None
-            return _members(path, file, h5py.Dataset)
+            return _members(h5py.File(path), h5py.Dataset)
         case ".zarr":
             try:
                 import zarr
             except ImportError:
-                raise ValueError(f"{path}: needs the package zarr: pip install zarr") from None
-            try:
-                group = zarr.open_group(path, mode="r")
-            except OSError:
-                raise
-            except Exception as error:  # of a folder's metadata anything can be wrong
-                raise ValueError(f"{path}: not a Zarr group: {error}") from None
-            return _members(path, group, zarr.Array)
-    raise ValueError(f"`targets` must be given with an NPY file, got None with {path}.")
+                raise ValueError("needs the package zarr: pip install zarr") from None
+            return _members(zarr.open_group(path, mode="r"), zarr.Array)
+    raise ValueError("`targets` must be given with an NPY file, got None.")
 
 
-def _members(path: Path, group: Any, kind: type) -> tuple[Any, Any]:
+def _members(group: Any, kind: type) -> tuple[Any, Any]:
     found = [group.get(name) for name in ("features", "targets")]
     for name, array in zip(("features", "targets"), found, strict=True):
         if not isinstance(array, kind):
-            raise ValueError(f"{path}: no array {name!r}.")
+            raise ValueError(f"no array {name!r}.")
     return found[0], found[1]
 
 
-def _npy(path: Path) -> np.ndarray:
-    try:
+def _mapped_file(path: Path) -> np.ndarray:
+    """The array of an NPY file."""
+    with _named(path):
         return np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
-        raise ValueError(f"{path}: not an NPY file of numbers: {error}") from None
 
 
-def _mapped(path: Path, name: str) -> np.ndarray:
+def _mapped_member(path: Path, name: str) -> np.ndarray:
     """An array of an NPZ file, where it stands in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")
     except KeyError:
-        raise ValueError(f"{path}: no array {name!r}.") from None
+        raise ValueError(f"no array {name!r}.") from None
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not an NPZ file: {error}") from None
+        raise ValueError(f"not an NPZ file: {error}") from None
     if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{path}: must not be compressed (np.savez), so that parts can be read.")
-    try:
-        return _map_member(path, member)
-    except (ValueError, struct.error) as error:
-        raise ValueError(f"{path}: {name!r} is not an array of numbers: {error}") from None
-
-
-def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+        raise ValueError("must not be compressed (np.savez), so that parts can be read.")
     with path.open("rb") as file:
         file.seek(member.header_offset)
         # A member's own header ends with its name and a field, whose lengths it tells.
@@ -321,7 +313,9 @@ def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         shape, is_fortran, dtype = (
             read if version == (1, 0) else np.lib.format.read_array_header_2_0
         )(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name!r} must hold real numbers, got {dtype}.")
         if file.tell() - first + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"it says {shape}, and has another size")
+            raise ValueError(f"{name!r} says {shape}, and has another size.")
         order = "F" if is_fortran else "C"
         return np.memmap(path, dtype, "r", file.tell(), shape, order)
