@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import random
+import re
 import signal
 import tomllib
 import zipfile
@@ -21,6 +22,7 @@ from ddln.cli import main as cli
 from ddln.config._toml import _toml_key
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load
+from ddln.problems.out_of_core import StoredRows
 from ddln.sweeps.plan import estimate, make_plan
 
 ROOT = Path(__file__).parent.parent
@@ -289,9 +291,20 @@ CELLS = [
     '"1"',
     '"a\nb"',
     "1_0",
+    "12_03",
     "+",
     "é",
+    "１２",
+    '"',
+    '"1',
+    '1"',
+    "1700000000000000001",
+    "18446744073709551615",
+    "-9223372036854775808",
+    "1.7976931348623157e308",
+    "5e-324",
 ]
+NUMBER = re.compile(r'"?[ \t]*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?[ \t]*"?', re.ASCII | re.IGNORECASE)
 
 
 def tables(seed, count):
@@ -310,7 +323,8 @@ def tables(seed, count):
 
 def archives(seed, count):
     rng = random.Random(seed)
-    types = ["<f8", "<f4", ">i2", "?", "<c16", "<U3", "O", "<M8[s]", "V3"]
+    types = ["<f8", "<f4", ">f8", "<f2", ">f2", "g", ">i2", ">i8", "<u8", "?"]
+    types += ["<c16", "<U3", "O", "<M8[s]", "V3"]
     for _ in range(count):
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", rng.choice([0, 8])) as archive:
@@ -355,3 +369,55 @@ def fuzz_files(path, contents):
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_any_data_file_is_finite_numbers_or_refused_in_words(tmp_path, name, made, seed, count):
     assert fuzz_files(tmp_path / name, made(seed, count)) > count / 50
+
+
+def test_a_table_that_is_let_in_has_a_number_in_every_cell_and_all_its_rows(tmp_path):
+    path, taken = tmp_path / "a.csv", 0
+    rng = random.Random(3)
+    for _ in range(2 * QUICK):
+        cells = [[rng.choice(CELLS) for _ in range(2)] for _ in range(rng.randrange(1, 4))]
+        text = "a,target\n" + "".join(",".join(row) + "\n" for row in cells)
+        path.write_text(text, encoding="utf-8")
+        try:
+            _, features, _ = read_table(path)
+        except DataError:
+            continue
+        lines = text.splitlines()[1:]
+        assert len(features) == len(lines)
+        assert all(NUMBER.fullmatch(cell) for line in lines for cell in line.split(",")), text
+        taken += 1
+    assert taken > QUICK / 50
+
+
+def test_arrays_of_any_type_in_a_file_are_the_numbers_they_were_or_refused_in_words(tmp_path):
+    rng, taken = random.Random(4), 0
+    npz, npy, targets = (tmp_path / name for name in ("a.npz", "x.npy", "y.npy"))
+    doors = {
+        "a.npz": lambda: read_table(npz)[1],
+        f"{npz}": lambda: next(StoredRows(npz).blocks())[0],
+        f"{npy}": lambda: next(StoredRows(npy, targets).blocks())[0],
+    }
+    np.save(targets, np.zeros(3))
+    for k in range(QUICK):
+        numbers = np.array([[rng.choice([0, 1, 2, 3]) for _ in range(2)] for _ in range(3)])
+        order, form, size = rng.choice("<>"), rng.choice("fiubcSUV"), rng.choice([1, 2, 4, 8, 16])
+        try:
+            array = numbers.astype(f"{order}{form}{size}")
+        except TypeError:  # no such type
+            continue
+        np.savez(npz, features=array, targets=array[:, 0])
+        np.save(npy, array)
+        if is_damaged := k % 3 == 0:
+            for path in (npz, npy):
+                path.write_bytes(damaged(path.read_bytes(), rng))
+        for name, door in doors.items():
+            try:
+                features = door()
+            except ValueError as error:
+                is_right = is_damaged or array.dtype.kind not in "fiub"
+                refused(is_right and str(error).startswith(name), error)
+                continue
+            taken += 1
+            if not is_damaged:
+                np.testing.assert_array_equal(features, array.astype(float))
+    assert taken > QUICK / 2
