@@ -78,8 +78,9 @@ def read_table(
     """A data file as named columns.
 
     Args:
-        path: a CSV file with a header (UTF-8, commas), or an NPZ file with arrays `features` of
-            shape (n, d) and `targets` of shape (n,), whose columns are called x1 … xd.
+        path: a CSV file with a header (UTF-8, commas, no cell over more than one line, decimal
+            numbers with a point and ASCII digits), or an NPZ file with arrays `features` of shape
+            (n, d) and `targets` of shape (n,), whose columns are called x1 … xd.
         target: the CSV column to be fitted.
         features: the columns to fit with, in this order; all others than `target` by default.
 
