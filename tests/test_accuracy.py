@@ -1,0 +1,47 @@
+"""The error of a flow against what is expected of it, by a much finer solve."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln.verification.error_estimate import discrepancy, expected_error
+
+FINER = 1e-12  # rtol, a thousandth of the default
+
+
+def error_over_expected(depth, networks):
+    """The largest error of each network over δ, and its `discrepancy`."""
+    rng = np.random.default_rng(depth)
+    features, targets = rng.normal(size=(networks, 6, 4)), rng.normal(size=(networks, 6))
+    targets = targets * 10 ** rng.uniform(-1, 1.5, size=(networks, 1))
+    layers = rng.uniform(0.5, 1.2, size=(networks, depth, 4))
+    layers[::2, 0] = 0.0
+    times = np.linspace(0.0, 1.0, 21) * 10 ** rng.uniform(-1, 0.5, size=(networks, 1))
+
+    @jax.jit
+    @jax.vmap
+    def compare(features, targets, layers, times):
+        problem = ddln.least_squares(features, targets)
+        run = ddln.gradient_flow(problem, layers, times, throw=False)
+        finer = {"rtol": FINER, "atol": FINER * 1e-3, "throw": False}
+        again = ddln.gradient_flow(problem, layers, times, **finer).theta
+        apart = jnp.max(jnp.linalg.norm(run.theta - again, axis=1))
+        return apart / expected_error(run), discrepancy(run, again), run.status
+
+    over, found, status = map(np.asarray, compare(features, targets, layers, times))
+    done = status == 0
+    assert done.mean() > 0.95  # a few are too stiff for Tsitouras's method
+    return over[done], found[done]
+
+
+@pytest.mark.parametrize(
+    ("depth", "networks"),
+    [(16, 24), *(pytest.param(depth, 100, marks=pytest.mark.slow) for depth in (2, 3, 6, 12, 16))],
+)
+def test_the_expected_error_grows_with_depth_as_the_error_does(depth, networks):
+    over, found = error_over_expected(depth, networks)
+    # The same share of what is expected at every depth, and not far below it.
+    assert 0.1 < over.max() < 0.8
+    assert found.max() < 0.8
