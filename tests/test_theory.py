@@ -143,3 +143,68 @@ def test_bounds_count_time_from_their_first():
     np.testing.assert_allclose(
         theory.divergence_bound(PROBLEM, LAYERS, times)[1:], divergence / times[1:], rtol=1e-12
     )
+
+
+EDGES = {
+    # On y = (1, 0) the second coordinate ends at the edge with no slope: θ ~ 1/t.
+    "no slope": ([[1, 0], [0, 1]], [1, 0], np.full((2, 2), 0.5), [1, 0], 0),
+    "no slope, depth 3": ([[1, 0], [0, 1]], [1, 0], np.full((3, 2), 0.5), [1, 0], 0),
+    "no slope, both": ([[1, 0], [0, 1]], [0, 0], np.full((2, 2), -0.5), [0, 0], 0),
+    "a slope": ([[1, 0], [0, 1]], [1, -1], np.full((2, 2), 0.5), [1, 0], 2),  # C g = 1 · 2
+    "two slopes": ([[1, 0], [0, 1]], [-3, -1], np.full((2, 2), 0.5), [0, 0], 2),
+    "a slope beside another layer": (
+        *([[1, 0], [0, 1]], [1, -1], [[0.5, 0.5], [0.5, 0.5], [2, 1]], [1, 0]),
+        0.75**0.5 * 2,
+    ),
+    "a slope, depth 3": ([[1, 0], [0, 1]], [1, -1], np.full((3, 2), 0.5), [1, 0], 0),
+    "leaving": ([[1, 0], [0, 1]], [1, 1], np.full((2, 2), 0.5), [1, 0], 0),
+    # The first coordinate makes up for the second: the gap is 0 whatever that is.
+    "not needed": ([[1, 1]], [1], np.full((2, 2), 0.5), [1, 0], 4),
+    "frozen beside": ([[1, 0], [0, 1]], [1, 0], [[0.5, 0], [0.5, 0]], [1, 0], 4),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_asymptotic_rate_on_the_edge_of_a_half_line(name):
+    features, targets, layers, theta, expected = EDGES[name]
+    problem = ddln.least_squares(np.asarray(features, float), np.asarray(targets, float))
+    found = ddln.asymptotic_rate(problem, np.asarray(theta, float), layers)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["a slope", pytest.param("a slope beside another layer", marks=pytest.mark.slow)]
+)
+def test_the_rate_on_an_edge_is_what_a_run_shows(name):
+    features, targets, layers, theta, expected = EDGES[name]
+    problem = ddln.least_squares(np.asarray(features, float), np.asarray(targets, float))
+    run = ddln.gradient_flow(problem, layers, [0.0, 3.0, 4.0], rtol=1e-11, atol=1e-14)
+    left = run.loss - problem.loss(jnp.asarray(theta, float))
+    np.testing.assert_allclose(jnp.log(left[1] / left[2]) / 2, expected, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "power"), [("no slope", 1), ("a slope, depth 3", 3)])
+def test_where_the_rate_is_0_theta_falls_like_a_power_of_time(name, power):
+    features, targets, layers, *_ = EDGES[name]
+    problem = ddln.least_squares(np.asarray(features, float), np.asarray(targets, float))
+    theta = ddln.gradient_flow(problem, layers, [0.0, 1e4, 1e5], rtol=1e-11, atol=1e-14).theta
+    np.testing.assert_allclose(jnp.log10(theta[1, 1] / theta[2, 1]), power, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "theta"), [([[0.5], [0.5]], [-1.0]), ([[-0.5], [0.5]], [1.0]), ([[0], [0]], [1.0])]
+)
+def test_a_theta_outside_its_domain_has_no_rate(layers, theta):
+    problem = ddln.least_squares([[1.0]], [2.0])
+    with pytest.raises(ValueError, match=r"keep the sign of θ\(0\) on half-lines .* at index 0"):
+        ddln.asymptotic_rate(problem, theta, layers)
+    traced = jax.jit(lambda theta: ddln.asymptotic_rate(problem, theta, layers))
+    assert jnp.isnan(traced(jnp.asarray(theta)))
+
+
+def test_a_bound_of_traced_layers_with_a_nan_is_nan_at_every_width():
+    for dim in (2, 5000):
+        layers = jnp.ones((2, dim)).at[0].set(0.5).at[0, 1].set(jnp.nan)
+        problem = ddln.least_squares(np.ones((1, dim)), [1.0])
+        assert jnp.isnan(jax.jit(lambda u, p=problem: ddln.rate_bound(p, u))(layers))

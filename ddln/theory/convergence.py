@@ -3,9 +3,18 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, as_vector
+from ddln._internal.validation import (
+    ArrayLike,
+    Number,
+    as_layers,
+    as_positive,
+    as_vector,
+    is_concrete,
+    refuse,
+)
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import Reduction, imbalance, mobility_of_squares
 from ddln.problems.base import Problem
@@ -37,7 +46,7 @@ def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     18.0
     """
     ascending = jnp.sort(imbalance(as_layers(layers)), axis=0)
-    return _pl_constant(problem) * jnp.min(jnp.prod(ascending[1:], axis=0))
+    return _pl_constant(problem) * _least(jnp.prod(ascending[1:], axis=0))
 
 
 def exponential_bound(
@@ -120,12 +129,11 @@ def smallest_mobility_integral(
     step = jnp.diff(run.times)
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
     curve = _hermite.interpolate(run.times, value, slope, nodes)
-    smallest = jnp.exp(jnp.min(curve, axis=2))
+    smallest = jnp.exp(_least(curve, axis=2))
     simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
     pieces = step * (smallest @ simpson)
-    error = jnp.sum(
-        pieces * jnp.max(_hermite.relative_error(run.times, mobility, mobility * slope), axis=1)
-    )
+    doubt = _hermite.relative_error(run.times, mobility, mobility * slope)
+    error = jnp.sum(pieces * -_least(-doubt, axis=1))
     integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])
     some_frozen = ~jnp.all(moves)
     return jnp.where(some_frozen, 0.0, integral), jnp.where(some_frozen, 0.0, error)
@@ -148,13 +156,32 @@ def mode_rates(
         Rates, shape (modes,), and the modes as columns, shape (dim, modes), in the coordinates
         M^{−1/2} θ: dim of them, or n where there are fewer samples; what is left does not move.
 
+    Raises:
+        ValueError: θ outside the domain of the flow, see `asymptotic_rate` (traced: NaN).
+
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
     >>> problem = ddln.least_squares([[1.0, 0.0]], [2.0])
     >>> ddln.theory.mode_rates(problem, [0.0, 0.0], [[0.0, 0.0], [3.0, 1.0]])[0].round(9).tolist()
     [18.0]
     """
-    return _mode_rates(problem, as_vector("theta", theta, problem.dim), as_layers(layers))
+    return _mode_rates(problem, *_in_domain(problem, theta, layers))
+
+
+def _in_domain(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> tuple[Array, Array]:
+    """θ and the layers; where no layers of the same imbalance have this θ it is refused."""
+    theta, layers = as_vector("theta", theta, problem.dim), as_layers(layers, problem.dim)
+    reduction = Reduction(layers)
+    outward = theta * jnp.prod(jnp.sign(layers), axis=0) < 0
+    wrong = jnp.where(reduction.is_frozen, theta != 0, ~reduction.is_open & outward)
+    message = ""
+    if is_concrete(wrong) and np.asarray(wrong).any():
+        k = int(np.argmax(np.asarray(wrong)))
+        message = (
+            f"`theta` must be 0 on frozen coordinates and keep the sign of θ(0) on half-lines (see "
+            f"`ddln.describe(layers)`), got {float(theta[k]):g} at index {k}."
+        )
+    return refuse(jnp.any(wrong), message, theta), layers
 
 
 @eqx.filter_jit
@@ -173,7 +200,16 @@ def _mode_rates(problem, theta, layers):
 def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Float[Array, ""]:
     """r, the smallest nonzero eigenvalue of M^{1/2} ∇²ℒ(θ) M^{1/2}: the gap ends like exp(−2 r t).
 
-    Sharp at the limit point θ = θ_∞.
+    Sharp at the limit point θ = θ_∞. Where θ_∞ is on the edge θ_k = 0 of a half-line M_k is 0, and
+    the flow is not linear in θ_k. With m smallest layers w tied, C the product of the others and
+    g = |∂ℒ/∂θ_k| at the edge,
+
+        ẇ = −C g w^{m−1}        if g > 0: θ_k = C w^m falls like exp(−2 C g t) if m = 2, and r is at
+                                most C g; like a power of t if m > 2, and r = 0;
+        θ̇_k ∝ −θ_k^{3−2/m}      if g = 0 and ℒ grows with θ_k, whatever the other coordinates do:
+                                θ_k and the gap fall like powers of t, and r = 0.
+
+    There the gap is that to ℒ(θ_∞), should this not be ℒ*.
 
     Args:
         problem: the loss.
@@ -181,7 +217,12 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
         layers: initial layers of the run, shape (depth, dim).
 
     Returns:
-        A rate per unit of flow time, shape ().
+        A rate per unit of flow time, shape (): 0 where the gap falls more slowly than any
+        exponential, infinite where nothing moves.
+
+    Raises:
+        ValueError: θ outside the domain of the flow: not 0 where a coordinate is frozen, or of the
+            other sign than θ(0) on a half-line (traced: NaN).
 
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
@@ -189,8 +230,44 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
     >>> round(float(ddln.asymptotic_rate(problem, [2.0], [[0.0], [3.0]])), 6)  # 2 √(4·2² + 3⁴)
     19.697716
     """
-    rates, _ = mode_rates(problem, theta, layers)
-    return jnp.min(jnp.where(rates > 0, rates, jnp.inf))
+    return _asymptotic_rate(problem, *_in_domain(problem, theta, layers))
+
+
+@eqx.filter_jit
+def _asymptotic_rate(problem, theta, layers):
+    rates, modes = _mode_rates(problem, theta, layers)
+    moves = rates > 0
+    interior = _least(jnp.where(moves, rates, jnp.inf))
+    rate = jnp.minimum(interior, _edge_rate(problem, theta, layers, rates, modes))
+    known = jnp.all(jnp.isfinite(theta)) & jnp.all(jnp.isfinite(rates))
+    return jnp.where(known, rate, jnp.nan)
+
+
+def _edge_rate(problem, theta, layers, rates, modes):
+    """The slowest rate of the coordinates on the edge of their half-lines; inf where none is."""
+    reduction = Reduction(layers)
+    on_edge = (theta == 0) & ~reduction.is_open & ~reduction.is_frozen
+    tied = jnp.sum(imbalance(layers) == 0, axis=0)
+    others = jnp.prod(jnp.sqrt(jnp.where(imbalance(layers) == 0, 1.0, imbalance(layers))), axis=0)
+    gradient = problem.gradient(theta) * jnp.prod(jnp.sign(layers), axis=0)
+
+    # What ℒ grows by with θ_k when all coordinates inside follow: a Schur complement.
+    root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
+    thin = problem.hessian_root(theta)
+    if thin is None:
+        hessian = problem.hessian(theta)
+        own, shared = jnp.diagonal(hessian), modes.T @ (root[:, None] * hessian)
+    else:
+        own, shared = jnp.sum(thin**2, axis=0), ((thin * root[None]) @ modes).T @ thin
+    followed = shared**2 / jnp.where(rates > 0, rates, jnp.inf)[:, None]
+    precision = jnp.finfo(theta.dtype).eps
+    counts = own - jnp.sum(followed, axis=0) > jnp.sqrt(precision) * own
+    noise = 1e3 * precision * jnp.max(own) * jnp.max(jnp.abs(theta))
+    exponential = jnp.where(tied == 2, others * gradient, 0.0)
+    slowest = jnp.where(counts, 0.0, jnp.inf)
+    slowest = jnp.where(gradient > noise, exponential, slowest)
+    slowest = jnp.where(gradient < -noise, 0.0, slowest)  # leaves the edge again
+    return _least(jnp.where(on_edge, slowest, jnp.inf))
 
 
 def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array, ""]:
@@ -222,7 +299,7 @@ def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array
     if problem.convex:
         later = divergence_bound(problem, layers, jnp.asarray([0.0, 1.0], gap.dtype))[1] / gap
         times.append(jnp.where(jnp.isnan(later), jnp.inf, later))
-    return jnp.maximum(jnp.min(jnp.stack(times)), 0.0)
+    return jnp.maximum(_least(jnp.stack(times)), 0.0)
 
 
 class Predictions(eqx.Module):
@@ -266,3 +343,9 @@ def _pl_constant(problem: Problem) -> Float[Array, ""]:
     if problem.pl_constant is None:
         raise ValueError("`problem` must have a PL constant for an exponential bound, got None.")
     return problem.pl_constant
+
+
+def _least(values: Array, axis: int | None = None) -> Array:
+    """The minimum; NaN where there is one, which XLA's own on the CPU drops from large arrays."""
+    unknown = jnp.any(jnp.isnan(values), axis=axis)
+    return jnp.where(unknown, jnp.nan, jnp.min(values, axis=axis))
