@@ -90,10 +90,11 @@ def test_a_convex_loss_on_badly_scaled_columns_has_the_minimum_that_scipy_finds(
     refused = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        features, *rest = draw(rng)
+        features, targets, weights, delta = draw(rng)
+        rest = targets, weights, delta
         columns = 10 ** rng.uniform(-8, 8, 3)
         risk = Risk(*map(jnp.asarray, (features * columns, *rest)))
-        attained = rest[1][LOGISTIC] != np.sum(rest[1]) or not is_separable(features, rest[0])
+        attained = weights[LOGISTIC] != weights.sum() or not is_separable(features, targets)
         try:
             found = float(ddln.from_function(risk, 3, convex=True).minimum)
         except ValueError:
@@ -103,7 +104,7 @@ def test_a_convex_loss_on_badly_scaled_columns_has_the_minimum_that_scipy_finds(
         start = in_numpy(np.zeros(3), features, *rest)[0]
         expected = min(
             minimize(in_numpy, at, args=(features, *rest), jac=True, tol=1e-12).fun
-            for at in (np.zeros(3), np.linalg.pinv(features) @ rest[0])
+            for at in (np.zeros(3), np.linalg.pinv(features) @ targets)
         )
         assert found - expected <= VALUE * (abs(expected) + (start - expected)), seed
     assert refused <= 0.02 * len(seeds)
