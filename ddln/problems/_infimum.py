@@ -1,4 +1,4 @@
-"""The infimum of a convex risk, in NumPy on the host: a linear program, then Newton's method.
+"""The infimum of a convex risk, in NumPy on the host: which samples escape, then Newton's method.
 
 The losses φ are given as functions of (y, z), with δ before them for Huber's, that return φ(z, y)
 and its first two derivatives in z.
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.optimize import nnls
 from scipy.special import expit
 
 from ddln._internal.validation import is_concrete
+from ddln.problems._column_space import NOISE, SIGNAL, ColumnBasis, column_basis, least_squares
 
 _NEWTON_STEPS = 200
 
@@ -48,9 +50,13 @@ def infimum(
         minimum: ℒ*; attained; minimiser: the one of least norm, NaN where it is not attained;
         escapes: the samples whose loss tends to 0 at infinity; fitted: the predictions of the
         others, 0 for those. Now where the data can be seen, else by a callback.
+
+    Raises:
+        ValueError: the rounding of X leaves open what escapes, or the minimum is not found (traced:
+            NaN).
     """
     samples, dim = features.shape
-    solve = partial(_solve, terms, factor)
+    solve = partial(_solve, terms, factor, float(jnp.finfo(features.dtype).eps))
     inputs = (features, targets) if delta is None else (features, targets, delta)
     shapes = [(samples,), (samples,), (), (dim,)]
     fitted, escapes, minimum, minimiser = _on_host(solve, shapes, *inputs)
@@ -60,92 +66,211 @@ def infimum(
 
 
 def _on_host(function: Callable, shapes: list[tuple], *inputs: Array) -> list[Array]:
-    """`function` in NumPy's float64: now where the inputs can be seen, else by a callback."""
+    """`function` in NumPy's float64: now where the inputs can be seen, else by a callback.
+
+    What it refuses is NaN in a callback, which cannot raise.
+    """
     dtype = inputs[0].dtype
 
     def call(*inputs):
         arrays = [np.asarray(array, np.float64) for array in inputs]
-        if not all(np.isfinite(array).all() for array in arrays):
-            return [np.full(shape, np.nan, dtype) for shape in shapes]
         return [np.asarray(result, dtype) for result in function(*arrays)]
+
+    def call_back(*inputs):
+        nothing = [np.full(shape, np.nan, dtype) for shape in shapes]
+        if not all(np.isfinite(array).all() for array in inputs):
+            return nothing
+        try:
+            return call(*inputs)
+        except ValueError:
+            return nothing
 
     if is_concrete(*inputs):
         return [jnp.asarray(result) for result in call(*inputs)]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    return jax.pure_callback(call, results, *inputs, vmap_method="sequential")
+    return jax.pure_callback(call_back, results, *inputs, vmap_method="sequential")
 
 
-def _solve(terms, factor, features, targets, *delta):
+def _solve(terms, factor, precision, features, targets, *delta):
     samples, dim = features.shape
-    escapes = np.zeros(samples, bool)
-    if terms in (logistic, exponential):
-        escapes = _escaping(targets[:, None] * features, np.eye(dim))
+    if terms is huber:
+        escapes, basis = np.zeros(samples, bool), column_basis(features, precision)
     elif terms is poisson:
-        zero = targets == 0
-        escapes[zero] = _escaping(-features[zero], _null_space(features[~zero]))
+        signs = np.where(targets == 0, -1.0, 1.0)
+        escapes, basis = escaping(features, signs, targets > 0, precision)
+    else:
+        escapes, basis = escaping(features, targets, np.zeros(samples, bool), precision)
     kept = ~escapes
-    left, singular, right = np.linalg.svd(features[kept], full_matrices=False)
-    rank = _rank(singular, features.shape)
-    left, singular, right = left[:, :rank], singular[:rank], right[:rank]
     phi = partial(terms, *delta, targets[kept])
-    start = _larger_thresholds(delta[0], targets, left) if terms is huber else np.zeros(rank)
-    place = _newton(phi, left, start)
+    if terms is huber:
+        place, converged = _huber_minimiser(delta[0], targets, basis.orthonormal)
+    else:
+        place, converged = _newton(phi, basis.orthonormal, _start(terms, targets[kept], basis))
     fitted = np.zeros(samples)
-    fitted[kept] = left @ place
-    minimiser = np.full(dim, np.nan) if escapes.any() else right.T @ (place / singular)
-    return fitted, escapes, factor * np.sum(phi(fitted[kept])[0]), minimiser
+    fitted[kept] = basis.orthonormal @ place
+    minimum = factor * np.sum(phi(fitted[kept])[0])
+    minimiser = np.full(dim, np.nan) if escapes.any() else basis.least_norm(place)
+    if not converged or not np.isfinite(minimum) or not (escapes.any() or _finite(minimiser)):
+        raise ValueError(
+            "`features` and `targets` must have a minimum that Newton's method finds in float64, "
+            f"but after {_NEWTON_STEPS} steps the loss {minimum:g} is not known to be least."
+        )
+    return fitted, escapes, minimum, minimiser
 
 
-def _rank(singular, shape):
-    largest = singular[0] if singular.size else 0.0
-    return int(np.sum(singular > np.finfo(float).eps * max(shape) * largest))
+def _finite(array):
+    return np.isfinite(array).all()
 
 
-def _null_space(rows):
-    _, singular, right = np.linalg.svd(rows)
-    return right[_rank(singular, rows.shape) :].T
+def escaping(
+    features: np.ndarray, signs: np.ndarray, held: np.ndarray, precision: float
+) -> tuple[np.ndarray, ColumnBasis]:
+    """The samples for which some w has s_i x_iᵀw > 0, and s_j x_jᵀw ≥ 0 for all j, 0 where held.
 
+    In an orthonormal basis Q of the range of X, with rows q_i, let w = Σ λ_i s_i q_i / ‖q_i‖ be
+    the shortest with λ ≥ 1, by nonnegative least squares. If no sample escapes, w = 0, and if one
+    does, ‖w‖ ≥ 1. Indeed where ‖w‖ < 1, subtracting s_i ‖q_i‖ q_iᵀw < 1 from λ_i gives λ > 0 with
+    Σ λ_i s_i q_i / ‖q_i‖ = 0, which no escaping sample allows. Else w is a direction: samples with
+    s_i x_iᵀw > 0 escape. They are set aside, and the others, in a basis of their own, are
+    judged again. Both proofs are checked with the rounding of X.
 
-def _escaping(rows, directions):
-    """The rows a_i for which some w has a_iᵀw > 0, and a_jᵀw ≥ 0 for all j; w in the directions.
+    Args:
+        features: X, shape (samples, dim).
+        signs: s, shape (samples,).
+        held: samples with x_iᵀw = 0, shape (samples,).
+        precision: the relative rounding of X.
 
-    Such w add up, so that one serves all such rows: max Σ s_i with 0 ≤ s_i ≤ min(1, a_iᵀw).
+    Returns:
+        Whether each sample escapes, shape (samples,), and a basis of the range of the others' X.
+
+    Raises:
+        ValueError: the rounding of X leaves it open.
     """
-    from scipy.optimize import linprog
+    rest, unclear = np.arange(held.size), np.zeros(held.size, bool)
+    while True:
+        basis = column_basis(features[rest], precision)
+        direction = _separating(basis, signs[rest], held[rest], rest)
+        if direction is None:
+            break
+        values, rounding = basis.predictions(direction)
+        margins = np.divide(
+            signs[rest] * values, rounding, out=np.zeros_like(values), where=rounding > 0
+        )
+        wrong = np.where(held[rest], np.abs(margins), -margins) > NOISE
+        gone = ~held[rest] & (margins > SIGNAL)
+        if wrong.any() or not gone.any():
+            _refuse_row(rest[np.argmax(wrong) if wrong.any() else np.argmax(margins)])
+        unclear[rest[(margins > NOISE) & ~gone]] = True
+        rest = rest[~gone]
+    if unclear[rest].any():
+        _refuse_row(rest[np.argmax(unclear[rest])])
+    escapes = np.ones(held.size, bool)
+    escapes[rest] = False
+    return escapes, basis
 
-    margins = rows @ directions
-    samples, dim = margins.shape
-    size = np.linalg.norm(margins, axis=1, keepdims=True)
-    real = size > 1e-12 * np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.where(real, margins / np.where(real, size, 1.0), 0.0)
-    if not real.any():
-        return np.zeros(samples, bool)
-    found = linprog(
-        np.concatenate([np.zeros(dim), -np.ones(samples)]),
-        A_ub=np.hstack([-unit, np.eye(samples)]),
-        b_ub=np.zeros(samples),
-        bounds=[(None, None)] * dim + [(0.0, 1.0)] * samples,
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-10},
+
+def _separating(basis, signs, held, rows):
+    """The direction w of `escaping` in the coordinates of Q, or None where no sample escapes."""
+    lengths = np.linalg.norm(basis.orthonormal, axis=1)
+    sizes = np.where(lengths > 0, lengths, np.inf)[:, None]
+    units = signs[:, None] * basis.orthonormal / sizes
+    cone = np.vstack([units, -units[held]])  # held from both sides
+    if held.all() or not basis.rank:
+        return None
+    try:
+        weights = 1 + nnls(cone.T, -np.sum(cone, axis=0))[0]
+    except RuntimeError:
+        raise ValueError(
+            "`features` must be such that nonnegative least squares tells which samples a "
+            f"hyperplane separates, but it did not end in {3 * len(cone)} steps."
+        ) from None
+    direction = weights @ cone
+    doubled = np.append(weights[: held.size], weights[held.size :])
+    entries = np.vstack([basis.rounding / sizes, (basis.rounding / sizes)[held]])
+    doubt = np.linalg.norm((doubled @ entries) @ np.abs(basis.transform))
+    size = np.linalg.norm(direction)
+    if size + 2 * doubt < 0.5:
+        return None
+    # Rows that w leaves at 0 up to its own rounding: exactly at 0.
+    unit, noise = direction / size, 100 * np.finfo(float).eps * np.sum(weights) / size
+    near = cone[np.abs(cone @ unit) <= noise]
+    _, singular, modes = np.linalg.svd(near, full_matrices=False)
+    modes = modes[singular > 1e-8 * np.max(singular, initial=0.0)]
+    for _ in range(2):
+        unit = unit - modes.T @ (modes @ unit)
+    size = np.linalg.norm(unit)
+    if size < 0.1:
+        _refuse_row(rows[0])
+    return unit / size
+
+
+def _refuse_row(row):
+    raise ValueError(
+        "`features` must tell, beyond their rounding, which samples a hyperplane separates, but "
+        f"the sample at row {row} (from 0) is within it: give centred columns, or leave it out."
     )
-    return found.x[dim:] > 0.5
 
 
-def _larger_thresholds(delta, targets, basis):
-    """Near the minimiser of Huber's loss: that of ever smaller thresholds, from least squares on.
+def _start(terms, targets, basis):
+    """Where Newton's method starts: for counts at weighted least squares of their logarithms."""
+    if terms is not poisson:
+        return np.zeros(basis.rank)
+    root = np.sqrt(targets + 0.1)
+    return least_squares(root[:, None] * basis.orthonormal, root * np.log(targets + 0.1))
+
+
+def _newton(phi, basis, start):
+    """The a at which Σ φ(basis a) is least, and whether it is, for losses whose third derivative is
+    at most their second.
+
+    With δ the largest change of a prediction in a full step, the share log(1 + δ)/δ of it lowers
+    Σ φ for such losses (Bach, Electronic Journal of Statistics 4, 2010); longer ones are tried.
+    """
+    place, last = start, np.inf
+    for _ in range(_NEWTON_STEPS if start.size else 0):
+        predictions = basis @ place
+        value, slope, curvature = phi(predictions)
+        root = np.sqrt(np.maximum(curvature, np.finfo(float).tiny))
+        step = least_squares(root[:, None] * basis, -slope / root)
+        change = basis @ step
+        size, largest = np.linalg.norm(root * change), np.max(np.abs(change))
+        rounding = np.finfo(float).eps * np.linalg.norm(root * (1 + np.abs(predictions)))
+        if not np.isfinite(largest):
+            return place, False
+        if size <= rounding or (largest < 0.1 and size > last / 2):
+            return place + step, size <= 1e3 * rounding
+        length, safe, fall = 1.0, np.log1p(largest) / largest, size**2
+        with np.errstate(over="ignore", invalid="ignore"):
+            while length > safe and not (
+                np.sum(phi(basis @ (place + length * step))[0])
+                <= np.sum(value) - 1e-4 * length * fall
+            ):
+                length /= 2
+        place, last = place + max(length, safe) * step, size
+    return place, not start.size
+
+
+def _huber_minimiser(delta, targets, basis):
+    """That of ever smaller thresholds, from least squares on, and whether it is one.
 
     From elsewhere Newton's method finds no curvature where most residuals are beyond the threshold.
     """
     place = basis.T @ targets
     threshold = np.max(np.abs(basis @ place - targets), initial=0.0) / 4
     while threshold > delta:
-        place = _newton(partial(huber, threshold, targets), basis, place)
+        place = _huber_newton(partial(huber, threshold, targets), basis, place)
         threshold /= 4
-    return place
+    phi = partial(huber, delta, targets)
+    place = _huber_newton(phi, basis, place)
+    slope = phi(basis @ place)[1]
+    gradient = np.linalg.norm(basis.T @ slope)
+    rounding = np.finfo(float).eps * np.linalg.norm(np.abs(basis @ place) + np.abs(targets))
+    # The place is within ‖a − a*‖ of one, so that the loss is within ‖g‖ ‖a − a*‖.
+    return place, gradient <= 1e-9 * np.linalg.norm(slope) + 100 * rounding
 
 
-def _newton(phi, basis, start):
-    """The a at which Σ φ(basis a) is least, by regularised Newton steps with backtracking."""
+def _huber_newton(phi, basis, start):
+    """Regularised Newton steps with backtracking."""
     place = start
     last, first = 3, np.linalg.norm(phi(basis @ np.zeros_like(start))[1])
     for _ in range(_NEWTON_STEPS):
