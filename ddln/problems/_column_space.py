@@ -110,7 +110,7 @@ def column_basis(features: np.ndarray, precision: float) -> ColumnBasis:
         orthonormal=orthonormal,
         transform=transform,
         others=np.array(rest, int),
-        relations=weights,
+        relations=np.where(np.abs(weights) > NOISE * precision, weights, 0.0),
         rounding=rounding[:, chosen],
     )
 
@@ -131,7 +131,10 @@ def _orthonormal(columns, triangle):
     """Q and T with Q = columns · T, from the R of the columns' QR factorisation."""
     transform = scipy.linalg.solve_triangular(triangle, np.eye(triangle.shape[0]))
     for _ in range(2):
-        orthonormal, triangle = np.linalg.qr(product(columns, transform))
+        spanning = product(columns, transform)
+        triangle = np.linalg.qr(spanning, mode="r")
+        # Not the Q of this QR: its rows would round to a part of the largest, and zeros to others.
+        orthonormal = scipy.linalg.solve_triangular(triangle.T, spanning.T, lower=True).T
         transform = scipy.linalg.solve_triangular(triangle.T, transform.T, lower=True).T
     return orthonormal, transform
 

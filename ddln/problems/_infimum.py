@@ -10,14 +10,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float
-from scipy.optimize import nnls
 from scipy.special import expit
 
 from ddln._internal.validation import is_concrete
 from ddln.problems._column_space import NOISE, SIGNAL, ColumnBasis, column_basis, least_squares
 
 _NEWTON_STEPS = 200
+_ROUNDINGS = 100  # of a sum of unit vectors that count as none
 
 
 def spectral_norm(features: Float[Array, "samples dim"]) -> Float[Array, ""]:
@@ -105,7 +106,7 @@ def _solve(terms, factor, precision, features, targets, *delta):
     if terms is huber:
         place, converged = _huber_minimiser(delta[0], targets, basis.orthonormal)
     else:
-        place, converged = _newton(phi, basis.orthonormal, _start(terms, targets[kept], basis))
+        place, converged = _newton(phi, basis.orthonormal)
     fitted = np.zeros(samples)
     fitted[kept] = basis.orthonormal @ place
     minimum = factor * np.sum(phi(fitted[kept])[0])
@@ -177,14 +178,7 @@ def _separating(basis, signs, held, rows):
     cone = np.vstack([units, -units[held]])  # held from both sides
     if held.all() or not basis.rank:
         return None
-    try:
-        weights = 1 + nnls(cone.T, -np.sum(cone, axis=0))[0]
-    except RuntimeError:
-        raise ValueError(
-            "`features` must be such that nonnegative least squares tells which samples a "
-            f"hyperplane separates, but it did not end in {3 * len(cone)} steps."
-        ) from None
-    direction = weights @ cone
+    weights, direction = _shortest(cone)
     doubled = np.append(weights[: held.size], weights[held.size :])
     entries = np.vstack([basis.rounding / sizes, (basis.rounding / sizes)[held]])
     doubt = np.linalg.norm((doubled @ entries) @ np.abs(basis.transform))
@@ -192,7 +186,7 @@ def _separating(basis, signs, held, rows):
     if size + 2 * doubt < 0.5:
         return None
     # Rows that w leaves at 0 up to its own rounding: exactly at 0.
-    unit, noise = direction / size, 100 * np.finfo(float).eps * np.sum(weights) / size
+    unit, noise = direction / size, _ROUNDINGS * np.finfo(float).eps * np.sum(weights) / size
     near = cone[np.abs(cone @ unit) <= noise]
     _, singular, modes = np.linalg.svd(near, full_matrices=False)
     modes = modes[singular > 1e-8 * np.max(singular, initial=0.0)]
@@ -204,6 +198,38 @@ def _separating(basis, signs, held, rows):
     return unit / size
 
 
+def _shortest(cone):
+    """λ ≥ 1 for which w = Σ λ_i c_i is shortest, and w, for rows c_i of length 1 (or 0).
+
+    The active set method of Lawson and Hanson (1974, chapter 23) for λ − 1 ≥ 0. SciPy's starts from
+    rows with c_iᵀw < 0 by rounding alone, and with opposite rows such as held ones it then ends
+    elsewhere. What is returned is checked by those who ask.
+    """
+    base = np.sum(cone, axis=0)
+    extra, direction, passive = np.zeros(len(cone)), base, []
+    for _ in range(3 * len(cone)):
+        margins = cone @ direction
+        row, rounding = int(np.argmin(margins)), _ROUNDINGS * np.finfo(float).eps
+        if margins[row] >= -rounding * (len(cone) + np.sum(extra)) or row in passive:
+            break
+        passive = [*passive, row][-cone.shape[1] :]
+        while True:
+            turn, triangle = np.linalg.qr(cone[passive].T)
+            wanted, now = scipy.linalg.solve_triangular(triangle, -turn.T @ base), extra[passive]
+            falling = wanted <= 0
+            if not falling.any():
+                break
+            # As far towards it as all stay ≥ 0; those that reach 0 leave.
+            shares = np.where(falling, now / np.where(falling, now - wanted, 1.0), np.inf)
+            extra[passive] = now + np.min(shares) * (wanted - now)
+            extra[np.array(passive)[shares == np.min(shares)]] = 0.0
+            passive = [k for k in passive if extra[k] > 0]
+        extra[passive] = wanted
+        direction = base - turn @ (turn.T @ base)
+        direction = direction - turn @ (turn.T @ direction)
+    return 1 + extra, direction
+
+
 def _refuse_row(row):
     raise ValueError(
         "`features` must tell, beyond their rounding, which samples a hyperplane separates, but "
@@ -211,23 +237,15 @@ def _refuse_row(row):
     )
 
 
-def _start(terms, targets, basis):
-    """Where Newton's method starts: for counts at weighted least squares of their logarithms."""
-    if terms is not poisson:
-        return np.zeros(basis.rank)
-    root = np.sqrt(targets + 0.1)
-    return least_squares(root[:, None] * basis.orthonormal, root * np.log(targets + 0.1))
-
-
-def _newton(phi, basis, start):
+def _newton(phi, basis):
     """The a at which Σ φ(basis a) is least, and whether it is, for losses whose third derivative is
     at most their second.
 
     With δ the largest change of a prediction in a full step, the share log(1 + δ)/δ of it lowers
     Σ φ for such losses (Bach, Electronic Journal of Statistics 4, 2010); longer ones are tried.
     """
-    place, last = start, np.inf
-    for _ in range(_NEWTON_STEPS if start.size else 0):
+    place, last = np.zeros(basis.shape[1]), np.inf
+    for _ in range(_NEWTON_STEPS if place.size else 0):
         predictions = basis @ place
         value, slope, curvature = phi(predictions)
         root = np.sqrt(np.maximum(curvature, np.finfo(float).tiny))
@@ -247,7 +265,7 @@ def _newton(phi, basis, start):
             ):
                 length /= 2
         place, last = place + max(length, safe) * step, size
-    return place, not start.size
+    return place, not place.size
 
 
 def _huber_minimiser(delta, targets, basis):
@@ -258,53 +276,50 @@ def _huber_minimiser(delta, targets, basis):
     place = basis.T @ targets
     threshold = np.max(np.abs(basis @ place - targets), initial=0.0) / 4
     while threshold > delta:
-        place = _huber_newton(partial(huber, threshold, targets), basis, place)
+        place = _huber_newton(threshold, targets, basis, place)
         threshold /= 4
-    phi = partial(huber, delta, targets)
-    place = _huber_newton(phi, basis, place)
-    slope = phi(basis @ place)[1]
-    gradient = np.linalg.norm(basis.T @ slope)
-    rounding = np.finfo(float).eps * np.linalg.norm(np.abs(basis @ place) + np.abs(targets))
-    # The place is within ‖a − a*‖ of one, so that the loss is within ‖g‖ ‖a − a*‖.
-    return place, gradient <= 1e-9 * np.linalg.norm(slope) + 100 * rounding
+    place = _huber_newton(delta, targets, basis, place)
+    predictions = basis @ place
+    slope = np.clip(predictions - targets, -delta, delta)
+    rounding = np.finfo(float).eps * np.linalg.norm(np.abs(predictions) + np.abs(targets))
+    return place, np.linalg.norm(basis.T @ slope) <= 1e-9 * np.linalg.norm(slope) + 100 * rounding
 
 
-def _huber_newton(phi, basis, start):
-    """Regularised Newton steps with backtracking."""
-    place = start
-    last, first = 3, np.linalg.norm(phi(basis @ np.zeros_like(start))[1])
+def _huber_newton(delta, targets, basis, place):
+    """Regularised Newton steps, each of the length that lowers Huber's loss most."""
+    first = np.linalg.norm(np.clip(targets, -delta, delta))
     for _ in range(_NEWTON_STEPS):
         predictions = basis @ place
-        value, slope, curvature = phi(predictions)
+        residual = predictions - targets
+        slope, inside = np.clip(residual, -delta, delta), np.abs(residual) < delta
         gradient = basis.T @ slope
-        nothing = 1e-15 * (first + 4 * np.linalg.norm(curvature * predictions))
-        if not place.size or np.linalg.norm(slope) <= nothing or last == 0:
+        nothing = 1e-15 * (first + 4 * np.linalg.norm(inside * predictions))
+        if not place.size or np.linalg.norm(gradient) <= nothing:
             break
-        # Huber's curvature can vanish; a shift like ‖g‖² keeps the convergence quadratic.
-        shift = (np.max(curvature) or 1.0) * (np.linalg.norm(gradient) / first) ** 2
-        hessian = basis.T @ (curvature[:, None] * basis) + shift * np.eye(place.size)
-        step = -_least_solution(hessian, gradient)
-        fall, rounding = -gradient @ step, 1e-15 * np.sum(np.abs(value))
-        if fall <= rounding:
-            last -= 1  # the value cannot judge any more: a few full steps, and done
-            place = place + step
-            continue
-        length = 1.0
-        with np.errstate(over="ignore", invalid="ignore"):
-            while length > 1e-12 and not (
-                np.sum(phi(basis @ (place + length * step))[0])
-                <= np.sum(value) - 1e-4 * length * fall + rounding
-            ):
-                length /= 2
-        place = place + length * step
+        # The curvature can vanish; a shift like ‖g‖² keeps the convergence quadratic.
+        rates, modes = np.linalg.eigh((basis * inside[:, None]).T @ basis)
+        shift = (np.linalg.norm(gradient) / first) ** 2
+        step = -modes @ ((modes.T @ gradient) / np.maximum(rates + shift, np.finfo(float).eps))
+        place = place + _lowest(delta, residual, basis @ step) * step
     return place
 
 
-def _least_solution(matrix, values):
-    """The solution of least norm, or nearest to one, for a symmetric matrix ≥ 0."""
-    rates, modes = np.linalg.eigh(matrix)
-    kept = rates > np.finfo(float).eps * rates.size * rates[-1]
-    return modes[:, kept] @ ((modes[:, kept].T @ values) / rates[kept])
+def _lowest(delta, residual, change):
+    """The t ≥ 0 with Huber's loss of residual + t · change least: its slope is piecewise linear."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kinks = np.concatenate([(end - residual) / change for end in (-delta, delta)])
+    kinks = np.append(0.0, np.sort(kinks[np.isfinite(kinks) & (kinks > 0)]))
+
+    def slope(t):
+        return change @ np.clip(residual + t * change, -delta, delta)
+
+    low, high = 0, kinks.size - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if slope(kinks[middle]) >= 0 else (middle, high)
+    below, above = slope(kinks[low]), slope(kinks[high])
+    share = below / (below - above) if above > below else 1.0
+    return kinks[low] + min(max(share, 0.0), 1.0) * (kinks[high] - kinks[low])
 
 
 def logistic(y, z):
