@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from scipy.optimize import linprog, minimize
+from scipy.optimize import linprog, minimize, nnls
 
 import ddln
 from ddln import theory
@@ -243,6 +243,40 @@ def test_largest_margins_are_those_of_a_general_solver(norm):
         theory.max_margin(ddln.signed(problem), norm=norm)
     with pytest.raises(ValueError, match="labels that some θ separates"):
         theory.max_margin(ddln.logistic([[1.0], [1.0]], [1.0, -1.0]), norm=norm)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e5, 1e7, 1e10])
+def test_the_largest_margin_does_not_depend_on_units(norm, unit):
+    # −θ₁ − kθ₂ ≥ 1 and θ₁ + 2kθ₂ ≥ 1, k the unit: either norm is least where both are equalities.
+    features = np.array([[1.0, unit], [1.0, 2 * unit]])
+    for factor in (1e-9, 1.0, 1e9):
+        theta = theory.max_margin(ddln.logistic(factor * features, [-1.0, 1.0]), norm=norm)
+        np.testing.assert_allclose(theta * factor, [-3.0, 2 / unit], rtol=1e-12)
+        along = {1: [0.5, 0.0], 2: [0.4, 0.2]}[norm]
+        alone = theory.max_margin(ddln.logistic([[2 * factor, factor]], [1.0]), norm=norm)
+        np.testing.assert_allclose(alone * factor, along, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_largest_margins_are_proved_by_their_duals(norm):
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        features = rng.integers(-5, 6, size=(rng.integers(2, 9), 3)) + np.array([0.0, 0.0, 2020.0])
+        labels = np.where(features @ [1.0, -2.0, 0.0] + 0.5 > 0, 1.0, -1.0)
+        signed = labels[:, None] * np.column_stack([np.ones(len(labels)), features])
+        problem = ddln.logistic(labels[:, None] * signed, labels)
+        if not problem.escapes.all():
+            continue
+        theta = theory.max_margin(problem, norm=norm)
+        assert (signed @ theta).min() > 1 - 1e-9
+        tight = signed[signed @ theta < 1 + 1e-7]
+        if norm == 2:  # θ lies in the cone of the rows with margin 1
+            assert nnls(tight.T, theta)[1] < 1e-7 * np.linalg.norm(theta)
+        else:
+            rows = np.vstack([signed.T, -signed.T])
+            dual = -linprog(-np.ones(len(signed)), A_ub=rows, b_ub=np.ones(8)).fun
+            np.testing.assert_allclose(np.abs(theta).sum(), dual, rtol=1e-6)
 
 
 def test_a_margin_of_another_norm_is_refused():
