@@ -1,5 +1,6 @@
 """Losses beside least squares: where they are least, their derivatives, and runs on them."""
 
+import tracemalloc
 from typing import Any
 
 import jax
@@ -377,6 +378,102 @@ def test_the_signed_problem_is_that_of_doubled_features(problems, name):
     if signed.smoothness is not None:
         np.testing.assert_allclose(signed.smoothness, doubled.smoothness, rtol=1e-12)
     assert signed.gap(signed.minimiser) < 1e-25
+
+
+YEARS = 2 + 2 * np.log((1 + 2 ** (-2 / 3) + 2 ** (1 / 3)) / 2)  # by hand, as is the 1 below
+IN_UNITS = [
+    *(("poisson", [[1, k, 1], [1, k, -2], [1, k, -1]], [0, 0, 2], YEARS, []) for k in (2020, 1e6)),
+    *(
+        ("poisson", [[1, 0, 4], [1, 2 * k, 2], [1, k, 3]], [0, 1, 2], 2.744529375825728, [])
+        for k in (1.0, 1e6)
+    ),
+    *(
+        ("logistic", crossing, [-1, -1, 1, 1], 2.1233795723420568, [])
+        for k in (1.0, 1e9, 1e12)
+        for crossing in [[[1, 4, 8 * k], [1, 2, 8 * k], [1, 2, 10 * k], [1, 9, 2 * k]]]
+    ),
+    *(
+        ("logistic", [[1, t + k * step] for k in range(5)], [-1, -1, 1, 1, 1], 0.0, range(5))
+        for t, step in ((2456293.5, 1), (1.7e9, 86400), (1.7e9, 3600))
+    ),
+    (
+        "logistic",
+        [[1, 101325, 29], [1, 101325, 1], [1, 101325, 55], [1, 101325.01, 75]],
+        [-1, 1, 1, 1],
+        1.9088566925814816,
+        [3],
+    ),
+    (
+        "logistic",
+        [[1, 4, 0.04], [1, 5, 0.008], [1, 5, 0.7], [1, 8, 0.01], [1, 9, 0.07]],
+        [-1, -1, -1, 1, 1],
+        0.0,
+        range(5),
+    ),
+    (  # d = (−40, −9, 0, −2) has x·d ≤ −10 for the zeros and 0 for the last
+        "poisson",
+        [
+            *([1, 2, -40, -4], [1, -4, 20, 3], [1, 3, 0, -2], [1, 2, -20, 3]),
+            *([1, -2, 30, -1], [1, 3, -40, -2], [1, -4, 20, -2]),
+        ],
+        [0, 0, 0, 0, 0, 0, 1],
+        1.0,
+        range(6),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "features", "targets", "minimum", "escape"), IN_UNITS)
+def test_minima_and_escapes_do_not_depend_on_units(name, features, targets, minimum, escape):
+    problem = MAKE[name](features, targets)
+    np.testing.assert_allclose(problem.minimum, minimum, rtol=1e-12)
+    assert np.flatnonzero(problem.escapes).tolist() == list(escape)
+    assert bool(problem.attained) == (not escape)
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e7, 1e8])
+def test_a_column_far_from_zero_has_the_minimum_of_the_centred_one(offset):
+    u = np.round(1024 * RNG.normal(size=40))  # exact beside each offset
+    labels = np.where(u + 700 * RNG.normal(size=40) > 0, 1.0, -1.0)
+    far, near = (ddln.logistic(np.column_stack([np.ones(40), u + o]), labels) for o in (offset, 0))
+    assert far.attained
+    np.testing.assert_allclose(far.minimum, near.minimum, rtol=1e-13)
+    np.testing.assert_allclose(far.fitted, near.fitted, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [6, 12, 15, 18])
+def test_large_counts_have_their_minimum_and_minimiser(power):
+    problem = ddln.poisson([[1.0], [1.0]], [10.0**power, 3 * 10.0**power])
+    place = np.log(2) + power * np.log(10)
+    np.testing.assert_allclose(problem.minimiser, place, rtol=1e-14)
+    np.testing.assert_allclose(problem.minimum, 4 * 10.0**power * (1 - place), rtol=1e-14)
+    mixed = ddln.poisson([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [10.0**power, 1, 1])
+    # e^z + 2 e^{2z} = 3 at z = 0
+    np.testing.assert_allclose(mixed.minimiser, [power * np.log(10), 0.0], atol=1e-13)
+
+
+def test_memory_grows_with_the_samples_and_not_with_their_square():
+    features = np.column_stack([np.ones(4000), RNG.normal(size=(4000, 6))])
+    labels = np.where(features[:, 1] + RNG.normal(size=4000) > 0, 1.0, -1.0)
+    tracemalloc.start()
+    ddln.logistic(features, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * features.nbytes  # 4000² numbers are 570 times as many
+
+
+CLOSE = 200 * float(np.finfo(float).eps)
+
+
+@pytest.mark.parametrize("last", [1.0, 3.0])
+def test_what_rounding_leaves_open_is_refused(last):
+    features = np.array([[1.0, 1.0], [1.0, 1.0 + CLOSE], [1.0, last]])
+    labels = np.array([-1.0, 1.0, 1.0])
+    with pytest.raises(
+        ValueError, match=r"`features` must .* column \d \(from 0\) is within \d+ r"
+    ):
+        ddln.logistic(features, labels)
+    assert jnp.isnan(jax.jit(lambda x: ddln.logistic(x, labels).minimum)(features))
 
 
 LAYERS = jnp.array([[0.1, 0.0, -0.2], [1.0, 0.8, 1.1], [0.7, -0.9, 1.3]])

@@ -9,6 +9,7 @@ is 0, what differs by more than `SIGNAL` is not, and between the two the data ar
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -81,7 +82,8 @@ def column_basis(features: np.ndarray, precision: float) -> ColumnBasis:
     # as the column's usual ones.
     usual = [np.median(column[column > 0]) if column.any() else 0.0 for column in np.abs(scaled.T)]
     rounding = precision * np.maximum(np.abs(scaled), usual)
-    triangle, order = scipy.linalg.qr(scaled, mode="r", pivoting=True, check_finite=False)
+    factors: Any = scipy.linalg.qr(scaled, mode="r", pivoting=True, check_finite=False)
+    triangle, order = factors
     clear = _clear_pivots(triangle[: min(samples, dim)], precision * np.sqrt(samples))
     chosen, rest = list(order[:clear]), list(order[clear:])
     orthonormal, transform = _orthonormal(scaled[:, chosen], triangle[:clear, :clear])
@@ -132,7 +134,7 @@ def _orthonormal(columns, triangle):
     transform = scipy.linalg.solve_triangular(triangle, np.eye(triangle.shape[0]))
     for _ in range(2):
         spanning = product(columns, transform)
-        triangle = np.linalg.qr(spanning, mode="r")
+        triangle = np.asarray(np.linalg.qr(spanning, mode="r"))
         # Not the Q of this QR: its rows would round to a part of the largest, and zeros to others.
         orthonormal = scipy.linalg.solve_triangular(triangle.T, spanning.T, lower=True).T
         transform = scipy.linalg.solve_triangular(triangle.T, transform.T, lower=True).T
@@ -185,9 +187,10 @@ def least_squares(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
     Higham, BIT 38, 1998).
     """
     order = np.argsort(-np.max(np.abs(matrix), axis=1, initial=0.0), kind="stable")
-    turn, triangle, columns = scipy.linalg.qr(
+    factors: Any = scipy.linalg.qr(
         matrix[order], mode="economic", pivoting=True, check_finite=False
     )
+    turn, triangle, columns = factors
     solution = np.empty(matrix.shape[1])
     solution[columns] = scipy.linalg.solve_triangular(
         triangle, turn.T @ values[order], check_finite=False

@@ -2,7 +2,7 @@
 
 Logistic, exponential and Poisson losses have no minimiser where some direction lowers the loss of
 some samples for ever and raises that of none. The samples that *escape* so, their loss tending to
-0, are found by a linear program. The infimum is that of the other samples, at predictions z* with
+0, are found by nonnegative least squares. The infimum is that of the others, at predictions z* with
 Σ_i φ'(z*_i) x_i = 0 over them, so that without any difference of sums
 
     ℒ(θ) − ℒ* = c Σ_escaping φ(z_i) + c Σ_others [φ(z_i) − φ(z*_i) − φ'(z*_i)(z_i − z*_i)].
@@ -238,7 +238,8 @@ def logistic(
         have no derivative in the data.
 
     Raises:
-        ValueError: shapes that do not fit, a label that is not −1 or 1 (traced: NaN).
+        ValueError: shapes that do not fit, a label that is not −1 or 1, or features whose rounding
+            leaves open what is separated (traced: NaN).
 
     Source: the escaping samples as in Albert and Anderson 1984; as derived in docs/theory.md.
 
@@ -282,7 +283,8 @@ def poisson(
         normalisation: as in `logistic`.
 
     Raises:
-        ValueError: shapes that do not fit, a count that is negative or not whole (traced: NaN).
+        ValueError: shapes that do not fit, a count that is negative or not whole, or features whose
+            rounding leaves open which counts escape (traced: NaN).
 
     >>> problem = ddln.poisson([[1.0], [1.0]], [1, 3])
     >>> round(float(problem.minimiser[0]), 12)  # log 2
@@ -316,7 +318,8 @@ def huber(
         the affine set only where every residual is inside the threshold.
 
     Raises:
-        ValueError: shapes that do not fit, δ ≤ 0 (traced: NaN).
+        ValueError: shapes that do not fit, δ ≤ 0, or features whose rounding leaves open which
+            columns depend on others (traced: NaN).
 
     Source: Huber 1964.
 
