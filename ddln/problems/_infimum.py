@@ -220,7 +220,8 @@ def _shortest(cone):
             if not falling.any():
                 break
             # As far towards it as all stay ≥ 0; those that reach 0 leave.
-            shares = np.where(falling, now / np.where(falling, now - wanted, 1.0), np.inf)
+            lengths = np.where(falling, np.maximum(now - wanted, np.finfo(float).tiny), 1.0)
+            shares = np.where(falling, now / lengths, np.inf)
             extra[passive] = now + np.min(shares) * (wanted - now)
             extra[np.array(passive)[shares == np.min(shares)]] = 0.0
             passive = [k for k in passive if extra[k] > 0]
