@@ -1,5 +1,7 @@
 """Each rule against its own recursion in NumPy, and what may be asked of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,13 +92,77 @@ def test_each_rule_is_its_recursion(case):
     np.testing.assert_allclose(u, expected(), rtol=SAME, atol=SAME)
 
 
-def test_adam_works_under_strict_promotion_of_types():
+STRICT = {
+    "sgd, drops": ("sgd", {"drops": [(2, 0.5)]}),
+    "heavy ball": ("heavy_ball", {"momentum": 0.5}),
+    "sign": ("sign", {}),
+    "adam, a schedule": ("adam", {"learning_rate": optax.cosine_decay_schedule(RATE, 10)}),
+    "adamw": (optax.adamw, {"weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", STRICT)
+def test_rules_work_under_strict_promotion_of_types(case):
     problem = ddln.least_squares([[1.0]], [2.0])
+    name, numbers = STRICT[case]
     with jax.numpy_dtype_promotion("strict"):
-        rule, u = ddln.optimiser("adam", learning_rate=RATE), jnp.ones((2, 1))
-        updates, _ = rule.update(u, rule.init(u), u)
-    np.testing.assert_allclose(updates, -RATE, rtol=1e-6)
-    assert ddln.descend(problem, u, rule, steps=3).ok
+        rule = ddln.optimiser(name, **{"learning_rate": RATE} | numbers)
+        run = ddln.descend(problem, jnp.ones((2, 1)), rule, steps=4)
+    assert run.ok
+
+
+def by_hand(rule, steps=200):
+    """The end of a run with optax alone, in NumPy but for the rule."""
+    u = jnp.asarray(START)
+    memory = rule.init(u)
+    update = jax.jit(rule.update)
+    for _ in range(steps):
+        updates, memory = update(2 * u[::-1] * (u[0] * u[1] - TARGET)[None], memory, u)
+        u = u + updates
+    return u
+
+
+TARGET = np.array([2.0, -1.0])
+TAKEN = {
+    "adamw": (optax.adamw, {"learning_rate": 0.01, "weight_decay": 0.1}),
+    "lion": (optax.lion, {"learning_rate": 0.001, "weight_decay": 0.2}),
+    "adamw under any wrapper": (
+        optax.inject_hyperparams(optax.adamw),
+        {"learning_rate": 0.01, "weight_decay": 0.1},
+    ),
+    "a rule with all our names": (
+        lambda intrinsic_step, drops, weight_decay: optax.adamw(
+            intrinsic_step, weight_decay=weight_decay * drops[0][1]
+        ),
+        {"intrinsic_step": 0.01, "drops": [(0, 2.0)], "weight_decay": 0.05},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_a_number_goes_to_the_rule_that_takes_it(case):
+    make, numbers = TAKEN[case]
+    problem = ddln.least_squares(np.eye(2), TARGET)
+    end = ddln.descend(problem, START, ddln.optimiser(make, **numbers), steps=200).layers[-1]
+    np.testing.assert_allclose(end, by_hand(make(**numbers)), rtol=SAME, atol=SAME)
+
+
+@pytest.mark.parametrize("number", [{"weight_decay": 0.1}, {"drops": [(1, 0.5)]}])
+def test_a_number_that_both_would_take_is_refused(number):
+    def rule(learning_rate, **options):
+        return optax.adamw(learning_rate, **options)
+
+    (name,) = number
+    with pytest.raises(ValueError, match=f"`{name}` must have one taker, got .* and rule, which"):
+        ddln.optimiser(rule, learning_rate=0.01, **number)
+    bound = ddln.optimiser(functools.partial(rule, weight_decay=0.1), learning_rate=0.01)
+    assert bound.weight_decay is None
+
+
+def test_momentum_that_a_rule_has_none_of_is_none():
+    rule = ddln.optimiser(optax.sgd, learning_rate=0.1, momentum=None)
+    run = ddln.descend(ddln.least_squares([[1.0]], [2.0]), jnp.ones((2, 1)), rule, steps=3)
+    np.testing.assert_allclose(run.times[-1], 0.3, rtol=SAME)
 
 
 def test_only_plain_steps_are_gradient_descent():

@@ -9,7 +9,7 @@ sign         u ← u − γ sign g
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -79,13 +79,16 @@ class Optimiser(eqx.Module):
             rule = optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
         return optax.with_extra_args_support(rule)
 
+    # Optax's rules and schedules mix types (Adam its count of steps with the layers), which strict
+    # promotion refuses: hence the three contexts.
+
     def init(self, params: Any) -> Any:
         """As optax's."""
-        return self._transformation.init(params)
+        with jax.numpy_dtype_promotion("standard"):
+            return self._transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         """As optax's."""
-        # Adam mixes types, which a strict promotion of types refuses.
         with jax.numpy_dtype_promotion("standard"):
             return self._transformation.update(updates, state, params, **extra)
 
@@ -97,19 +100,20 @@ class Optimiser(eqx.Module):
     def learning_rate(self, step: Int[Array, ""]) -> Any:
         """γ at a step; 1 where the rule has none by that name."""
         rate = self.numbers.get("learning_rate", 1.0)
-        return rate(step) if callable(rate) else rate
+        with jax.numpy_dtype_promotion("standard"):
+            return rate(step) if callable(rate) else rate
 
     def elapsed(self, step: Int[Array, ""], more: Int[Array, ""], time: Array) -> Float[Array, ""]:
         """The flow time Σ γ / (1 − β) at `more` steps after a step that was reached at `time`."""
-        patience = 1 - self.numbers.get("momentum", 0.0)
+        momentum = self.numbers.get("momentum")
+        slowness = 1.0 if momentum is None else 1 - momentum
+
+        def rate(step):
+            return jnp.asarray(self.learning_rate(step), time.dtype)
+
         if not callable(self.numbers.get("learning_rate")):
-            return jnp.asarray((step + more) * self.learning_rate(step) / patience, time.dtype)
-        return jax.lax.fori_loop(
-            step,
-            step + more,
-            lambda k, time: time + jnp.asarray(self.learning_rate(k) / patience, time.dtype),
-            time,
-        )
+            return jnp.asarray(step + more, time.dtype) * rate(step) / slowness
+        return jax.lax.fori_loop(step, step + more, lambda k, time: time + rate(k) / slowness, time)
 
 
 class _Given(NamedTuple):
@@ -145,15 +149,18 @@ def optimiser(
             transformation of numbers, such as `optax.adamw`.
         intrinsic_step: λ > 0 in place of a learning rate, where there is a momentum β: then
             γ = λ (1 − β)².
-        weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖². (For
-            AdamW's: `optax.adamw`.)
+        weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖².
         drops: pairs of a step and a factor > 0: from the step on, counted from 0, γ is multiplied.
         numbers: what the rule takes: `learning_rate` (γ > 0, or an optax schedule), and `momentum`
             (0 ≤ β < 1) for heavy_ball and nesterov, or `b1`, `b2`, `eps` for adam.
 
+    A rule that itself takes one of `intrinsic_step`, `weight_decay` and `drops` gets it: the
+    `weight_decay` of `optax.adamw` is AdamW's.
+
     Raises:
         ValueError: an unknown rule, numbers that it does not take or that are out of range
-            (traced: NaN), a learning rate beside `intrinsic_step`.
+            (traced: NaN), a learning rate beside `intrinsic_step`; a rule with `**options` beside
+            `intrinsic_step`, `weight_decay` or `drops`, which it could take as well.
 
     Source: heavy ball as in Papazov et al. 2024, where the intrinsic quantity λ = γ/(1 − β)²
     decides the path, so that runs of equal λ end nearly at the same point.
@@ -174,6 +181,43 @@ def optimiser(
             hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
             raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
         rule = _RULES[rule]
+    ours: dict[str, Any] = {"intrinsic_step": intrinsic_step, "weight_decay": weight_decay}
+    ours |= {"drops": drops if len(drops) else None}
+    given = {key: value for key, value in ours.items() if value is not None}
+    for key in _taken(rule, given, name):
+        numbers[key] = given.pop(key)
+    return _made(rule, name, numbers, **given)
+
+
+def _taken(rule: Callable[..., Any], given: Iterable[str], name: str) -> list[str]:
+    """Which of our names the rule takes.
+
+    Raises:
+        ValueError: it takes any name.
+    """
+    parameters = inspect.signature(rule).parameters
+    kinds = {key: parameter.kind for key, parameter in parameters.items()}
+    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    taken = [key for key in given if kinds.get(key) in by_name]
+    either = [key for key in given if key not in taken]
+    if either and inspect.Parameter.VAR_KEYWORD in kinds.values():
+        raise ValueError(
+            f"`{either[0]}` must have one taker, got `ddln.optimiser` and {name}, which takes any "
+            "name: bind it to the rule (`functools.partial`), or list in the rule what it takes."
+        )
+    return taken
+
+
+def _made(
+    rule: Callable[..., optax.GradientTransformation],
+    name: str,
+    numbers: dict[str, Any],
+    *,
+    intrinsic_step: Number | None = None,
+    weight_decay: Number | None = None,
+    drops: Sequence[tuple[int, Number]] = (),
+) -> Optimiser:
+    """The rule with its numbers, and with what is not its own."""
     if intrinsic_step is not None:
         numbers["learning_rate"] = _rate_of(intrinsic_step, numbers)
     try:
@@ -212,7 +256,7 @@ def _rate_of(intrinsic_step: Number, numbers: dict[str, Any]) -> Array:
 
 def _checked(name: str, value: Any) -> Any:
     """A number that is known to have a range as an array within it; anything else as it is."""
-    if callable(value):
+    if value is None or callable(value):
         return value
     if name not in _RANGES:
         return jnp.asarray(value) if isinstance(value, float) else value
