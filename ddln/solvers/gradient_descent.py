@@ -2,7 +2,8 @@
 
     u_{k+1} = u_k + rule(g_k),   g_k the gradient that the oracle sees at u_k
 
-Between two records nothing is kept but the state, and a run goes on from its state bit for bit.
+Between two records nothing is kept but the state, and a run goes on from its state bit for bit,
+wherever it was cut and whatever is recorded.
 
 At depth 2, with plain steps u ← u − γ (∇ℓ ⊙ v), v ← v − γ (∇ℓ ⊙ u), whatever the samples and γ,
 
@@ -15,6 +16,7 @@ Source: u² − v² and what follows for the limit, Even et al. 2023.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -50,13 +52,28 @@ class Ledger(eqx.Module):
     """−Σ_k γ_k ∇ℓ_k."""
 
 
+class OpenLedger(eqx.Module):
+    """A ledger that steps are still added to."""
+
+    whole: Ledger
+    """Up to the last multiple of 64 steps."""
+    since: Ledger
+    """Of the steps since then, the growth less 1."""
+
+    @property
+    def now(self) -> Ledger:
+        """Up to the last step."""
+        growth, dual = self.whole.growth, self.whole.dual
+        return Ledger(growth + growth * self.since.growth, dual + self.since.dual)
+
+
 class State(eqx.Module):
     """Where a run stands: all that it takes to go on."""
 
     layers: Float[Array, "depth dim"]
     memory: Any
     """The optimiser's state."""
-    ledger: Ledger | None
+    ledger: OpenLedger | None
     taken: Int[Array, ""]
     """Steps taken until it ended; `step` and `time` go on, so that lanes share them."""
     step: Int[Array, ""]
@@ -115,34 +132,60 @@ def _step(
     return state, slope
 
 
-def _repeat(count, step, carry):
-    """Some steps; two at a time, so that XLA writes the second where the first was read."""
-    carry = jax.lax.fori_loop(0, count // 2, lambda _, carry: step(step(carry)), carry)
-    return jax.lax.fori_loop(0, count % 2, lambda _, carry: step(carry), carry)
+def _steps(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State, count) -> State:
+    """The state some steps later.
 
-
-def _block(problem: Problem, optimiser: Optimiser, oracle: Oracle, state: State, count) -> State:
-    """A few steps, and what they add to the ledger.
-
-    In one product over all steps factors near 1 would lose what each of them has beyond 1: so each
-    block has its own, less 1.
+    Every step is one turn of the same loop: XLA rounds a step by how it is fused with what stands
+    beside it, so that a loop over pairs of steps, and one over the last of an odd number, would let
+    the last digits depend on where the records lie.
     """
     ledger = state.ledger
     if ledger is None:
-        return _repeat(count, lambda state: _step(problem, optimiser, oracle, state)[0], state)
+
+        def alone(_, state):
+            return _step(problem, optimiser, oracle, state)[0]
+
+        return jax.lax.fori_loop(0, count, alone, state)
+
+    def block(carry):
+        done, state, ledger = carry
+        length = jnp.minimum(_BLOCK - state.step % _BLOCK, count - done)
+        return done + length, *_block(problem, optimiser, oracle, state, ledger, length)
+
+    # The ledger beside the state, not in it.
+    start = jnp.zeros_like(count), dataclasses.replace(state, ledger=None), ledger
+    _, state, ledger = jax.lax.while_loop(lambda carry: carry[0] < count, block, start)
+    return dataclasses.replace(state, ledger=ledger)
+
+
+def _block(
+    problem: Problem,
+    optimiser: Optimiser,
+    oracle: Oracle,
+    state: State,
+    ledger: OpenLedger,
+    count: Int[Array, ""],
+) -> tuple[State, OpenLedger]:
+    """Steps up to a multiple of 64 at most, and the ledger with what they add to it.
+
+    In one product over all steps factors near 1 would lose what each of them has beyond 1: so each
+    64 steps have their own, less 1. They are counted from the start of the run, not from a record.
+    """
     sign = jnp.asarray([[-1.0], [1.0]], state.layers.dtype)
 
-    def step(carry):
-        state, excess, total = carry
-        rate = jnp.asarray(optimiser.learning_rate(state.step), total.dtype)
+    def step(_, carry):
+        state, since = carry
+        rate = jnp.asarray(optimiser.learning_rate(state.step), state.layers.dtype)
         state, slope = _step(problem, optimiser, oracle, state)
         factor = sign * (rate * slope)[None]
-        return state, excess + (factor + excess * factor), total + rate * slope
+        growth = since.growth + (factor + since.growth * factor)
+        return state, Ledger(growth, since.dual - rate * slope)
 
-    none = jnp.zeros_like(ledger.growth), jnp.zeros_like(ledger.dual)
-    state, excess, total = _repeat(count, step, (state, *none))
-    ledger = Ledger(ledger.growth + ledger.growth * excess, ledger.dual - total)
-    return dataclasses.replace(state, ledger=ledger)
+    state, since = jax.lax.fori_loop(0, count, step, (state, ledger.since))
+    ledger = OpenLedger(ledger.whole, since)
+    closed = OpenLedger(ledger.now, jax.tree.map(jnp.zeros_like, since))
+    is_whole = state.step % _BLOCK == 0
+    return state, jax.tree.map(partial(jnp.where, is_whole), closed, ledger)
 
 
 def _is_plain(optimiser: Optimiser, oracle: Oracle) -> bool:
@@ -154,7 +197,8 @@ def _is_plain(optimiser: Optimiser, oracle: Oracle) -> bool:
 def _begin(problem, layers, optimiser, oracle, key, with_ledger) -> State:
     ledger = None
     if with_ledger and layers.shape[0] == 2 and _is_plain(optimiser, oracle):
-        ledger = Ledger(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
+        whole = Ledger(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
+        ledger = OpenLedger(whole, jax.tree.map(jnp.zeros_like, whole))
     return State(
         layers=layers,
         memory=optimiser.init(layers),
@@ -181,7 +225,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
             loss < largest_loss, jnp.where(gap <= target_gap, _STOPPED, _OK), _DIVERGED
         )
         status = jnp.where(status == _OK, seen, status)
-        saved = (state.layers, theta, loss, gap, state.ledger)
+        saved = (state.layers, theta, loss, gap, state.ledger and state.ledger.now)
         saved = jax.tree.map(lambda x: jnp.where(status == _DIVERGED, jnp.nan, x), saved)
         return status, (state.step, state.time, *saved)
 
@@ -189,14 +233,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
         state, status = carry
         runs = status == _OK
         count = jnp.where(_over_lanes(runs), length, 0)
-        moved = jax.lax.fori_loop(
-            0,
-            -(-count // _BLOCK),
-            lambda done, state: _block(
-                problem, optimiser, oracle, state, jnp.minimum(_BLOCK, count - done * _BLOCK)
-            ),
-            state,
-        )
+        moved = _steps(problem, optimiser, oracle, state, count)
         lane, before = ((state.layers, state.memory, state.ledger) for state in (moved, state))
         layers, memory, ledger = jax.tree.map(
             lambda new, old: jnp.where(runs, new, old), lane, before
