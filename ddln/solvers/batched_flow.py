@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.networks.layers import Reduction, effective_parameter, mobility
 from ddln.problems import sharding
@@ -182,6 +183,7 @@ def gradient_flows(
     >>> flows.theta[:, -1, 0].round(8).tolist()
     [2.0, 2.0, 2.0]
     """
+    drop_programs()
     layers = as_floats("layers", layers, 3)
     lanes, depth, dim = layers.shape
     width = problem.minimiser.shape[-1]

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
@@ -322,6 +323,7 @@ def descend(
     >>> [round(float(x), 4) for x in jax.jit(jax.vmap(final_loss))(jnp.array([0.01, 0.02]))]
     [1.3746, 0.1459]
     """
+    drop_programs()
     rule, oracle = as_optimiser(optimiser), Sampling() if oracle is None else oracle
     oracle.check(problem)
     lengths = _lengths(steps, record_every, record_at)

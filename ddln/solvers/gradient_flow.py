@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
 from ddln.networks.layers import Reduction
 from ddln.problems.base import Problem
@@ -157,6 +158,7 @@ def _solve(
     adjoint: diffrax.AbstractAdjoint | None,
     throw: bool,
 ) -> Trajectory:
+    drop_programs()
     layers = as_layers(layers)
     if layers.shape[1] != problem.dim:
         raise ValueError(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import (
     ArrayLike,
     Number,
@@ -327,6 +328,7 @@ def stochastic_flow(
     >>> bool(abs(run.theta[-1, 0] - 2.0) < 0.5), int(run.stats["num_steps"])
     (True, 300)
     """
+    drop_programs()
     layers = as_layers(layers, problem.dim)
     layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
     times = as_times(as_floats("times", times, 1).astype(layers.dtype))

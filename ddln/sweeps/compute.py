@@ -21,6 +21,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
@@ -118,6 +119,7 @@ def validate(chunk: Chunk) -> None:
     Raises:
         ConfigError: they do not fit, or are not finite.
     """
+    drop_programs()
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
     loss, layers = parts.problem_of(experiment), parts.layers_of(experiment)
@@ -201,6 +203,7 @@ def _parts(chunk: Chunk, width: int) -> list[Chunk]:
 
 
 def _together(chunk: Chunk, report: Report | None, twice: bool) -> xr.Dataset:
+    drop_programs()
     # The last chunk of a shape is padded with copies of a lane, to run as the same program.
     padded = {
         name: np.pad(values, (0, chunk.width - values.size), mode="edge")
@@ -262,6 +265,8 @@ def _numbers(experiment: Experiment, swept: Mapping[str, Any]) -> dict[str, Any]
 
 
 _PROGRAMS: dict[tuple, Any] = {}
+_MOST_PROGRAMS = 16
+"""Shapes whose steps are kept: chunks of a shape follow each other."""
 
 
 def _programs(chunk: Chunk):
@@ -286,6 +291,8 @@ def _programs(chunk: Chunk):
             jax.jit(jax.vmap(f, lanes), compiler_options=haste)
             for f, lanes in ((_examine, (problems, 0, 0)), (measure, (problems, 0)))
         )
+        if len(_PROGRAMS) >= _MOST_PROGRAMS:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
         _PROGRAMS[key] = jax.jit(build), _integrator(experiment, axes), examine, measure
     return _PROGRAMS[key]
 

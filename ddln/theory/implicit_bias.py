@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
 from ddln.networks._coordinate_maps import position_of_dual
 from ddln.networks.entropy import Entropy
@@ -62,6 +63,7 @@ def limit_point(
     >>> [round(float(x), 6) for x in problem.predictor(theta)]
     [0.975649, 0.060879]
     """
+    drop_programs()
     affine, layers = _minimisers(problem), as_layers(layers, problem.dim)
     precision = max(2e-12, 50 * float(jnp.finfo(layers.dtype).eps)) if rtol is None else rtol
     theta = _dual_newton(*affine, Reduction(layers), precision, max_steps)

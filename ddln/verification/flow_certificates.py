@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ddln import theory
+from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import Number
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
@@ -64,6 +65,7 @@ def certify(problem: Problem, run: object) -> Certificates:
     >>> bool(ddln.certify(problem, run).ok)
     True
     """
+    drop_programs()
     if isinstance(run, Descent):
         return Certificates(step_claims(problem, run))
     if not isinstance(run, Trajectory):
