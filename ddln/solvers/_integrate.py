@@ -84,11 +84,11 @@ def march(
         max_steps: budget of steps of each lane, rejected ones included.
     """
     horizon, dtype = times[-1], start.dtype
-    smallest = smallest_step(horizon)
+    smallest, budget = smallest_step(horizon), jnp.asarray(max_steps, int)
     ring_size = max(16, min(256, _RING_BYTES // (4 * start.nbytes)))
 
     def is_active(lanes: _Lanes):
-        spent = lanes.accepted + lanes.rejected >= max_steps
+        spent = lanes.accepted + lanes.rejected >= budget
         return (lanes.time < horizon) & ~lanes.failed & ~lanes.arrived & ~spent
 
     def advance(index, lanes: _Lanes, ring: _Ring):
@@ -119,8 +119,8 @@ def march(
                 lambda new, old: jnp.where(accepted[None], new, old), step.memory, lanes.memory
             ),
             following,
-            lanes.accepted + accepted,
-            lanes.rejected + rejected,
+            lanes.accepted + accepted.astype(int),
+            lanes.rejected + rejected.astype(int),
             lanes.failed | (rejected & (following < smallest)),
             system.arrived(state),
         )

@@ -78,7 +78,7 @@ def _exact_identity(run):
         off = (difference - difference[:1] * factor) / jnp.where(size > 0, size, 1.0)
         measured = jnp.max(jnp.abs(off))
         # Seen to drift by 0.02 roundings a step where θ is at rest.
-        roundings = jnp.maximum(4096, 0.04 * run.steps[-1])
+        roundings = jnp.maximum(4096.0, 0.04 * run.steps[-1].astype(off.dtype))
         tolerance, applies = roundings * jnp.finfo(off.dtype).eps, run.ok
     return Claim(
         "exact identity",
