@@ -1,5 +1,6 @@
 """What a step sees, against NumPy on the rows that were drawn, and against what it estimates."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,49 @@ def test_an_oracle_that_draws_nothing_ignores_the_key():
     assert order is None
 
 
+ROWS = RNG.integers(0, 6, size=(30, 2))
+NOISE = RNG.normal(size=(30, 2))
+PLAIN = ddln.optimiser("sgd", learning_rate=0.05)
+
+
+def test_draws_of_ones_own_are_what_the_steps_see():
+    layers = LAYERS
+    for rows, noise in zip(ROWS, NOISE, strict=True):
+        layers = layers - 0.05 * gradient(layers, rows, noise)
+    oracle = ddln.Sampling(rows=ROWS, noise=NOISE)
+    run = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=30, oracle=oracle)
+    np.testing.assert_allclose(run.layers[-1], layers, rtol=1e-10, atol=SAME)
+    assert run.rates is None
+    part = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=11, oracle=oracle)
+    end = ddln.descend(PROBLEM, part.state, PLAIN, steps=19, oracle=oracle)
+    np.testing.assert_array_equal(end.layers[-1], run.layers[-1])
+    with pytest.raises(ValueError, match=r"`steps` must be at most 30, .* got up to 31"):
+        ddln.descend(PROBLEM, part.state, PLAIN, steps=20, oracle=oracle)
+
+
+def test_one_kind_of_draw_may_be_ones_own():
+    drawn = ddln.Sampling(batch=2, label_noise=0.3)
+    rows, noise = batches(drawn, 30)
+    for mixed in (
+        ddln.Sampling(rows=rows, label_noise=0.3),
+        ddln.Sampling(batch=2, noise=noise),
+        ddln.Sampling(rows=rows, noise=noise),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, batches(mixed, 30), Batch(rows, noise))
+    whole, _ = ddln.Sampling(noise=np.ones((1, 6))).draw(PROBLEM, None, jnp.asarray(0), None)
+    assert whole.rows is None
+    assert (whole.noise == 1).all()
+
+
+def test_more_steps_than_draws_are_refused():
+    oracle = ddln.SharpnessAware(0.1, sampling=ddln.Sampling(rows=ROWS))
+    with pytest.raises(ValueError, match=r"`steps` must be at most 30, .* got up to 31"):
+        ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=oracle)
+    traced = eqx.filter_jit(lambda: ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=oracle))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="The descent diverged"):
+        traced()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -151,6 +195,24 @@ def test_an_oracle_that_draws_nothing_ignores_the_key():
             lambda: ddln.Sampling(batch=2, label_noise=1.0, noisy=3),
             "`noisy` must be from 1 to the size of the batch, got 3",
         ),
+        (lambda: ddln.Sampling(rows=ROWS, batch=2), "`rows` must be None where `batch` is given"),
+        (
+            lambda: ddln.Sampling(noise=NOISE, label_noise=1.0),
+            "`noise` must be None where `label_noise` is given",
+        ),
+        (lambda: ddln.Sampling(rows=[0, 1]), r"`rows` must be whole .* got shape \(2,\) of int"),
+        (lambda: ddln.Sampling(rows=[[0.5]]), r"`rows` must be whole numbers .* of float64"),
+        (lambda: ddln.Sampling(rows=[[0, -1]]), "`rows` must be ≥ 0 and below .* got -1"),
+        (lambda: ddln.Sampling(rows=[[2**32]]), "`rows` must be ≥ 0 and below .* got 4294967296"),
+        (
+            lambda: ddln.Sampling(rows=ROWS, noise=NOISE[:, :1]),
+            r"`noise` must have the shape of `rows`, \(30, 2\), got \(30, 1\)",
+        ),
+        (
+            lambda: ddln.Sampling(noise=NOISE).check(PROBLEM),
+            r"`noise` must have shape \(steps, 6\), .* got \(30, 2\)",
+        ),
+        (lambda: ddln.Sampling(rows=[[6]]).check(PROBLEM), "`rows` must be below 6, got 6"),
         (lambda: ddln.SharpnessAware(-0.1), r"`rho` must be ≥ 0, got -0\.1"),
         (
             lambda: ddln.Sampling(batch=7).check(PROBLEM),

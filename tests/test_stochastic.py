@@ -451,6 +451,10 @@ GOOD = {"learning_rate": 0.1, "oracle": BOTH, "key": jax.random.key(0)}
             r"`oracle` must be a `ddln\.Sampling`, and with replacement, got Sampling\(",
         ),
         (
+            {"oracle": ddln.Sampling(rows=[[0]])},
+            r"`oracle` must have a law, got `rows` or `noise` of your own",
+        ),
+        (
             {"oracle": ddln.SharpnessAware(0.1, sampling=BOTH)},
             r"`oracle` must be a `ddln\.Sampling`, and with replacement, got SharpnessAware\(",
         ),

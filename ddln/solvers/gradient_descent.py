@@ -27,7 +27,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt
 
 from ddln._internal.compiled_programs import drop_programs
-from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, is_concrete, refuse
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_estimators import Oracle, Sampling, value
@@ -256,7 +256,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
     records = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, later)
     steps, times, layers, theta, loss, gap, ledger = records
     rates = None
-    if _is_plain(optimiser, oracle) and not oracle.sampling.is_random:
+    if _is_plain(optimiser, oracle) and oracle.sampling.is_exact:
         rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
     stats = {"num_steps": state.taken}
     curve = times, layers, theta, loss, gap, status, stats
@@ -335,6 +335,7 @@ def descend(
         layers = as_layers(layers, problem.dim)
         layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
         state = _begin(problem, layers, _in_dtype(rule, layers.dtype), oracle, key, ledger)
+    state = _within_draws(state, steps, oracle)
     dtype = state.layers.dtype
     rule = _in_dtype(rule, dtype)
     target_gap = -jnp.inf if target_gap is None else as_floats("target_gap", target_gap, 0)
@@ -368,6 +369,16 @@ def _resumed(problem, state, optimiser, oracle, key) -> State:
     if oracle.sampling.is_random and state.key is None:
         raise ValueError("`oracle` must not draw where the run that goes on had no key.")
     return state if _is_plain(optimiser, oracle) else dataclasses.replace(state, ledger=None)
+
+
+def _within_draws(state: State, steps: int, oracle: Oracle) -> State:
+    """The state; refused where the oracle's draws end before the run, or NaN if that is traced."""
+    drawn = oracle.sampling.steps
+    if drawn is None:
+        return state
+    last = state.step + steps
+    message = f"`steps` must be at most {drawn}, for which the oracle has draws, got up to {last}."
+    return dataclasses.replace(state, layers=refuse(last > drawn, message, state.layers))
 
 
 def _lengths(steps, record_every, record_at) -> Int[np.ndarray, " segments"]:

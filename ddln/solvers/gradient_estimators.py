@@ -14,9 +14,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddln._internal.validation import Number, as_floats, refuse
+from ddln._internal.validation import ArrayLike, Number, as_floats, is_concrete, refuse
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 
@@ -59,9 +60,17 @@ class Sampling(eqx.Module):
         label_noise: σ. Each step adds a fresh N(0, σ²) to each target. None for no noise.
         noisy: how many targets of the batch the noise falls on, drawn at each step, b/noisy times
             as large to make up for it. None for all.
+        rows: draws of your own in place of `batch`: the numbers of the samples that each step sees,
+            counted from 0, shape (steps, b). Not looked at where they are traced.
+        noise: draws of your own in place of `label_noise`: what each step adds to the targets that
+            it sees, shape (steps, b).
+
+    A run takes as many steps as it has `rows` or `noise` for, at most: counted from its start, also
+    where it goes on from a state. (Under `jit` a longer one is NaN.)
 
     Raises:
-        ValueError: sizes < 1, `noisy` above `batch` or without noise, σ < 0 (traced: NaN).
+        ValueError: sizes < 1, `noisy` above `batch` or without noise, σ < 0 (traced: NaN); `rows`
+            beside `batch`, `noise` beside `label_noise`, or shapes of theirs that do not fit.
 
     Source: label noise as in HaoChen et al. 2021.
 
@@ -76,12 +85,27 @@ class Sampling(eqx.Module):
     ... )
     >>> bool(run.gap[-1] < 1e-20)
     True
+
+    Draws of your own, here the samples in turn, the first with noise:
+
+    >>> rows, noise = jnp.array([[0], [1], [0], [1]]), jnp.array([[0.1], [0.0], [-0.1], [0.0]])
+    >>> run = ddln.descend(
+    ...     problem,
+    ...     [[0.5], [0.5]],
+    ...     ddln.optimiser("sgd", learning_rate=0.1),
+    ...     steps=4,
+    ...     oracle=ddln.Sampling(rows=rows, noise=noise),
+    ... )
+    >>> run.theta[:, 0].round(3).tolist()
+    [0.25, 0.449, 0.669, 0.798, 0.932]
     """
 
     batch: int | None = eqx.field(static=True, default=None)
     replacement: bool = eqx.field(static=True, default=True)
     label_noise: Number | None = None
     noisy: int | None = eqx.field(static=True, default=None)
+    rows: Int[Array, "steps batch"] | None = None
+    noise: Float[Array, "steps batch"] | None = None
 
     def __init__(
         self,
@@ -89,12 +113,27 @@ class Sampling(eqx.Module):
         replacement: bool = True,
         label_noise: Number | None = None,
         noisy: int | None = None,
+        rows: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
     ):
         if batch is not None and batch < 1:
             raise ValueError(f"`batch` must be ≥ 1, got {batch}.")
         if noisy is not None and label_noise is None:
             raise ValueError("`label_noise` must be given where `noisy` is.")
-        if noisy is not None and not 1 <= noisy <= (batch or noisy):
+        for name, own, instead, drawn in (
+            ("rows", rows, "batch", batch),
+            ("noise", noise, "label_noise", label_noise),
+        ):
+            if own is not None and drawn is not None:
+                raise ValueError(f"`{name}` must be None where `{instead}` is given.")
+        self.rows = None if rows is None else _as_rows(rows)
+        self.noise = None if noise is None else as_floats("noise", noise, 2)
+        if self.rows is not None and self.noise is not None and self.rows.shape != self.noise.shape:
+            raise ValueError(
+                f"`noise` must have the shape of `rows`, {self.rows.shape}, got {self.noise.shape}."
+            )
+        size = batch if self.rows is None else self.rows.shape[1]
+        if noisy is not None and not 1 <= noisy <= (size or noisy):
             raise ValueError(f"`noisy` must be from 1 to the size of the batch, got {noisy}.")
         if label_noise is not None:
             label_noise = _at_least_zero("label_noise", label_noise)
@@ -108,11 +147,27 @@ class Sampling(eqx.Module):
 
     @property
     def is_random(self) -> bool:
+        """Whether anything is drawn, for which a key is needed."""
         return self.batch is not None or self.label_noise is not None
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps there are draws of your own for; None without any."""
+        own = self.noise if self.rows is None else self.rows
+        return None if own is None else own.shape[0]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a step sees all samples and their targets as they are."""
+        return not self.is_random and self.steps is None
+
+    def size(self, problem: Problem) -> int:
+        """How many samples a step sees."""
+        return (self.batch or problem.samples) if self.rows is None else self.rows.shape[1]
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that cannot be sampled so."""
-        if not self.is_random:
+        if self.is_exact:
             return
         if problem.samples == 0:
             raise ValueError("`problem` must be a sum over samples for an oracle to draw from.")
@@ -123,6 +178,15 @@ class Sampling(eqx.Module):
                     f"`{name}` must be at most the number of samples, {problem.samples}, "
                     f"got {size}."
                 )
+        if self.noise is not None and self.noise.shape[1] != self.size(problem):
+            raise ValueError(
+                f"`noise` must have shape (steps, {self.size(problem)}), one for each target that "
+                f"a step sees, got {self.noise.shape}."
+            )
+        if self.rows is not None and is_concrete(self.rows):
+            last = np.max(np.asarray(self.rows))
+            if last >= problem.samples:
+                raise ValueError(f"`rows` must be below {problem.samples}, got {last}.")
 
     def first_order(self, problem: Problem) -> Int[Array, " samples"] | None:
         """What `draw` passes on from step to step: the order of a pass through the samples."""
@@ -138,10 +202,13 @@ class Sampling(eqx.Module):
         order: Int[Array, " samples"] | None,
     ) -> tuple[Batch, Int[Array, " samples"] | None]:
         """The batch of a step, and the order for the next one."""
+        dtype = problem.minimum.dtype
+        rows = None if self.rows is None else self.rows[step]
+        noise = None if self.noise is None else self.noise[step].astype(dtype)
         if key is None or not self.is_random:
-            return Batch(None, None), None
+            return Batch(rows, noise), None
         for_rows, for_noise, for_places = (jax.random.fold_in(key, 3 * step + i) for i in range(3))
-        size, rows = self.batch or problem.samples, None
+        size = self.size(problem)
         if order is not None:
             place = step % (problem.samples // size)
             order = jax.lax.cond(
@@ -150,11 +217,11 @@ class Sampling(eqx.Module):
             rows = jax.lax.dynamic_slice_in_dim(jnp.asarray(order), place * size, size)
         elif self.batch is not None:
             rows = jax.random.randint(for_rows, (size,), 0, problem.samples, jnp.int32)
-        return Batch(rows, self._noise(for_noise, for_places, size, problem.minimum.dtype)), order
+        if self.label_noise is not None:
+            noise = self._label_noise(for_noise, for_places, size, dtype)
+        return Batch(rows, noise), order
 
-    def _noise(self, key, for_places, size, dtype):
-        if self.label_noise is None:
-            return None
+    def _label_noise(self, key, for_places, size, dtype):
         scale = jnp.asarray(self.label_noise, dtype)
         if self.noisy is None:
             return scale * jax.random.normal(key, (size,), dtype)
@@ -220,7 +287,7 @@ class SharpnessAware(eqx.Module):
             return
         if problem.samples == 0:
             raise ValueError("`problem` must be a sum over samples for a `group` of them.")
-        size = self.sampling.batch or problem.samples
+        size = self.sampling.size(problem)
         if size % self.group:
             raise ValueError(f"`group` must divide the batch of {size}, got {self.group}.")
 
@@ -245,6 +312,21 @@ class SharpnessAware(eqx.Module):
 
 
 Oracle = Sampling | SharpnessAware
+
+
+def _as_rows(rows: ArrayLike) -> Int[Array, "steps batch"]:
+    numbers = jnp.asarray(rows)
+    if numbers.ndim != 2 or 0 in numbers.shape or not jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise ValueError(
+            "`rows` must be whole numbers of shape (steps, batch), got shape "
+            f"{numbers.shape} of {numbers.dtype}."
+        )
+    if is_concrete(numbers):
+        seen = np.asarray(numbers)
+        wrong = seen[(seen < 0) | (seen >= 2**31)]
+        if wrong.size:
+            raise ValueError(f"`rows` must be ≥ 0 and below 2³¹, got {wrong[0]}.")
+    return numbers.astype(jnp.int32)
 
 
 def _at_least_zero(name: str, value: Number) -> Array:

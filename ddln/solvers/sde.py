@@ -335,6 +335,8 @@ def stochastic_flow(
     oracle = Sampling() if oracle is None else oracle
     if not isinstance(oracle, Sampling) or oracle.first_order(problem) is not None:
         raise ValueError(f"`oracle` must be a `ddln.Sampling`, and with replacement, got {oracle}.")
+    if oracle.steps is not None:
+        raise ValueError("`oracle` must have a law, got `rows` or `noise` of your own.")
     oracle.check(problem)
     if oracle.is_random and key is None:
         raise ValueError("`key` must be given for an oracle that draws.")
