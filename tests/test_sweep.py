@@ -305,3 +305,10 @@ def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypat
     assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
     np.testing.assert_array_equal(part["loss"], compute.compute(chunk)["loss"])
     assert part["loss"].dims == ("lane", "time")
+
+
+@pytest.mark.slow
+def test_flows_and_descents_run_under_strict_promotion_of_types():
+    with jax.numpy_dtype_promotion("strict"):
+        for experiment in (SMALL, NOISY):
+            assert (ddln.run(experiment)["status"] == 0).all()

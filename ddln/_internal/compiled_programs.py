@@ -25,7 +25,7 @@ class _Counts:
     """Programs compiled since maps were last counted, and since programs were last dropped."""
 
 
-def _count(event: str, duration: float, **_) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event == _COMPILED:
         _Counts.looked += 1
         _Counts.dropped += 1

@@ -231,7 +231,8 @@ def _integrate(problem, layers, times, oracle, key, step, mass, counts, halvings
             max_steps=None,
             throw=False,
         )
-        state = jax.tree.map(lambda saved: saved[0], solution.ys)
+        is_solved = solution.result == diffrax.RESULTS.successful
+        state = jax.tree.map(lambda saved: jnp.where(is_solved, saved[0], jnp.nan), solution.ys)
         return state, state
 
     start = system.initial(layers)
