@@ -382,6 +382,9 @@ def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, 
     assert folder.parent == tmp_path / "ddln"
     assert folder.name.startswith("xla-")
     assert changed["jax_enable_x64"] is True
+    assert changed["jax_default_prng_impl"] == "threefry2x32"
+    assert changed["jax_threefry_partitionable"] is True
+    assert changed["jax_random_seed_offset"] == 0
     changed.clear()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

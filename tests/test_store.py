@@ -192,6 +192,22 @@ def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_comp
     folder.open(PLAN, versions={"jax": "0"})
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({}, {"XLA_FLAGS": "--fast"}, "begun with XLA_FLAGS as it comes, now --fast; its chunks"),
+        ({"jax_disable_jit": "True"}, {}, "begun with jax_disable_jit True, now as it comes; its"),
+    ],
+)
+def test_a_run_does_not_go_on_with_settings_that_change_numbers(tmp_path, then, now, told):
+    folder, ground = RunFolder.of(FIGURE4, tmp_path), {"versions": {"jax": "0"}}
+    with folder.locked():
+        folder.open(PLAN, **ground, settings=then)
+        with pytest.raises(StoreError, match=told):
+            folder.open(PLAN, **ground, settings=now)
+        folder.open(PLAN, **ground, settings=then)
+
+
 def test_the_manifest_tells_the_seeds(folder):
     assert folder.manifest()["seeds"] == {"problem.data.seed": 0, "network.init.seed": 1}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddln._internal.random import fixed_generator, key_from_seed
 from ddln.config.data_files import DataError as DataError
 from ddln.config.data_files import DataFile, load_arrays, read_file
 
@@ -203,6 +204,7 @@ def _file(data: Any) -> DataFile:
     return read_file(Path(data.path), data.target, data.features)
 
 
+@fixed_generator()
 def _plant(data: Any) -> Any:
     import jax
     import jax.numpy as jnp
@@ -217,9 +219,10 @@ def _keys(data: Any) -> Any:
     """Of the features, the targets and the truth."""
     import jax
 
-    return jax.random.split(jax.random.key(data.seed), 3)
+    return jax.random.split(key_from_seed(data.seed), 3)
 
 
+@fixed_generator()
 def _draw_random(data: Any) -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp

@@ -47,6 +47,8 @@ class Begun(Table):
     versions: dict[str, str] = Field(default={})
     device: str = ""
     dtype: str = ""
+    settings: dict[str, str] = Field(default={})
+    """Of jax and XLA, those that change numbers and are not as they come."""
 
 
 class Manifest(Begun):
@@ -106,7 +108,7 @@ def begun_with(plan: Plan, provenance: Mapping[str, Any] | None = None) -> Begun
 
     Args:
         plan: of the run.
-        provenance: versions, device, dtype.
+        provenance: versions, device, dtype, settings.
     """
     experiment = plan.experiment
     lanes = [*plan.shape, *(int(chunk.lanes.size) for chunk in plan.chunks)]
@@ -123,16 +125,34 @@ def begun_with(plan: Plan, provenance: Mapping[str, Any] | None = None) -> Begun
 
 def changes(begun: Begun, here: Begun) -> list[str]:
     """What of the ground is another one than at the beginning; what is not told here is not."""
-    then = {**begun.versions, "device": begun.device, "dtype": begun.dtype}
-    now = {**here.versions, "device": here.device, "dtype": here.dtype}
+    told = {"versions", "device", "dtype", "settings"}
     return [
         *(["its lanes in other chunks"] if begun.plan != here.plan else []),
-        *(
-            f"{name} {then.get(name)}, now {value}"
-            for name, value in now.items()
-            if value and then.get(name) != value
-        ),
+        *differences(begun.model_dump(include=told), here.model_dump(include=told)),
     ]
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of the ground is another one, by name.
+
+    Args:
+        then: versions, device, dtype and settings, as `ddln.sweeps.environment.provenance` gives them.
+        now: the same; without versions nothing is known, and what is empty is not told.
+
+    >>> differences({"settings": {"XLA_FLAGS": "--fast"}}, {"versions": {"jax": "1"}})
+    ['jax None, now 1', 'XLA_FLAGS --fast, now as it comes']
+    """
+    if not now.get("versions"):
+        return []
+    was, here = (
+        {**told.get("versions", {}), "device": told.get("device"), "dtype": told.get("dtype")}
+        for told in (then, now)
+    )
+    facts = [(name, was.get(name), value) for name, value in here.items() if value]
+    was, here = then.get("settings", {}), now.get("settings", {})
+    for name in sorted({*was, *here}):
+        facts.append((name, was.get(name, "as it comes"), here.get(name, "as it comes")))
+    return [f"{name} {before}, now {value}" for name, before, value in facts if before != value]
 
 
 def sealed(record: Manifest | Receipt) -> str:

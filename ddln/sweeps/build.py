@@ -12,6 +12,7 @@ import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ddln._internal.random import fixed_generator, key_from_seed
 from ddln.config import datasets
 from ddln.config.dynamics import Descent, Flow
 from ddln.config.experiment import Experiment, parse
@@ -84,6 +85,7 @@ def _law(law) -> init.Law:
     return lambda key, shape: jnp.full(shape, law.value, jnp.result_type(float))
 
 
+@fixed_generator()
 def layers_of(experiment: Experiment) -> Array:
     """The initial layers, shape (depth, width)."""
     table, depth = experiment.network.init, experiment.network.depth
@@ -97,7 +99,7 @@ def layers_of(experiment: Experiment) -> Array:
             jnp.full((dim,), table.smallest), jnp.full((depth - 1, dim), table.imbalance)
         )
     else:
-        key = jax.random.key(table.seed)
+        key = key_from_seed(table.seed)
         if table.kind == "balanced":
             layers = init.balanced(key, depth, dim, law=_law(table.law))
         elif table.kind == "zero_first_layer":
@@ -156,4 +158,4 @@ def key_of(descent: Descent) -> Array | None:
     """For what the oracle draws; None where it draws nothing."""
     if descent.sampling is None or not oracle_of(descent).sampling.is_random:
         return None
-    return jax.random.key(descent.sampling.seed)
+    return key_from_seed(descent.sampling.seed)

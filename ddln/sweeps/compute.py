@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ddln._internal.compiled_programs import drop_programs
+from ddln._internal.random import fixed_generator
 from ddln._internal.validation import ArrayLike
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
@@ -113,6 +114,7 @@ def sweep(experiment: Experiment, over: Mapping[str, ArrayLike | Mapping[str, An
     return run(experiment.with_(axes))
 
 
+@fixed_generator()
 def validate(chunk: Chunk) -> None:
     """Build a chunk's first problem and network, so that what is wrong with them is said first.
 
@@ -140,6 +142,7 @@ def validate(chunk: Chunk) -> None:
         )
 
 
+@fixed_generator()
 def compute(chunk: Chunk, report: Report | None = None, *, again: bool | None = None) -> xr.Dataset:
     """Run a chunk's lanes; where memory does not do for them, one half after the other.
 

@@ -33,6 +33,7 @@ from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
 from ddln.config.schema import Devices
 from ddln.solvers.cost_model import CORES
+from ddln.sweeps._manifest import differences
 from ddln.sweeps.environment import provenance, start_jax
 from ddln.sweeps.executor import Here, LostChunks, Way
 from ddln.sweeps.plan import Chunk, Plan, make_plan
@@ -63,7 +64,7 @@ def compute_chunk(path: str, index: int, ground: Mapping[str, Any]) -> dict[str,
     Args:
         path: the folder, open.
         index: the number of the chunk.
-        ground: versions, device and dtype that the run was begun with.
+        ground: versions, device, dtype and settings that the run was begun with.
 
     Returns:
         How many of its lanes ended in which way.
@@ -76,8 +77,11 @@ def compute_chunk(path: str, index: int, ground: Mapping[str, Any]) -> dict[str,
     with _ALONE:
         _refuse_to_be_watched()
         start_jax()
-        if (here := provenance()) != ground:
-            raise RuntimeError(f"the run was begun with {dict(ground)}, this worker has {here}")
+        if differing := differences(ground, provenance()):
+            raise RuntimeError(
+                f"{socket.gethostname()}: the run was begun with {', '.join(differing)}; a worker's"
+                " must be the same"
+            )
         folder, chunk = RunFolder(path), _plan(path).chunks[index]
         endings = folder.kept(chunk)
         if endings is None:

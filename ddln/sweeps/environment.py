@@ -5,6 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ddln._internal.random import fix_generator
+
+_SETTINGS = ("jax_disable_jit", "jax_disable_most_optimizations", "jax_default_matmul_precision")
+"""Of jax, those that change the last digits of what is drawn and computed."""
+_HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_cuda_data_dir")
+"""Flags of XLA that change no number."""
+
 
 def start_jax() -> None:
     """Float64, and compiled programs that outlive the process."""
@@ -20,6 +27,7 @@ def start_jax() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    fix_generator()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -44,7 +52,7 @@ def _cpu() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device and dtype, for a run's manifest."""
+    """Versions, device, dtype and the settings that change numbers, for a run's manifest."""
     import platform
     from importlib.metadata import version
 
@@ -59,7 +67,18 @@ def provenance() -> dict[str, Any]:
         "versions": own | {package: version(package) for package in packages},
         "device": device.device_kind,
         "dtype": str(jax.numpy.result_type(float)),
+        "settings": _settings(),
     }
+
+
+def _settings() -> dict[str, str]:
+    """What is not as jax and XLA come: the last digits of every number depend on it."""
+    import jax
+
+    told = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    told["XLA_FLAGS"] = " ".join(sorted(flag for flag in flags if not flag.startswith(_HARMLESS)))
+    return {name: str(value) for name, value in told.items() if value}
 
 
 def nearby(path: Path) -> Path:

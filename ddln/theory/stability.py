@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddln._internal.random import key_from_seed
 from ddln._internal.validation import ArrayLike, as_layers
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
@@ -54,7 +55,7 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
 
     top, converged = _top_eigenvector(
         partial(times, **jax.lax.stop_gradient({"problem": problem, "layers": layers})),
-        jax.random.normal(jax.random.key(0), (layers.size,), layers.dtype),
+        jax.random.normal(key_from_seed(0), (layers.size,), layers.dtype),
     )
     return jnp.where(converged, top @ times(top), jnp.nan)
 

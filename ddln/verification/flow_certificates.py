@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from ddln import theory
 from ddln._internal.compiled_programs import drop_programs
+from ddln._internal.random import key_from_seed
 from ddln._internal.validation import Number
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
@@ -247,7 +248,7 @@ def _diagonal(function, at):
     """Of the Jacobian; of a large one by its product with signs, that other entries would spoil."""
     if at.size <= DENSE:
         return jnp.diagonal(jax.jacfwd(function)(at))
-    signs = jax.random.rademacher(jax.random.key(0), at.shape, at.dtype)
+    signs = jax.random.rademacher(key_from_seed(0), at.shape, at.dtype)
     return signs * jax.jvp(function, (at,), (signs,))[1]
 
 
