@@ -22,7 +22,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> str:
         write(temporary)
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        digest = digest_of(temporary)
+        digest = sha256_of(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -65,10 +65,19 @@ def remove_unfinished(folder: Path) -> None:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file; empty where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def try_lock(file: BinaryIO) -> bool:

@@ -1,12 +1,14 @@
 """netCDF files that neither take the process with them nor reach out of themselves.
 
-HDF5 crashes where a write fails (a full disk), and a file of its can name others to read from.
+HDF5 crashes where a write fails (a full disk), or where it reads back other bytes than it wrote;
+and a file of its can name others to read from.
 """
 
 import contextlib
-import io
+import os
 import threading
 from collections.abc import Iterator
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,12 @@ def is_writing() -> bool:
 
 @contextlib.contextmanager
 def written(path: Path) -> "Iterator[Forgiving]":
-    """An open file for HDF5 to write to, which is told that every write went well.
+    """An open file for HDF5 to write to, which finds all that it wrote, however full the disk.
 
     Raises:
         OSError: the first that did not, at the end.
     """
-    file = Forgiving(path, "w+")
+    file = Forgiving(path)
     _HERE.files = getattr(_HERE, "files", 0) + 1
     try:
         with file:
@@ -43,33 +45,94 @@ def written(path: Path) -> "Iterator[Forgiving]":
         file.check()
 
 
-class Forgiving(io.FileIO):
-    """A file that keeps the error of its first write that failed, and writes no more."""
+class Forgiving(RawIOBase):
+    """A file that is whole to whoever writes to it, however full the disk.
+
+    From the first write that fails on, nothing more is written to the disk: what comes is held in
+    memory, and read back from there. HDF5 crashes where a write fails, and where it does not find
+    what it wrote. Whoever writes much must `check` now and then.
+    """
 
     error: OSError | None = None
 
+    def __init__(self, path: Path):
+        self._file = FileIO(path, "w+")
+        self._place = self._size = 0
+        self._held: list[tuple[int, bytes]] = []
+
     def check(self) -> None:
-        """Raises that error: whatever went wrong since went wrong because of it."""
+        """Raises the error of the first write that failed; what went wrong since is due to it."""
         if self.error is not None:
             raise self.error from None
 
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As of any file."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def tell(self) -> int:
+        """The place."""
+        return self._place
+
     def write(self, data: Any, /) -> int:
-        """Writes all of it."""
-        left = memoryview(data).cast("B")
-        while left and self.error is None:
+        """Writes all of it, or holds it."""
+        start, view = self._place, memoryview(data).cast("B")
+        if self.error is None:
             try:
-                left = left[super().write(left) :]
+                self._file.seek(start)
+                left = view
+                while left:
+                    left = left[self._file.write(left) :]
             except OSError as error:
                 self.error = error
-        return memoryview(data).nbytes
+        if self.error is not None:
+            self._held.append((start, bytes(view)))
+        self._place = start + view.nbytes
+        self._size = max(self._size, self._place)
+        return view.nbytes
+
+    def readinto(self, buffer: Any, /) -> int:
+        """What was written at the place, wherever it is; 0 where nothing was."""
+        start, view = self._place, memoryview(buffer).cast("B")
+        count = max(min(view.nbytes, self._size - start), 0)
+        self._file.seek(start)
+        on_disk = self._file.read(count) or b""
+        view[:count] = on_disk + bytes(count - len(on_disk))
+        for place, data in self._held:
+            first, end = max(place, start), min(place + len(data), start + count)
+            if first < end:
+                view[first - start : end - start] = data[first - place : end - place]
+        self._place = start + count
+        return count
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Of an earlier error, it is nothing more to worry about."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
+        """Sets the size; of an earlier error it is nothing more to worry about."""
+        self._size = self._place if size is None else size
+        if self.error is None:
+            try:
+                self._file.truncate(self._size)
+            except OSError as error:
+                self.error = error
+        return self._size
+
+    def close(self) -> None:
+        """Closes it, which on some disks is when a write fails."""
+        if not self.closed:
+            try:
+                self._file.close()
+            except OSError as error:
+                self.error = self.error or error
+        super().close()
 
 
 def opened(path: Path) -> "xr.Dataset":

@@ -57,7 +57,17 @@ def write(plan: Plan, load: Load, path: Path) -> None:
         empty.to_netcdf(target, engine="h5netcdf")
         target.check()
         with h5netcdf.File(target, "r+") as file:
-            _fill(_declare(file, forms), forms, plan, load)
+            _fill(_declare(file, forms), forms, plan, _checked(load, target.check))
+
+
+def _checked(load: Load, check: Callable[[], None]) -> Load:
+    """The same chunks, none once a write has failed: so no more than one is held in memory."""
+
+    def load_next(chunk: Chunk) -> xr.Dataset | None:
+        check()
+        return load(chunk)
+
+    return load_next
 
 
 def _declare(file: h5netcdf.File, forms: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:

@@ -339,7 +339,7 @@ class RunFolder:
 
     def record(self, path: Path) -> None:
         """Tells the manifest of a file that another module wrote."""
-        self._record(path.relative_to(self.path).as_posix(), digest_of(path))
+        self._record(path.relative_to(self.path).as_posix(), files.sha256_of(path))
 
     def finish(self, study: str = "") -> None:
         """Marks the run complete.
