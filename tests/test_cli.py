@@ -275,7 +275,10 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     told = dict(line.split(maxsplit=1) for line in done.out.splitlines())
     assert told["problem"] == "gaussian, 10 samples × 8 features"
     assert told["network"] == "depth 2, 4; 16 coordinates, signed; zero_first_layer layers"
-    assert told["axes"] == "network.depth (2) with network.init.seed × network.scale (1,000)"
+    assert told["axes"] == (
+        "network.depth (2 values, 2 … 4) with network.init.seed (2 values, 3 … 4)"
+        " × network.scale (1,000 values, 1 … 2)"
+    )
     assert told["lanes"] == "2,000"
     assert told["chunks"] == "8 of up to 250 lanes, 2 compiled program(s)"
     assert told["memory"] == "0.55 GB a chunk, of 2 GB"
@@ -284,10 +287,24 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_check_tells_when_one_lane_takes_more_than_its_memory(fakes):
-    wide = 'problem.data={kind="gaussian", samples=100, features=1000000}'
-    told = call("check", FIGURE4, wide, "sweep={}").out
-    assert " GB a chunk, of 2 GB: too much, and no chunk can be smaller\n" in told
+@pytest.mark.parametrize("verb", ["run", "check", "verify"])
+def test_a_lane_that_takes_more_than_its_memory_is_refused_before_anything_is_drawn(
+    fakes, tmp_path, verb
+):
+    fakes.refuse = "this is drawn"
+    wide = 'problem.data={kind="gaussian", samples=100, features=100_000_000}'
+    refused = call(verb, FIGURE4, wide, "sweep={}")
+    told = (
+        "memory: a chunk takes about 1.8e+04 GB and cannot have fewer lanes, more than memory = 2"
+    )
+    assert (refused.code, fakes.computed) == (2, [])
+    assert refused.err.startswith(f"ddln: {FIGURE4}:\n  {told}"), refused.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_check_shows_the_ends_of_an_axis_whose_table_has_exponents(fakes):
+    swept = "sweep={'network.scale' = {logspace = [0.1, 10, 5]}}"
+    assert "axes  network.scale (5 values, 1.25893 … 1e+10)\n" in call("check", FIGURE4, swept).out
 
 
 def test_check_tells_of_a_descent_what_rule_and_how_many_steps(fakes):

@@ -1,4 +1,4 @@
-"""Seeds draw the same numbers whatever jax's settings are, against Threefry written out in NumPy."""
+"""Seeds draw the same numbers whatever jax's settings are, against Threefry in NumPy."""
 
 import contextlib
 from pathlib import Path
@@ -16,9 +16,8 @@ from ddln.sweeps import build, compute, dask_executor, environment
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 LOW, HIGH, DIM = 0.5, 1.2, 8
-BALANCED = (
-    f"network.init={{kind='balanced', law={{kind='uniform', low={LOW}, high={HIGH}}}, seed=7}}"
-)
+LAW = f"{{kind='uniform', low={LOW}, high={HIGH}}}"
+BALANCED = f"network.init={{kind='balanced', law={LAW}, seed=7}}"
 
 
 def threefry(key, counters):

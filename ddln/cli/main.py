@@ -122,6 +122,7 @@ def run(
             folder = RunFolder.of(experiment, out)
             if folder.is_complete(plan, fingerprint):
                 _conclude(folder, json_lines)
+            _refuse_too_large(plan, path)
             way = stack.enter_context(way_to_compute(cluster))
             start_jax()
             study = studies.find(experiment.study, path.parent)
@@ -136,7 +137,10 @@ def run(
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Validate a config and print what it would compute: lanes, chunks, memory, files, time."""
+    """Validate a config and print what it would compute: lanes, chunks, memory, files, time.
+
+    The exit status is 2 for what `run` would refuse.
+    """
     with refusing():
         experiment, plan, path = _prepare(config, overrides)
         from ddln.config.datasets import shape_of
@@ -152,10 +156,9 @@ def check(config: Config, overrides: Overrides = None) -> None:
     depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
     widths = ", ".join(str(width) for width in dict.fromkeys(e.width for e in programs))
     widest = max(chunk.width for chunk in plan.chunks)
-    axes = {name: [f"{name} ({size:,})"] for name, size in plan.sizes.items()}
-    for axis in plan.axes:
-        if axis.name != axis.dimension:
-            axes[axis.dimension].append(axis.name)
+    axes: dict[str, list[str]] = {name: [] for name in plan.sizes}
+    for axis in sorted(plan.axes, key=lambda axis: axis.name != axis.dimension):
+        axes[axis.dimension].append(f"{axis.name} ({axis.span})")
     for name, value in {
         "study": experiment.study,
         "digest": experiment.digest(),
@@ -168,12 +171,13 @@ def check(config: Config, overrides: Overrides = None) -> None:
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
         f"{len(programs):,} compiled program(s)",
         **_devices(experiment),
-        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB"
-        + ": too much, and no chunk can be smaller" * (plan.peak_bytes > experiment.memory * 1e9),
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
         "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
         "time": f"about {_duration(estimate(plan))}, and compiling",
     }.items():
         typer.echo(f"{name:>9}  {value}")
+    with refusing():
+        _refuse_too_large(plan, path)
 
 
 @app.command()
@@ -189,6 +193,7 @@ def verify(
     """
     with refusing():
         experiment, plan, path = _prepare(config, overrides)
+        _refuse_too_large(plan, path)
         start_jax()
         _validate(plan, path)
         from ddln.sweeps import assemble, build, progress
@@ -343,6 +348,13 @@ def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Pla
     experiment = load(path, overrides or ())
     with told_of(path):
         return experiment, make_plan(experiment), path
+
+
+def _refuse_too_large(plan: "Plan", path: Path) -> None:
+    from ddln.config.experiment import told_of
+
+    with told_of(path):
+        plan.check_memory()
 
 
 def _study_of(experiment: "Experiment", path: Path) -> Path:

@@ -150,8 +150,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     )
     facts = [(name, was.get(name), value) for name, value in here.items() if value]
     was, here = then.get("settings", {}), now.get("settings", {})
-    for name in sorted({*was, *here}):
-        facts.append((name, was.get(name, "as it comes"), here.get(name, "as it comes")))
+    facts += [
+        (name, was.get(name, "as it comes"), here.get(name, "as it comes"))
+        for name in sorted({*was, *here})
+    ]
     return [f"{name} {before}, now {value}" for name, before, value in facts if before != value]
 
 

@@ -60,6 +60,19 @@ class Axis:
     dimension: str
     units: str
 
+    @property
+    def span(self) -> str:
+        """How many values, from the first to the last.
+
+        >>> from ddln.config.experiment import load
+        >>> make_plan(load("configs/figure4.toml")).axes[0].span
+        '3 values, 1 … 1.8'
+        """
+        first, last = (f"{value:.6g}" for value in (self.values[0], self.values[-1]))
+        if self.values.size == 1:
+            return f"1 value, {first}"
+        return f"{self.values.size:,} values, {first} … {last}"
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -124,6 +137,21 @@ class Plan:
     def peak_bytes(self) -> int:
         """Bytes that the largest chunk takes while it is computed, about."""
         return max(chunk.width * working_bytes(chunk.experiment) for chunk in self.programs)
+
+    def check_memory(self) -> None:
+        """See to it that every chunk fits into the `memory` of the experiment.
+
+        Raises:
+            ConfigError: one does not, though its lanes are as few as they can be.
+        """
+        if self.peak_bytes > self.experiment.memory * 1e9:
+            raise ConfigError(
+                [
+                    f"memory: a chunk takes about {self.peak_bytes / 1e9:,.2g} GB and cannot have "
+                    f"fewer lanes, more than memory = {self.experiment.memory:g}; fewer samples, "
+                    "features or dynamics.points take less"
+                ]
+            )
 
 
 def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
