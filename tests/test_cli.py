@@ -317,6 +317,71 @@ def test_durations_are_told_in_fitting_units():
     assert told == ["1 s", "95 s", "90 min", "56 h"]
 
 
+def broken(study, kind):
+    def fail(dataset):
+        return dataset["no such variable"]
+
+    if kind == "axes":
+        study.draw = lambda _: Figure().subplots()
+    else:
+        setattr(study, kind, fail)
+
+
+@pytest.mark.parametrize(
+    ("kind", "claimed", "told"),
+    [
+        ("claims", False, "experiments.figure4 cannot use this data set: KeyError"),
+        ("draw", True, "experiments.figure4 cannot use this data set: KeyError"),
+        ("axes", True, "draw(dataset) must give a Figure, or a dictionary of them by name, got A"),
+    ],
+)
+def test_a_study_that_fails_hides_neither_certificates_nor_the_page(
+    fakes, tmp_path, monkeypatch, kind, claimed, told
+):
+    study = studies.find("figure4")
+    monkeypatch.setattr(study, "claims", study.claims)
+    monkeypatch.setattr(study, "draw", study.draw)
+    broken(study, kind)
+    failed = call("run", FIGURE4)
+    folder = run_folder(tmp_path)
+    assert failed.code == 2
+    assert told in failed.err.splitlines()[-1]
+    assert ("Certificates: [True]" in failed.out, "Claims: [True]" in failed.out) == (True, claimed)
+    assert (folder / "report.html").is_file()
+    assert (folder / "figures" / "figure4.png").is_file() == (kind == "claims")
+    assert not json.loads((folder / "manifest.json").read_text())["complete"]
+    study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
+    assert call("run", FIGURE4).code == 0
+    assert fakes.computed == [0]
+
+
+def test_a_study_that_cannot_be_imported_is_told_of_first_and_last(fakes, tmp_path, monkeypatch):
+    def find(*_):
+        raise studies.StudyError("mine.py:3: SyntaxError: invalid syntax")
+
+    monkeypatch.setattr(studies, "find", find)
+    failed = call("run", FIGURE4)
+    told = "ddln: mine.py:3: SyntaxError: invalid syntax"
+    assert failed.code == 2
+    assert (failed.err.splitlines()[0], failed.err.splitlines()[-1]) == (told, told)
+    assert "Certificates: [True]" in failed.out
+    assert (run_folder(tmp_path) / "report.html").is_file()
+
+
+def test_of_two_runs_the_newest_is_shown_and_which_that_is(fakes, tmp_path):
+    call("run", FIGURE4)
+    (old,) = (tmp_path / "runs").iterdir()
+    os.utime(old / "config.toml", (1, 1))
+    call("run", FIGURE4, "network.depth=3")
+    (new,) = set((tmp_path / "runs").iterdir()) - {old}
+    shown = call("show", "figure4")
+    assert (shown.code, shown.err) == (0, f"{new.name}, the newest of 2 runs\n")
+    assert shown.out.endswith(f"runs/{new.name}\n")
+    assert call("draw", "figure4").out.startswith(f"runs/{new.name}/figures/")
+    assert call("report", "figure4").out == f"runs/{new.name}/report.html\n"
+    assert call("show", old.name).err == ""
+
+
 def test_progress_is_told_as_events_a_line_each(fakes, tmp_path):
     depths = "sweep.network.depth=[2, 3]"
     fakes.interrupt_at = 1

@@ -250,5 +250,6 @@ def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
     done = CliRunner().invoke(cli.app, ["explore", "--no-browser"])
     assert done.exit_code == 2
     assert done.stderr.startswith("ddln: explore needs marimo")
-    assert "pip install" in done.stderr
+    # A command that works beside a checkout and a wheel alike: ddln itself is on no index.
+    assert "-m pip install 'marimo>=" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -170,6 +171,29 @@ def test_a_disk_that_is_full_is_one_message_and_loses_nothing(runs):
     for status, text in ((code, said), again):
         assert status == 2
         assert text.splitlines()[-1].endswith(f"No space left on device{FOLLOWS}")
+
+
+REAL = [
+    *("sweep={}", "sweep.network.scale={linspace=[0.7, 1.8, 64]}", "memory=0.0006"),
+    *("network.depth=3", "dynamics.points=21"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [100, 300, 500])
+def test_a_real_run_on_a_disk_that_is_full_is_one_message(tmp_path, kilobytes):
+    """HDF5 crashed in data sets of real runs, where those of the stand-in did not make it."""
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    command = [sys.executable, "-m", "ddln.cli", "run", CONFIG, *REAL, "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True, capture_output=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert done.stderr.splitlines()[-1].endswith(f"No space left on device{FOLLOWS}")
 
 
 def test_a_folder_that_may_not_be_written_to_is_one_message_and_stays_as_it_is(runs):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ddln.config.experiment import load
 from ddln.sweeps import _manifest, assemble
@@ -361,6 +363,20 @@ def test_figures_are_reproducible_files_with_safe_names(folder):
         folder.write_figures({"../a": figure})
 
 
+def test_a_figure_made_without_the_style_is_not_cropped(folder):
+    """Labels that do not fit a figure without a layout: no ink at the edge of the picture."""
+    figure = Figure(figsize=(2, 1.5))
+    axes = figure.subplots()
+    axes.plot([0, 1e6], [0, 1e-6])
+    axes.set(xlabel="a label in two lines\nthe second", ylabel="another\nof these", title="$t^2$")
+    (png, *_) = folder.write_figures({"a": figure})
+    with Image.open(png) as image:
+        ink = np.asarray(image.convert("L")) < 255
+    assert ink.any()
+    for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]):
+        assert not edge.any()
+
+
 def test_status_codes_are_counted_by_name():
     dataset = lanes_of(make_plan(FIGURE4).chunks[0])
     dataset["status"][1:] = 1
@@ -371,12 +387,27 @@ def test_a_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
     root = folder.path.parent
     for name in (str(folder.path), folder.path.name, "figure4"):
         assert RunFolder.existing(name, root).path.samefile(folder.path)
-    (root / "figure4-other").mkdir()
-    (root / "figure4-other" / "manifest.json").write_text("{}")
-    with pytest.raises(StoreError, match="figure4: which of figure4-"):
-        RunFolder.existing("figure4", root)
     with pytest.raises(StoreError, match="not a run folder"):
         RunFolder.existing("figure5", root)
+
+
+def begin(root, name, moment):
+    (root / name).mkdir(parents=True)
+    (root / name / "manifest.json").write_text("{}")
+    (root / name / "config.toml").write_text("")
+    os.utime(root / name / "config.toml", (moment, moment))
+
+
+def test_of_several_runs_of_a_study_the_one_begun_last_is_meant(tmp_path):
+    for name, moment in (("figure4-b", 1), ("figure4-a", 3), ("figure4-c", 2), ("figure40-d", 4)):
+        begin(tmp_path, name, moment)
+    (tmp_path / "figure4-b" / "manifest.json").write_text("{} ")  # as drawing it again does
+    found = RunFolder.matching("figure4", tmp_path)
+    assert [folder.path.name for folder in found] == ["figure4-a", "figure4-c", "figure4-b"]
+    assert RunFolder.existing("figure4", tmp_path).path.name == "figure4-a"
+    assert RunFolder.existing("figure4-", tmp_path).path.name == "figure4-a"
+    with pytest.raises(StoreError, match="figure: which of figure4-a, figure4-b, figure4-c, figur"):
+        RunFolder.existing("figure", tmp_path)
 
 
 HOLD = """

@@ -3,13 +3,24 @@
 from types import ModuleType
 
 import pytest
+from matplotlib.figure import Figure
 
 from ddln.config.data_files import read_table
 from ddln.config.experiment import load
 from ddln.sweeps import studies
 from ddln.sweeps.studies import StudyError
 
-STUDY = '"""{about}."""\ndef claims(dataset):\n    return []\ndef draw(dataset):\n    return 7\n'
+STUDY = '''"""{about}."""
+from matplotlib.figure import Figure
+
+
+def claims(dataset):
+    return []
+
+
+def draw(dataset):
+    return Figure()
+'''
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +100,7 @@ def test_a_study_that_is_not_there_is_told_with_what_is():
 )
 def test_a_study_that_cannot_be_used_is_one_message(own_folder, text, told):
     write(own_folder, "broken", text)
-    with pytest.raises(StudyError, match=rf"broken\.py: {told}"):
+    with pytest.raises(StudyError, match=rf"broken\.py(:1)?: {told}"):
         studies.find("broken")
 
 
@@ -102,10 +113,40 @@ def test_a_broken_study_is_still_listed(own_folder):
 
 def test_figures_have_names(own_folder):
     write(own_folder, "one", STUDY.format(about="one"))
-    assert studies.figures(studies.find("one"), None) == {"one": 7}
-    several = ModuleType("several")
-    several.draw = lambda _: {"a": 1, "b": 2}
-    assert studies.figures(several, None) == {"a": 1, "b": 2}
+    assert list(studies.figures(studies.find("one"), None)) == ["one"]
+    several, drawn = ModuleType("several"), {"a": Figure(), "b": Figure()}
+    several.draw = lambda _: drawn
+    assert studies.figures(several, None) == drawn
+
+
+@pytest.mark.parametrize(
+    ("drawn", "told"),
+    [
+        (lambda: Figure().subplots(), "got Axes; the figure of axes is `axes.figure`"),
+        (lambda: None, "got NoneType"),
+        (lambda: {"a": Figure(), "b": [1]}, "got list"),
+    ],
+)
+def test_what_is_no_figure_is_refused_in_words(drawn, told):
+    study = ModuleType("several")
+    study.draw = lambda _: drawn()
+    with pytest.raises(StudyError, match=rf"draw\(dataset\) must give a Figure, .*{told}$"):
+        studies.figures(study, None)
+
+
+def test_an_error_of_a_study_names_its_file_and_line(own_folder):
+    write(own_folder, "mine", STUDY.format(about="mine") + "def helper(x):\n    return x[1]\n")
+    text = (own_folder / "experiments" / "mine.py").read_text()
+    text = text.replace("    return []", "    return (\n        helper({}))")
+    write(own_folder, "mine", text)
+    line = text.splitlines().index("    return x[1]") + 1
+    with pytest.raises(
+        StudyError, match=rf"mine\.py:{line}: experiments.mine cannot .*KeyError: 1"
+    ):
+        studies.claims(studies.find("mine"), {})
+    write(own_folder, "mine", "import sys\n\ndef claims(:\n")
+    with pytest.raises(StudyError, match=r"mine\.py:3: SyntaxError: invalid syntax$"):
+        studies.find("mine")
 
 
 def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):

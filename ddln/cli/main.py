@@ -15,9 +15,12 @@ from ddln.cli.signals import interruptible, refusing, say
 from ddln.sweeps.environment import nearby, start_jax
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ddln.config.experiment import Experiment
     from ddln.sweeps.plan import Chunk, Plan
     from ddln.sweeps.run_folder import RunFolder
+    from ddln.sweeps.studies import StudyError
 
 app = typer.Typer(
     help="Deep diagonal linear networks: run an experiment, check every theorem on it, draw it.",
@@ -108,7 +111,7 @@ def run(
 
     The same command again goes on where it stopped, or prints what is finished. The exit status is
     1 when a theorem or claim that applies fails, 2 for bad input or chunks that could not be
-    computed, 130 or 143 when stopped by Ctrl-C or a signal.
+    computed or a study that failed, 130 or 143 when stopped by Ctrl-C or a signal.
     """
     from ddln.sweeps import executor, studies
     from ddln.sweeps.dask_executor import way_to_compute
@@ -125,13 +128,18 @@ def run(
             _refuse_too_large(plan, path)
             way = stack.enter_context(way_to_compute(cluster))
             start_jax()
-            study = studies.find(experiment.study, path.parent)
+            study = _study_or_fault(experiment.study, path)
             _validate(plan, path)
             stack.enter_context(executor.begun(folder, plan, way))
         with refusing((OSError, executor.LostChunks)):
             executor.compute(folder, plan, way, json_lines=json_lines)
         with refusing():
-            executor.publish(folder, plan, study, fingerprint, say)
+            try:
+                executor.publish(folder, plan, study, fingerprint, say)
+            except studies.StudyError:
+                if not json_lines:
+                    output.print_run(folder, folder.read_claims())
+                raise
         _conclude(folder, json_lines)
 
 
@@ -226,17 +234,15 @@ def verify(
 @app.command()
 def show(run: Run, out: Out = Path("runs")) -> None:
     """Print the tables of a run."""
-    from ddln.sweeps.run_folder import RunFolder
-
     with refusing():
-        folder = RunFolder.existing(run, out)
+        folder = _existing(run, out)
         output.print_run(folder, folder.read_claims())
 
 
 @app.command()
 def draw(run: Run, out: Out = Path("runs")) -> None:
     """Draw a run's figures again."""
-    from ddln.sweeps import studies
+    from ddln.sweeps import executor, studies
 
     with contextlib.ExitStack() as stack:
         with refusing():
@@ -245,7 +251,7 @@ def draw(run: Run, out: Out = Path("runs")) -> None:
             start_jax()
             study = studies.find(folder.manifest()["study"])
         with refusing():
-            for path in folder.write_figures(studies.figures(study, dataset)):
+            for path in executor.draw(folder, study, dataset):
                 typer.echo(path)
 
 
@@ -283,6 +289,8 @@ def explore(
 
     with refusing():
         page, words = server.opened(subject, overrides or [], out)
+        if page == "run":
+            say(f"browsing {words[0]}")
         start_jax()
         server.serve(page, words, port=port, window=browser)
 
@@ -365,10 +373,29 @@ def _study_of(experiment: "Experiment", path: Path) -> Path:
         return locate(experiment.study, path.parent)
 
 
-def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
+def _study_or_fault(name: str, path: Path) -> "ModuleType | StudyError":
+    """A study that cannot be imported is told of at once, and what needs none is done."""
+    from ddln.sweeps import studies
+
+    try:
+        return studies.find(name, path.parent)
+    except studies.StudyError as error:
+        say(f"ddln: {error}\nwithout it there are certificates, and no claims or figures")
+        return error
+
+
+def _existing(run: str, out: Path) -> "RunFolder":
+    """The folder of that name; of several the newest, and which that is."""
     from ddln.sweeps.run_folder import RunFolder
 
-    folder = RunFolder.existing(run, out)
+    found = RunFolder.matching(run, out)
+    if len(found) > 1:
+        say(f"{found[0].path.name}, the newest of {len(found):,} runs")
+    return found[0]
+
+
+def _open(run: str, out: Path, stack: contextlib.ExitStack) -> "RunFolder":
+    folder = _existing(run, out)
     stack.enter_context(folder.locked())
     return folder
 

@@ -169,7 +169,7 @@ class HouseFigure(Figure):
 
 def canvas(width: float = 5.2, height: float = 3.6, **subplots: Any) -> tuple[HouseFigure, Any]:
     """A figure of `width` × `height` inches and its axes, with `Figure.subplots`' own arguments."""
-    figure = HouseFigure(figsize=(width, height))
+    figure = HouseFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**subplots)
 
 

@@ -34,7 +34,7 @@ from ddln.config.experiment import load
 from ddln.config.schema import Devices
 from ddln.solvers.cost_model import CORES
 from ddln.sweeps._manifest import differences
-from ddln.sweeps.environment import provenance, start_jax
+from ddln.sweeps.environment import install_command, provenance, start_jax
 from ddln.sweeps.executor import Here, LostChunks, Way
 from ddln.sweeps.plan import Chunk, Plan, make_plan
 from ddln.sweeps.run_folder import RunFolder
@@ -265,7 +265,7 @@ def way_to_compute(where: str | None) -> Iterator[Way]:
         import distributed
         from dask import config
     except ImportError:
-        raise ValueError("--cluster needs Dask: pip install 'ddln[cluster]'") from None
+        raise ValueError(f"--cluster needs Dask: {install_command('cluster')}") from None
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices are the workers'

@@ -81,6 +81,21 @@ def _settings() -> dict[str, str]:
     return {name: str(value) for name, value in told.items() if value}
 
 
+def install_command(extra: str) -> str:
+    """What installs the parts of an extra, be `ddln` a checkout or a wheel: it is on no index.
+
+    >>> install_command("explore").endswith(" -m pip install 'marimo>=0.25'")
+    True
+    """
+    import shlex
+    import sys
+    from importlib.metadata import requires
+
+    named = [each.partition(";") for each in requires("ddln") or ()]
+    parts = [part.strip() for part, _, marker in named if f"extra == '{extra}'" in marker]
+    return shlex.join([sys.executable, "-m", "pip", "install", *parts])
+
+
 def nearby(path: Path) -> Path:
     """Relative to the working folder where it is below it."""
     absolute = path.absolute()

@@ -8,14 +8,15 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ddln.config.schema import Devices
-from ddln.sweeps import progress
+from ddln.sweeps import progress, studies
 from ddln.sweeps.environment import nearby, provenance
 from ddln.sweeps.plan import Chunk, Plan
-from ddln.sweeps.run_folder import RunFolder
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 LISTED = 5
 """Lost chunks that are told of one by one."""
@@ -120,24 +121,27 @@ def compute(folder: RunFolder, plan: Plan, way: Way, *, json_lines: bool = False
 def publish(
     folder: RunFolder,
     plan: Plan,
-    study: ModuleType,
+    study: ModuleType | studies.StudyError,
     fingerprint: str,
     say: Callable[[str], None],
 ) -> None:
     """Put the chunks together, certify, let the study claim and draw, write the page, finish.
 
+    Where the study fails, certificates and page are written all the same, and the run is not
+    finished.
+
     Args:
         folder: with all its chunks.
         plan: of the run.
-        study: from `ddln.sweeps.studies.find`.
+        study: from `ddln.sweeps.studies.find`, or why there is none.
         fingerprint: of its file.
         say: told of each stage.
 
     Raises:
-        ValueError: the study cannot use the data set.
+        StudyError: the study cannot use the data set.
         OSError: something could not be written.
     """
-    from ddln.sweeps import report, studies
+    from ddln.sweeps import report
     from ddln.verification import claims
 
     if not folder.is_whole("dataset.nc"):
@@ -146,9 +150,37 @@ def publish(
         say(f"written {nearby(folder.path / 'dataset.nc')}")
     dataset = folder.read_dataset()
     say("certifying")
-    rows = {"certificates": claims.summary(dataset)}
-    folder.write_claims({**rows, "claims": studies.claims(study, dataset)})
+    rows, faults, claimed = claims.summary(dataset), [], []
+    try:
+        claimed = studies.claims(_usable(study), dataset)
+    except studies.StudyError as error:
+        faults.append(str(error))
+    folder.write_claims({"certificates": rows, "claims": claimed})
     say("drawing")
-    folder.write_figures(studies.figures(study, dataset))
+    try:
+        draw(folder, _usable(study), dataset)
+    except studies.StudyError as error:
+        folder.write_figures({})
+        faults.append(str(error))
     folder.record(report.write(folder.path))
+    if faults:
+        raise studies.StudyError("\n".join(dict.fromkeys(faults)))
     folder.finish(fingerprint)
+
+
+def draw(folder: RunFolder, study: ModuleType, dataset: Any) -> list[Path]:
+    """Write the study's figures, and give their paths.
+
+    Raises:
+        StudyError: the study cannot draw the data set.
+        OSError: something could not be written.
+    """
+    figures = studies.figures(study, dataset)
+    with studies.attributed(study, "draw", but=(OSError, StoreError)):
+        return folder.write_figures(figures)
+
+
+def _usable(study: ModuleType | studies.StudyError) -> ModuleType:
+    if isinstance(study, studies.StudyError):
+        raise study
+    return study

@@ -66,19 +66,29 @@ class RunFolder:
 
     @classmethod
     def existing(cls, name: str, root: str | Path = "runs") -> "RunFolder":
-        """The folder called `name`: a path, or the beginning of a name in `root`.
+        """The newest of the folders that `name` may mean, see `matching`."""
+        return cls.matching(name, root)[0]
+
+    @classmethod
+    def matching(cls, name: str, root: str | Path = "runs") -> "list[RunFolder]":
+        """The folders that `name` may mean, the one begun last first.
+
+        Args:
+            name: a path, a study's, or the beginning of a folder's name in `root`.
+            root: of run folders.
 
         Raises:
-            StoreError: there is none, or more than one.
+            StoreError: there is none, or they are of several studies.
         """
         if (Path(name) / "manifest.json").is_file():
-            return cls(name)
+            return [cls(name)]
         runs = sorted(manifest.parent for manifest in Path(root).glob("*/manifest.json"))
-        found = [run for run in runs if run.name.startswith(name)]
-        if len(found) == 1:
-            return cls(found[0])
-        if found:
+        of_study = [run for run in runs if _study_of(run) == name]
+        found = of_study or [run for run in runs if run.name.startswith(name)]
+        if len({_study_of(run) for run in found}) > 1:
             raise StoreError(f"{name}: which of {', '.join(run.name for run in found)}?")
+        if found:
+            return [cls(run) for run in sorted(found, key=_begun_at, reverse=True)]
         known = ", ".join(run.name for run in runs) or "no run"
         raise StoreError(
             f"{name}: not a run folder, nor the beginning of one in {root}/, which has {known};"
@@ -322,12 +332,16 @@ class RunFolder:
             if not re.fullmatch(FIGURE, name):
                 raise StoreError(f"a figure cannot be called {name!r}")
             # Without a date, and with a salt that follows from its name, it is the same file again.
-            for kind, options in (
+            formats: tuple[tuple[str, dict[str, Any]], ...] = (
                 ("png", {"dpi": 200}),
                 ("svg", {"metadata": {"Date": None}}),
                 ("pdf", {"metadata": {"CreationDate": None}}),
-            ):
+            )
+            for kind, options in formats:
                 path = f"figures/{name}.{kind}"
+                if figure.get_layout_engine() is None:
+                    # What makes room for labels is in the style that it was made without.
+                    options["bbox_inches"] = "tight"
                 with rc_context({"svg.hashsalt": name}):
                     draw = partial(figure.savefig, format=kind, **options)
                     self._record(path, self._write(path, draw))
@@ -417,6 +431,16 @@ def _told(where: str = "") -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise StoreError(f"{where}{error}") from None
+
+
+def _study_of(run: Path) -> str:
+    return run.name.rpartition("-")[0]
+
+
+def _begun_at(run: Path) -> float:
+    """When: the config is written once, the manifest again and again."""
+    config = run / "config.toml"
+    return (config if config.is_file() else run / "manifest.json").stat().st_mtime
 
 
 def _chunk_name(chunk: Chunk, kind: str = "nc") -> str:

@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +86,8 @@ def find(name: str, beside: Path | None = None) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise StudyError(f"{path}: {type(error).__name__}: {error}") from error
+        place = _place(path, error)
+        raise StudyError(f"{place}: {type(error).__name__}: {_message(error)}") from error
     for function in ("claims", "draw"):
         if not callable(getattr(module, function, None)):
             raise StudyError(f"{path}: must define {function}(dataset)")
@@ -103,7 +105,7 @@ def claims(study: ModuleType, dataset: Any) -> list[dict[str, Any]]:
     Raises:
         StudyError: it cannot make them of this dataset.
     """
-    with _told(study):
+    with attributed(study):
         return [claim.row() for claim in study.claims(dataset)]
 
 
@@ -111,11 +113,21 @@ def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
     """The study's figures by name; a single one has the study's name.
 
     Raises:
-        StudyError: it cannot draw this dataset.
+        StudyError: it cannot draw this dataset, or gives something else than figures.
     """
-    with _told(study):
+    from matplotlib.figure import Figure
+
+    with attributed(study):
         drawn = study.draw(dataset)
-    return drawn if isinstance(drawn, dict) else {study.__name__.rpartition(".")[2]: drawn}
+    named = drawn if isinstance(drawn, dict) else {study.__name__.rpartition(".")[2]: drawn}
+    for figure in named.values():
+        if not isinstance(figure, Figure):
+            of_axes = "; the figure of axes is `axes.figure`" * hasattr(figure, "figure")
+            raise StudyError(
+                f"{_file_of(study)}: draw(dataset) must give a Figure, or a dictionary of them by "
+                f"name, got {type(figure).__name__}{of_axes}"
+            )
+    return named
 
 
 def write_data(name: str, folder: Path) -> Path:
@@ -135,7 +147,7 @@ def write_data(name: str, folder: Path) -> Path:
     study = find(name)
     if not callable(getattr(study, "data", None)):
         raise StudyError(f"{study.__name__}: must define data(), a dictionary of arrays")
-    with _told(study, "make its data"):
+    with attributed(study, "make its data"):
         arrays = {key: np.asarray(array) for key, array in study.data().items()}
     path = folder / "configs" / "data" / f"{name}.npz"
     write_arrays(path, arrays)
@@ -143,13 +155,47 @@ def write_data(name: str, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(study: ModuleType, act: str = "use this data set") -> Iterator[None]:
-    """A study may want another axis, or a variable that `dynamics.save` leaves out."""
+def attributed(
+    study: ModuleType, act: str = "use this data set", *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Names the study, and the line of it, in errors that it makes.
+
+    A study may want another axis, or a variable that `dynamics.save` leaves out.
+
+    Args:
+        study: whose functions are called.
+        act: what it is to do.
+        but: errors that are not its own.
+
+    Raises:
+        StudyError: any other error.
+    """
     try:
         yield
+    except but:
+        raise
     except Exception as error:
-        kind = type(error).__name__
-        raise StudyError(f"{study.__name__} cannot {act}: {kind}: {error}") from error
+        name, kind = study.__name__, type(error).__name__
+        place = _place(_file_of(study), error)
+        raise StudyError(f"{place}: {name} cannot {act}: {kind}: {_message(error)}") from error
+
+
+def _file_of(study: ModuleType) -> Path:
+    return Path(getattr(study, "__file__", None) or study.__name__)
+
+
+def _place(path: Path, error: Exception) -> str:
+    """The file, and the last of its lines that led to the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _message(error: Exception) -> str:
+    """What it says; of a syntax error without the place, which is told before."""
+    return error.msg if isinstance(error, SyntaxError) else str(error)
 
 
 def find_config(name: str) -> Path:

@@ -17,6 +17,7 @@ from threading import Timer
 from ddln.config.experiment import load, told_of
 from ddln.plotting.explorer import run_browser
 from ddln.sweeps import studies
+from ddln.sweeps.environment import install_command
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
@@ -76,9 +77,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         import marimo
         import uvicorn
     except ImportError as error:
-        raise ServerError(
-            f"explore needs marimo ({error}): pip install 'ddln[explore]', or pip install marimo"
-        ) from None
+        raise ServerError(f"explore needs marimo ({error}): {install_command('explore')}") from None
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     os.environ[_SUBJECT] = json.dumps(list(subject))
