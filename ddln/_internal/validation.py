@@ -117,6 +117,31 @@ def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
     return jnp.where(wrong, jnp.nan, values)
 
 
+def largest(
+    values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Array:
+    """The largest value; NaN where one of them is.
+
+    `jnp.max` alone loses NaN among 4,096 numbers or more on CPUs (jaxlib 0.10.2).
+
+    >>> float(largest(jnp.zeros(5000).at[7].set(jnp.nan)))
+    nan
+    """
+    unknown = jnp.any(jnp.isnan(values), axis, keepdims=keepdims)
+    return jnp.where(unknown, jnp.nan, jnp.max(values, axis, keepdims=keepdims))
+
+
+def smallest(
+    values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Array:
+    """The smallest value; NaN where one of them is. See `largest`.
+
+    >>> float(smallest(jnp.ones(5000).at[7].set(jnp.nan)))
+    nan
+    """
+    return -largest(-values, axis, keepdims=keepdims)
+
+
 def as_positive(name: str, value: Number) -> Float[Array, ""]:
     """`value` as a number > 0; NaN where it is traced and is not."""
     number = as_floats(name, value, 0)

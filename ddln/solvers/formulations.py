@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddln._internal.validation import largest
 from ddln.networks._coordinate_maps import position_of_dual
 from ddln.networks.layers import Reduction, effective_parameter
 from ddln.problems.base import Problem
@@ -181,7 +182,7 @@ def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Flo
         (state,),
         (field(0.0, state, (problem, picture)),),
     )
-    speed = jnp.max(jnp.abs(rate))
-    stiffness = jnp.max(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
+    speed = largest(jnp.abs(rate))
+    stiffness = largest(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
     fastest = jnp.maximum(speed, stiffness)
     return jnp.clip(0.01 / jnp.where(fastest > 0, fastest, 1.0), smallest_step(horizon), horizon)

@@ -86,6 +86,28 @@ class State(eqx.Module):
     generator: str | None = eqx.field(static=True)
 
 
+class Method(eqx.Module):
+    """The rule and the oracle of a run; unlike them, a pytree of arrays alone, so that `jax.vmap`
+    can return it."""
+
+    numbers: list[Any]
+    others: tuple[Any, ...] = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+
+    def __init__(self, optimiser: Optimiser, oracle: Oracle):
+        leaves, self.structure = jax.tree.flatten((optimiser, oracle))
+        self.numbers = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
+        self.others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+
+    def parts(self) -> tuple[Optimiser, Oracle]:
+        """Optimiser and oracle."""
+        leaves = [
+            other if number is None else number
+            for number, other in zip(self.numbers, self.others, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
 class Descent(Run):
     """A run: what was recorded. NaN from where it diverged; at rest from where it stopped."""
 
@@ -97,6 +119,10 @@ class Descent(Run):
     """γ of the next step, of plain steps on all samples; else None."""
     state: State
     """To go on from: `descend(problem, run.state, …)`."""
+    carried: tuple[Any, Int[Array, "points samples"] | None]
+    """The optimiser's state and the order of the samples at each point: with its layers, what it
+    takes to take the steps from there again."""
+    method: Method
 
     endings: ClassVar = STATUS
 
@@ -228,7 +254,7 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
         status = jnp.where(status == _OK, seen, status)
         saved = (state.layers, theta, loss, gap, state.ledger and state.ledger.now)
         saved = jax.tree.map(lambda x: jnp.where(status == _DIVERGED, jnp.nan, x), saved)
-        return status, (state.step, state.time, *saved)
+        return status, (state.step, state.time, *saved, (state.memory, state.order))
 
     def segment(carry, length):
         state, status = carry
@@ -254,13 +280,41 @@ def _descend(problem, optimiser, oracle, state, lengths, target_gap, largest_los
     status, first = look(state, jnp.asarray(_OK))
     (state, status), later = jax.lax.scan(segment, (state, status), lengths)
     records = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), first, later)
-    steps, times, layers, theta, loss, gap, ledger = records
+    steps, times, layers, theta, loss, gap, ledger, carried = records
     rates = None
     if _is_plain(optimiser, oracle) and oracle.sampling.is_exact:
         rates = jax.vmap(lambda step: jnp.asarray(optimiser.learning_rate(step), gap.dtype))(steps)
     stats = {"num_steps": state.taken}
     curve = times, layers, theta, loss, gap, status, stats
-    return Descent(*curve, steps, ledger, rates, state)
+    return Descent(*curve, steps, ledger, rates, state, carried, Method(optimiser, oracle))
+
+
+def replay(
+    problem: Problem,
+    run: Descent,
+    place: Int[Array, ""],
+    layers: Float[Array, "depth dim"],
+    count: Int[Array, ""],
+) -> Float[Array, "depth dim"]:
+    """The layers some steps after a record, taken again with its rule, oracle, key and state.
+
+    Args:
+        problem: the loss.
+        run: of the record.
+        place: which record.
+        layers: where to start, such as `run.layers[place]`.
+        count: how many steps.
+    """
+    optimiser, oracle = run.method.parts()
+    memory, order = jax.tree.map(lambda recorded: recorded[place], run.carried)
+    state = dataclasses.replace(
+        run.state, layers=layers, memory=memory, order=order, step=run.steps[place], ledger=None
+    )
+
+    def step(_, state):
+        return _step(problem, optimiser, oracle, state)[0]
+
+    return jax.lax.fori_loop(0, count, step, state).layers
 
 
 def descend(
@@ -410,7 +464,7 @@ def _in_dtype(rule: Optimiser, dtype: Any) -> Optimiser:
 
 def _joined(parts: list[Descent]) -> Descent:
     """Runs of which each went on where the one before ended."""
-    names = ("steps", "times", "layers", "theta", "loss", "gap", "ledger", "rates")
+    names = ("steps", "times", "layers", "theta", "loss", "gap", "ledger", "rates", "carried")
     recorded = [tuple(getattr(part, name) for name in names) for part in parts]
     recorded[1:] = jax.tree.map(lambda saved: saved[1:], recorded[1:])
     whole = jax.tree.map(lambda *saved: jnp.concatenate(saved), *recorded)

@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import fixed_generator
-from ddln._internal.validation import ArrayLike
+from ddln._internal.validation import ArrayLike, largest
 from ddln.config.dynamics import Descent as Training
 from ddln.config.experiment import (
     ConfigError,
@@ -127,9 +127,9 @@ def validate(chunk: Chunk) -> None:
     loss, layers = parts.problem_of(experiment), parts.layers_of(experiment)
     start = network.effective_parameter(layers)
     for words, value in {
-        "θ": jnp.max(jnp.abs(start)),
+        "θ": largest(jnp.abs(start)),
         "the loss": loss.loss(start),
-        "the mobility M": jnp.max(network.mobility(layers)),
+        "the mobility M": largest(network.mobility(layers)),
     }.items():
         if not bool(jnp.isfinite(value)):
             raise ConfigError([f"network.scale: {words} must be finite at the start, got {value}"])
@@ -219,7 +219,7 @@ def _together(chunk: Chunk, report: Report | None, twice: bool) -> xr.Dataset:
     again = np.full(runs.theta.shape, np.nan, runs.theta.dtype)
     if twice and isinstance(runs, gradient_flow.Trajectory):
         again = _again(integrate, problems, *given)
-    numbers, checked = examine(problems, runs, again)
+    numbers, checked = examine(problems, given[0], runs, again)
     # Waited for: two batches of eigenvalues side by side can lock each other (docs/decisions.md).
     numbers = {name: np.asarray(value) for name, value in numbers.items()}
     numbers |= measure(problems, runs) | {"rounds": rounds, "truth": best}
@@ -292,7 +292,7 @@ def _programs(chunk: Chunk):
         haste = _haste(chunk.width)
         examine, measure = (
             jax.jit(jax.vmap(f, lanes), compiler_options=haste)
-            for f, lanes in ((_examine, (problems, 0, 0)), (measure, (problems, 0)))
+            for f, lanes in ((_examine, (problems, 0, 0, 0)), (measure, (problems, 0)))
         )
         if len(_PROGRAMS) >= _MOST_PROGRAMS:
             _PROGRAMS.pop(next(iter(_PROGRAMS)))
@@ -405,13 +405,13 @@ def _measure(
 
 
 def _examine(
-    loss: Problem, run: gradient_flow.Trajectory | Descent, again: Array
+    loss: Problem, layers: Array, run: gradient_flow.Trajectory | Descent, again: Array
 ) -> tuple[dict[str, Array], tuple[claims.Claim, ...]]:
     if isinstance(run, Descent):
-        certified = flow_certificates.certify(loss, run)
+        certified = flow_certificates.certify(loss, run, start=layers)
         own = {"step": run.steps.astype(int)}
     else:
-        certified = flow_certificates.certify(loss, run)
+        certified = flow_certificates.certify(loss, run, start=layers)
         predictions = certified.predictions
         own = {
             "velocity": run.velocity,

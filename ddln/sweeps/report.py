@@ -39,6 +39,7 @@ ENDINGS = {
 
 MEANINGS = {
     "completed": "It came to the last of the points that it was asked for.",
+    "consistency": "What it recorded at each point belongs together: layers, θ, speed, loss, gap.",
     "conservation": "What the start fixes stays fixed: the differences of the squared layers.",
     "sign": "Only a coordinate's smallest layer can reach zero; the others keep their distance.",
     "monotone loss": "Training never makes the loss worse, as long as its steps are small.",
@@ -46,10 +47,12 @@ MEANINGS = {
     "mirror identity": "θ moves just as a mirror flow with the entropy Q moves it.",
     "entropy Hessian": "Where the entropy is steep the network moves slowly, and the other way.",
     "dual path": "Seen through the mirror map, the path is the sum of the gradients met so far.",
+    "clock": "Time runs as the gradients say, from each saved time to the next.",
     "divergence bound": "The gap falls at least like one over time.",
     "exponential bound": "The gap falls exponentially, at a rate the initialisation guarantees.",
     "a-posteriori bound": "The same, with the rate the run had rather than the one guaranteed.",
     "asymptotic rate": "In the end the gap falls at just the rate that theory predicts.",
+    "recursion": "Each record leads to the next by the steps of the training rule.",
     "exact identity": "How far apart the two layers are follows from the gradients met, exactly.",
     "KKT of the limit": "Of all θ that fit as well, it ends nearest to the start, as the entropy "
     "of the last imbalance measures it.",

@@ -278,7 +278,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             name="descent",
             source="Proposition 1",
             statement="largest loss at the end over the loss at the start",
-            measured=float((loss.isel(time=-1) / loss.isel(time=0)).max()),
+            measured=float((loss.isel(time=-1) / loss.isel(time=0)).max(skipna=False)),
             predicted=1.0,
             tolerance=0.0,
             relation="<=",

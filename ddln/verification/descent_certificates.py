@@ -1,4 +1,7 @@
-"""A discrete run against what is exact of it, the descent lemma, and the flow.
+"""A discrete run against its own rule, what is exact of it, the descent lemma, and the flow.
+
+Any rule, on any samples: the steps from some of the records are taken again, from the optimiser's
+state there and with the run's key, and must lead to the records that follow.
 
 With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers.gradient_descent.Ledger`), λ = |u² −
 v²| and the mirror map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step,
@@ -13,6 +16,8 @@ start, as the entropy of the λ of the *end* measures it, among all with its pre
 Against the flow, at equal time T, steps of size η are off by η‖e‖ + O(η²): `discretisation_order`.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,17 +25,31 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln import theory
-from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive
+from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, largest, smallest
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
-from ddln.solvers.gradient_descent import Descent, descend
+from ddln.solvers.gradient_descent import Descent, descend, replay
 from ddln.solvers.gradient_flow import gradient_flow
 from ddln.solvers.optimisers import optimiser
 from ddln.verification import diagnostics
 from ddln.verification.claims import Claim
+from ddln.verification.consistency import (
+    consistency,
+    gap_rounding,
+    relative,
+    root_of_gap,
+    steepness,
+)
 
 _SAMPLES = 9
 """Records at which sharpness is computed."""
+_LONGEST = 50
+"""A stretch between records is taken again where it is no more than one such part of the run, or
+64 steps."""
+_IDENTITY = 450_000
+"""Roundings that are granted to the rule's own recursion: 1e-10 in float64."""
+_NUDGE = 2.0**-26
+"""By how much layers are moved, relative, to see how steps magnify their roundings."""
 _SAFE = 1.8
 """γS below which, at all records looked at, it is taken to be below 2 in between."""
 _LOOSEST = 0.05
@@ -46,8 +65,17 @@ _ABOVE = 1000
 
 
 @eqx.filter_jit
-def step_claims(problem: Problem, run: Descent) -> tuple[Claim, ...]:
-    """The claims on a discrete run: completed, exact identity, KKT of the limit, descent lemma."""
+def step_claims(
+    problem: Problem, run: Descent, start: Float[Array, "depth dim"] | None = None
+) -> tuple[Claim, ...]:
+    """The claims on a discrete run: completed, consistency, recursion, exact identity, KKT of the
+    limit, descent lemma, monotone loss.
+
+    Args:
+        problem: the loss.
+        run: from `descend`.
+        start: the layers that it must have started from; `None` for any.
+    """
     finite = jnp.isfinite(run.gap)
     completed = Claim(
         "completed",
@@ -61,7 +89,62 @@ def step_claims(problem: Problem, run: Descent) -> tuple[Claim, ...]:
     kkt = _kkt_of_the_limit(problem, run)
     # After its SVD: LAPACK calls side by side can lock XLA's few threads up (docs/decisions.md).
     layers, _ = jax.lax.optimization_barrier((run.layers, kkt.measured))
-    return completed, _exact_identity(run), kkt, *_descent_lemma(problem, run, layers)
+    whole = consistency(problem, run, steepness(problem, run.theta[_places(run)]), start)
+    return (
+        completed,
+        dataclasses.replace(whole, applies=run.ok),
+        _recursion(problem, run),
+        _exact_identity(run),
+        kkt,
+        *_descent_lemma(problem, run, layers),
+    )
+
+
+def _places(run: Descent, count: int | None = None) -> np.ndarray:
+    """Some records, evenly spread; of the first `count` of them."""
+    last = (run.steps.size if count is None else count) - 1
+    return np.unique(np.linspace(0, max(last, 0), _SAMPLES).round().astype(int))
+
+
+def _recursion(problem: Problem, run: Descent):
+    """Steps taken again from some records on, each until the next, and again from nearby, which
+    tells how much of the difference can be rounding."""
+    places = jnp.asarray(_places(run, run.steps.size - 1))
+    # Of a run that stopped the last records are the same one.
+    lengths = jnp.diff(run.steps)[places]
+    stopped = jnp.all(run.layers[places] == run.layers[-1:], axis=(1, 2)) & (run.status != 0)
+    total = run.steps[-1] - run.steps[0]
+    most = jnp.maximum(total // _LONGEST, 64)
+    told = (lengths <= most) & ~stopped
+    counts = jnp.where(told, lengths, 0)
+    signs = jax.random.rademacher(jax.random.key(0), run.layers.shape[1:], run.layers.dtype)
+
+    def again(place, count):
+        layers = run.layers[place]
+        nearby = layers * (1 + _NUDGE * signs)
+        ends = jax.vmap(lambda layers: replay(problem, run, place, layers, count))(
+            jnp.stack([layers, nearby])
+        )
+        off = largest(jnp.abs(ends[0] - run.layers[place + 1]))
+        return off, largest(jnp.abs(ends[1] - ends[0])), largest(jnp.abs(run.layers[place + 1]))
+
+    off, moved, size = jax.vmap(again)(places, counts)
+    eps = jnp.finfo(size.dtype).eps
+    tolerance = _IDENTITY * eps
+    # Each step rounds anew, and by no more than all of those before it are magnified.
+    noise = 64 * eps * (moved / _NUDGE + size) * jnp.sqrt(1.0 + counts)
+    told = told & (noise < _LOOSEST * size)
+    return Claim(
+        "recursion",
+        "definition of the rule",
+        "the rule's steps from a record lead to the next one",
+        relative(jnp.where(told, off, 0.0), size, noise, tolerance),
+        0.0,
+        tolerance,
+        relation="<=",
+        reason="rounding; what the steps make of it counts as just tolerable",
+        applies=run.ok & jnp.any(told & (counts > 0)),
+    )
 
 
 def _exact_identity(run):
@@ -74,9 +157,9 @@ def _exact_identity(run):
         # Of a run that went on from a state the start is its first record.
         factor = factor / jnp.where(factor[:1] == 0, 1.0, factor[:1])
         difference = (u - v) * (u + v)
-        size = jnp.max(u**2 + v**2, axis=0, keepdims=True)
+        size = largest(u**2 + v**2, axis=0, keepdims=True)
         off = (difference - difference[:1] * factor) / jnp.where(size > 0, size, 1.0)
-        measured = jnp.max(jnp.abs(off))
+        measured = largest(jnp.abs(off))
         # Seen to drift by 0.02 roundings a step where θ is at rest.
         roundings = jnp.maximum(4096.0, 0.04 * run.steps[-1].astype(off.dtype))
         tolerance, applies = roundings * jnp.finfo(off.dtype).eps, run.ok
@@ -110,7 +193,7 @@ def _kkt_of_the_limit(problem, run):
     weights = jnp.linalg.lstsq(rows.T, moved)[0]
     off = jnp.linalg.norm(moved - rows.T @ weights) / jnp.where(size > 0, size, 1.0)
     # A rounding of u is one of |u|/|u − v| of ξ.
-    condition = jnp.max((jnp.abs(u) + jnp.abs(v)) / jnp.min(sums, axis=0))
+    condition = largest((jnp.abs(u) + jnp.abs(v)) / smallest(sums, axis=0))
     rounding = 4096 * jnp.finfo(moved.dtype).eps
     spread = jnp.sqrt(jnp.asarray(moved.size, moved.dtype))
     tolerance = rounding * (1 + spread * condition / jnp.where(size > 0, size, 1.0))
@@ -130,13 +213,13 @@ def _descent_lemma(problem, run, layers):
     if run.rates is None:
         worst, reach, floor, applies = 0.0, 0.0, 0.0, False
     else:
-        places = np.unique(np.linspace(0, run.steps.size - 1, _SAMPLES).round().astype(int))
+        places = _places(run)
         floor, applies = _rounding_of_the_gap(problem, run), run.ok
         excess, reaches = jax.lax.map(
             lambda at: _one_step(problem, floor, *at), (layers[places], run.rates[places])
         )
-        worst, reach = jnp.max(excess), jnp.max(reaches)
-    root = jnp.sqrt(run.gap)
+        worst, reach = largest(excess), largest(reaches)
+    root = root_of_gap(run.gap)
     start = jnp.where(root[0] > 0, root[0], 1.0)
     return (
         Claim(
@@ -154,7 +237,7 @@ def _descent_lemma(problem, run, layers):
             "monotone loss",
             "from the descent lemma",
             "the loss never rises where the step stays below 1.8 / sharpness",
-            jnp.max(jnp.diff(root)) / start,
+            largest(jnp.diff(root)) / start,
             0.0,
             2 * jnp.sqrt(floor) / start,
             relation="<=",
@@ -173,7 +256,7 @@ def _one_step(problem: Problem, floor, layers, rate):
 
     before, gradient = jax.value_and_grad(gap)(layers)
     ends = jnp.stack([layers, layers - rate * gradient])
-    reach = rate * jnp.max(jax.lax.map(lambda at: theory.sharpness(problem, at), ends))
+    reach = rate * largest(jax.lax.map(lambda at: theory.sharpness(problem, at), ends))
     first_order = rate * jnp.sum(gradient**2)
     shortfall = gap(ends[1]) - before + (1 - reach / 2) * first_order
     rounding = floor + 2 * jnp.sqrt(floor * before)
@@ -184,12 +267,11 @@ def _one_step(problem: Problem, floor, layers, rate):
 
 
 def _rounding_of_the_gap(problem: Problem, run: Descent) -> Float[Array, ""]:
-    """½ β δ², with δ what 30 roundings of θ come to."""
-    steepness = problem.smoothness
-    if steepness is None:
-        steepness = jnp.linalg.norm(problem.hessian(run.theta[-1]))
-    size = jnp.max(jnp.linalg.norm(run.theta, axis=1))
-    return steepness * (30 * jnp.finfo(size.dtype).eps * size) ** 2 / 2
+    """½ β δ², with δ what 30 roundings of θ come to, and that of a difference of losses."""
+    beta = steepness(problem, run.theta[-1:])
+    size = largest(jnp.linalg.norm(run.theta, axis=1))
+    floor = beta * (30 * jnp.finfo(size.dtype).eps * size) ** 2 / 2
+    return floor + gap_rounding(problem, run.loss)
 
 
 def discretisation_error(
@@ -268,9 +350,9 @@ def discretisation_order(
     errors, flow = _against_the_flow(problem, layers, until, counts)
     slopes = jnp.log2(errors[:-1] / errors[1:])
     change = slopes[1] - slopes[0]
-    reach = until / steps * jnp.max(diagnostics.sharpness(problem, flow))
+    reach = until / steps * largest(diagnostics.sharpness(problem, flow))
     rounding = 30 * flow.rtol + counts[-1] * jnp.finfo(flow.theta.dtype).eps
-    floor = rounding * jnp.max(jnp.linalg.norm(flow.theta, axis=1))
+    floor = rounding * largest(jnp.linalg.norm(flow.theta, axis=1))
     return Claim(
         "order of the steps",
         "as derived in docs/theory.md",

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from ddln import theory
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import key_from_seed
-from ddln._internal.validation import Number
+from ddln._internal.validation import ArrayLike, Number, as_layers, largest, smallest
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problems.base import Problem
@@ -27,22 +27,37 @@ from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_flow import Trajectory
 from ddln.theory import _hermite
 from ddln.verification.claims import Certificates, Claim, FlowCertificates
+from ddln.verification.consistency import (
+    consistency,
+    gap_rounding,
+    relative,
+    root_of_gap,
+    steepness,
+    theta_noise,
+)
 from ddln.verification.descent_certificates import step_claims
 from ddln.verification.error_estimate import expected_error, relative_accuracy, rests
 
 _SAMPLES, _DUALS = 9, 33
 """Saved times at which claims that need second derivatives, and mirror maps, are checked."""
+_IDENTITY = 450_000
+"""Roundings that are granted to an identity at a point: 1e-10 in float64."""
 _LOOSEST = 0.05
 """A comparison whose own tolerance is larger than this (relative) is not made."""
+_SAFETY = 4
+"""By how much the estimated error of a few intervals' quadrature can be too small."""
 
 
 @overload
-def certify(problem: Problem, run: Trajectory) -> FlowCertificates: ...
+def certify(
+    problem: Problem, run: Trajectory, *, start: ArrayLike | None = None
+) -> FlowCertificates: ...
 @overload
-def certify(problem: Problem, run: Descent) -> Certificates: ...
-def certify(problem: Problem, run: object) -> Certificates:
+def certify(problem: Problem, run: Descent, *, start: ArrayLike | None = None) -> Certificates: ...
+def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) -> Certificates:
     """Check a flow against Proposition 1, Theorem 1, Theorem 2 and Corollary 1, a discrete run
-    against what is exact of it and the descent lemma.
+    against its rule, what is exact of it and the descent lemma; and what either records at each
+    point against its layers there.
 
     Works under `jax.jit` and `jax.vmap`. Of a run that failed the first claim, that it was
     completed, does not hold, and no other applies.
@@ -50,6 +65,7 @@ def certify(problem: Problem, run: object) -> Certificates:
     Args:
         problem: the loss of the run.
         run: from `gradient_flow` or `mirror_flow`, with at least 5 saved times; or from `descend`.
+        start: the layers that the run must have started from, shape (depth, dim); `None` for any.
 
     Returns:
         `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
@@ -67,29 +83,33 @@ def certify(problem: Problem, run: object) -> Certificates:
     True
     """
     drop_programs()
+    start = None if start is None else as_layers(start, problem.dim)
     if isinstance(run, Descent):
-        return Certificates(step_claims(problem, run))
+        return Certificates(step_claims(problem, run, start))
     if not isinstance(run, Trajectory):
         raise ValueError(f"`run` must be a flow's or a descent's, got {type(run).__name__}.")
     if run.times.size < 5:
         raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
-    return _certify(problem, run)
+    return _certify(problem, run, start)
 
 
 @eqx.filter_jit
-def _certify(problem: Problem, run: Trajectory) -> FlowCertificates:
+def _certify(
+    problem: Problem, run: Trajectory, start: Float[Array, "depth dim"] | None
+) -> FlowCertificates:
     whole, run = run, _until_it_stopped(run)
     entropy = Entropy(run.layers[0])
     floor, predictions = gap_floor(problem, run), theory.predict(problem, run)
     sample = jax.tree.map(lambda saved: saved[_few(run)], (run.layers, run.theta, run.velocity))
-    exactness, reason = _exactness(run, 450_000)  # 1e-10 in float64
-    identity = exactness * _tie_condition(run), reason
+    exactness, reason = _exactness(run, _IDENTITY)
+    identity = exactness * largest(_tie_condition(run)), reason
     claims = (
+        consistency(problem, whole, steepness(problem, whole.theta[_few(run)]), start),
         *_conserved(run),
         _loss_falls(run, floor),
-        _dissipation(problem, *identity, *sample),
+        _dissipation(problem, *sample),
         *_mirror_identity(problem, entropy, *identity, *sample),
-        _dual_path(problem, entropy, run),
+        *_dual_claims(problem, entropy, run),
         *_bounds(problem, run, predictions, floor),
         _asymptotic_rate(problem, run, floor),
     )
@@ -124,24 +144,16 @@ def _few(run: Trajectory, count: int = _SAMPLES) -> np.ndarray:
     return np.unique(np.linspace(0, run.times.size - 1, count).round().astype(int))
 
 
-def _steepness(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
-    """β, or where there is none the largest ‖∇²ℒ‖ that was met."""
-    if problem.smoothness is not None:
-        return problem.smoothness
-    # In the Frobenius norm: eigenvalues of a batch are what `_asymptotic_rate` needs alone.
-    return jnp.max(jnp.linalg.norm(jax.vmap(problem.hessian)(theta), axis=(1, 2)))
-
-
 def gap_floor(problem: Problem, run: Trajectory) -> Float[Array, ""]:
-    """The gap ½ β δ² that an error δ of the integrator in θ makes at the minimum."""
-    return _steepness(problem, run.theta[_few(run)]) * expected_error(run) ** 2 / 2
+    """The gap ½ β δ² that an error δ of the integrator in θ makes at the minimum, and rounding
+    where the gap is a difference of losses."""
+    beta = steepness(problem, run.theta[_few(run)])
+    return beta * expected_error(run) ** 2 / 2 + gap_rounding(problem, run.loss)
 
 
 def _gradient_noise(problem: Problem, theta: Float[Array, "times dim"]) -> Float[Array, ""]:
     """Rounding error of ∇ℒ, which near a minimiser is all there is of it."""
-    minimiser = jnp.where(problem.attained, problem.minimiser, 0.0)
-    size = jnp.max(jnp.abs(theta)) + jnp.max(jnp.abs(minimiser))
-    return 30 * jnp.finfo(theta.dtype).eps * _steepness(problem, theta) * size
+    return steepness(problem, theta) * theta_noise(problem, theta)
 
 
 def _exactness(run: Trajectory, rounding: int) -> tuple[Number, str]:
@@ -152,13 +164,13 @@ def _exactness(run: Trajectory, rounding: int) -> tuple[Number, str]:
     return exact, "rounding: reduced coordinates are exact"
 
 
-def _tie_condition(run: Trajectory) -> Number:
+def _tie_condition(run: Trajectory) -> Float[Array, " dim"]:
     """By how much ∇²Q at a given θ magnifies an error in the layers: the nearer a tie, the more."""
     if run.coordinates != "layers":
-        return 1.0
+        return jnp.ones_like(run.theta[0])
     squares = jnp.sort(run.layers[0] ** 2, axis=0)
     gap = squares[1] - squares[0]
-    return jnp.max(jnp.where(gap > 0, jnp.max(run.layers**2, axis=(0, 1)) / gap, 1.0))
+    return jnp.where(gap > 0, largest(run.layers**2, axis=(0, 1)) / gap, 1.0)
 
 
 def _mobile(entropy: Entropy, theta: Float[Array, "times dim"]) -> Bool[Array, "times dim"]:
@@ -173,12 +185,12 @@ def _conserved(run):
     smallest = jnp.argmin(magnitude[0], axis=0)[None, None]
     of_smallest = jnp.take_along_axis(magnitude, smallest, axis=1)
     gaps = (magnitude - of_smallest) * (magnitude + of_smallest)
-    size = jnp.maximum(jnp.max(magnitude, axis=(0, 1), keepdims=True), jnp.finfo(gaps.dtype).tiny)
-    drift = jnp.max(jnp.abs((gaps - gaps[:1]) / size / size))
+    size = jnp.maximum(largest(magnitude, (0, 1), keepdims=True), jnp.finfo(gaps.dtype).tiny)
+    drift = largest(jnp.abs((gaps - gaps[:1]) / size / size))
     tolerance, reason = _exactness(run, 4096)  # 1e-12 in float64
     is_other = jnp.arange(magnitude.shape[1])[None, :, None] != smallest
     deficit = jnp.sqrt(gaps[:1]) - jnp.sign(run.layers[:1]) * run.layers
-    escape = jnp.max(jnp.where(is_other, deficit, -jnp.inf) / size)
+    escape = largest(jnp.where(is_other, deficit, -jnp.inf) / size)
     return (
         Claim(
             "conservation",
@@ -203,14 +215,14 @@ def _conserved(run):
 
 
 def _loss_falls(run, floor):
-    root = jnp.sqrt(run.gap)
+    root = root_of_gap(run.gap)
     start = jnp.where(root[0] > 0, root[0], 1.0)
     tolerance = 2 * jnp.sqrt(floor) / start
     return Claim(
         "monotone loss",
         "Proposition 1",
         "the loss never rises",
-        jnp.max(jnp.diff(root)) / start,
+        largest(jnp.diff(root)) / start,
         0.0,
         tolerance,
         relation="<=",
@@ -219,13 +231,10 @@ def _loss_falls(run, floor):
     )
 
 
-def _relative(error, size, noise, tolerance):
-    """Largest |error| over |size|, where the noise counts as just tolerable."""
-    tiny = jnp.finfo(error.dtype).tiny
-    return jnp.max(jnp.abs(error) / (jnp.abs(size) + noise / tolerance + tiny))
+def _dissipation(problem, layers, theta, velocity):
+    # Of the layers and of dθ/dt at the same point: exact, whatever was integrated.
+    tolerance = _IDENTITY * jnp.finfo(theta.dtype).eps
 
-
-def _dissipation(problem, tolerance, reason, layers, theta, velocity):
     def both(layers, theta, velocity):
         gradients = jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
         return jnp.vdot(problem.gradient(theta), velocity), -jnp.sum(gradients**2)
@@ -237,10 +246,10 @@ def _dissipation(problem, tolerance, reason, layers, theta, velocity):
         "dissipation",
         "Proposition 1",
         "dℒ/dt = −Σ_j ‖∂ℒ/∂u^j‖², by autodiff on the layers",
-        _relative(measured - predicted, predicted, rounding * jnp.sum(moved, axis=1), tolerance),
+        relative(measured - predicted, predicted, rounding * jnp.sum(moved, axis=1), tolerance),
         0.0,
         tolerance,
-        reason=reason,
+        reason="rounding",
     )
 
 
@@ -272,7 +281,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             "mirror identity",
             "Theorem 1",
             "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
-            _relative(
+            relative(
                 jnp.where(mobile, velocity - predicted, jnp.where(frozen, velocity, 0.0)),
                 jnp.where(mobile, predicted, 0.0),
                 noise,
@@ -287,7 +296,7 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
             "entropy Hessian",
             "Theorem 1",
             "∇²Q(θ) · M = 1, ∇²Q by jacfwd(grad(Q)) and M by jacfwd(θ(u¹ … u^L))",
-            jnp.max(jnp.where(mobile, jnp.abs(curvature * metric - 1), 0.0)),
+            largest(jnp.where(mobile, jnp.abs(curvature * metric - 1), 0.0)),
             0.0,
             tolerance,
             reason=reason,
@@ -296,31 +305,41 @@ def _mirror_identity(problem, entropy, tolerance, reason, layers, theta, velocit
     )
 
 
-def _dual_path(problem, entropy, run):
+def _dual_claims(problem, entropy, run):
+    """∇Q(θ) against the integral of ∇ℒ: from the start, and from each time looked at to the next.
+
+    From the start all errors add up. Between two times only those made there count, so that a clock
+    that is off shows wherever a curve is resolved, whatever happened before.
+    """
+    few = _few(run, _DUALS)
     value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )
-    few = _few(run, _DUALS)
-    theta = run.theta[few]
+    theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
     dual = jax.vmap(entropy.mirror_map)(theta)
-    integral = _hermite.integrate(run.times, value, slope)[few]
-    largest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
+    integral = _hermite.integrate(run.times, value, slope)
+    highest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
     error = (
-        jnp.diff(run.times)[:, None] * largest * _hermite.relative_error(run.times, value, slope)
+        jnp.diff(run.times)[:, None] * highest * _hermite.relative_error(run.times, value, slope)
     )
     mobile = _mobile(entropy, theta)
-    size = jnp.max(jnp.where(mobile, jnp.abs(dual), 0.0))
-    safe_size = jnp.where(size > 0, size, 1.0)
     # An error in θ is one of ∇²Q = 1/M times as much in ∇Q(θ).
-    stiffness = jnp.where(mobile, jnp.abs(theta) / jax.vmap(mobility)(run.layers[few]), 0.0)
-    doubt = jnp.max(jnp.where(mobile[0], jnp.sum(error, axis=0), 0.0))
+    stiffness = jnp.where(mobile, jnp.abs(theta) / metric, 0.0)
+    seen = few, dual, integral, error, mobile, stiffness
+    return _dual_path(run, *seen), _clock(problem, run, *seen, metric)
+
+
+def _dual_path(run, few, dual, integral, error, mobile, stiffness):
+    size = largest(jnp.where(mobile, jnp.abs(dual), 0.0))
+    safe_size = jnp.where(size > 0, size, 1.0)
+    doubt = largest(jnp.where(mobile[0], jnp.sum(error, axis=0), 0.0))
     accuracy = relative_accuracy(run)
-    tolerance = (doubt + accuracy * jnp.max(stiffness)) / safe_size + 100 * accuracy
+    tolerance = (doubt + accuracy * largest(stiffness)) / safe_size + 100 * accuracy
     return Claim(
         "dual path",
         "Theorem 1",
         "∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds",
-        jnp.max(jnp.where(mobile, jnp.abs(dual + integral), 0.0)) / safe_size,
+        largest(jnp.where(mobile, jnp.abs(dual + integral[few]), 0.0)) / safe_size,
         0.0,
         tolerance,
         reason="the quadrature over the saved times, and the integrator's",
@@ -328,10 +347,41 @@ def _dual_path(problem, entropy, run):
     )
 
 
+def _clock(problem, run, few, dual, integral, error, mobile, stiffness, metric):
+    moved, predicted = jnp.diff(dual, axis=0), -jnp.diff(integral[few], axis=0)
+    quadrature = jnp.concatenate([jnp.zeros_like(error[:1]), jnp.cumsum(error, axis=0)])[few]
+    accuracy, span = relative_accuracy(run), jnp.diff(run.times[few])[:, None]
+    beta = steepness(problem, run.theta[_few(run)])
+    # What the integrator's error in θ makes of ∇ℒ and, over a step between saved times, of its rate.
+    longest = largest(jnp.diff(run.times))
+    noise = beta * expected_error(run) * (1 + longest * beta * metric / 6)
+    at_ends = accuracy * (stiffness + _tie_condition(run)[None] * jnp.abs(dual))
+    noise, at_ends = (jnp.maximum(ends[1:], ends[:-1]) for ends in (noise, at_ends))
+    allowed = _SAFETY * jnp.diff(quadrature, axis=0) + 2 * at_ends + span * noise
+    tolerance = 100 * accuracy
+    inside = mobile[1:] & mobile[:-1]
+    return Claim(
+        "clock",
+        "Theorem 1",
+        "∇Q(θ) moves by −∫ ∇ℒ(θ(s)) ds from each time looked at to the next",
+        relative(
+            jnp.where(inside, moved - predicted, 0.0),
+            jnp.where(inside, moved, 0.0),
+            allowed,
+            tolerance,
+        ),
+        0.0,
+        tolerance,
+        relation="<=",
+        reason="the integrator's; the quadrature's error counts as just tolerable",
+        applies=jnp.any(inside & (allowed < _LOOSEST * jnp.abs(moved))),
+    )
+
+
 def _worst_ratio(gap, bound, floor):
     """Largest gap / bound, with the floor's benefit of the doubt."""
-    root = jnp.maximum(jnp.sqrt(gap) - jnp.sqrt(floor), 0.0)
-    return jnp.max(jnp.where(root == 0, 0.0, root / jnp.sqrt(bound))) ** 2
+    root = jnp.maximum(root_of_gap(gap) - jnp.sqrt(floor), 0.0)
+    return largest(jnp.where(root == 0, 0.0, root / jnp.sqrt(bound))) ** 2
 
 
 def _bound(name, source, statement, run, bound, floor, applies, doubt=0.0):
@@ -400,7 +450,7 @@ def _asymptotic_rate(problem, run, floor):
     all_rates, all_modes = jax.vmap(lambda theta: theory.mode_rates(problem, theta, run.layers[0]))(
         run.theta[places]
     )
-    path = jnp.min(jnp.where(all_rates > 0, all_rates, jnp.inf), axis=1)
+    path = smallest(jnp.where(all_rates > 0, all_rates, jnp.inf), axis=1)
     slowest, predicted = path[0], path[-1]
     rates, modes = all_rates[0], all_modes[0]
     moves = rates > 0
@@ -412,7 +462,7 @@ def _asymptotic_rate(problem, run, floor):
     unexplained = jnp.abs(jnp.sum(energy) / 2 / run.gap[first] - 1)
     faster = jnp.sum(energy * jnp.where(moves, rates - slowest, 0.0)) / jnp.sum(energy)
     noise = jnp.sqrt(floor / run.gap[last]) / elapsed
-    drift = jnp.max(jnp.abs(path - predicted))
+    drift = largest(jnp.abs(path - predicted))
     tolerance = 1.5 * (faster + drift) + unexplained / (2 * elapsed) + noise
     return Claim(
         "asymptotic rate",

@@ -1,0 +1,300 @@
+"""Certificates catch whatever a run is spoilt by, and let every right run pass."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddln
+from ddln._internal.validation import largest, smallest
+from ddln.sweeps import compute
+from ddln.verification.consistency import consistency, steepness
+
+TIMES = 81
+AT = 37  # where a single time is spoilt
+SAMPLES, DIM = 6, 4
+LOSSES = (
+    *("least_squares", "signed", "huber", "logistic", "exponential", "poisson"),
+    *("smooth", "far_from_zero"),
+)
+DEPTHS = (2, 3, 5, 8, 12)
+
+
+class Smooth(eqx.Module):
+    """Σ √(1 + (x_iᵀθ − y_i)²) + offset."""
+
+    features: jax.Array
+    targets: jax.Array
+    offset: jax.Array
+
+    def __call__(self, theta):
+        residual = self.features @ theta - self.targets
+        return self.offset + jnp.sum(jnp.sqrt(1 + residual**2))
+
+
+def a_problem(loss, rng):
+    """A problem in DIM coordinates on data of its own."""
+    features, targets = rng.normal(size=(SAMPLES, DIM)), rng.normal(size=SAMPLES)
+    if loss == "signed":
+        return ddln.signed(ddln.least_squares(features[:, : DIM // 2], targets))
+    if loss in ("smooth", "far_from_zero"):
+        offset = jnp.asarray(1e3 if loss == "far_from_zero" else 0.0)
+        function = Smooth(jnp.asarray(features), jnp.asarray(targets), offset)
+        return ddln.from_function(function, DIM, convex=True)
+    if loss in ("logistic", "exponential"):
+        targets = np.sign(targets)
+    if loss == "poisson":
+        targets = rng.poisson(1.5, size=SAMPLES).astype(float)
+    return getattr(ddln, loss)(features, targets)
+
+
+def some_layers(depth, rng, *, degenerate=True):
+    """Layers of which some coordinates start at 0, are tied, nearly tied, frozen, or tiny."""
+    layers = rng.uniform(0.6, 1.2, (depth, DIM)) * rng.choice([-1, 1], (depth, DIM))
+    for k in range(DIM if degenerate else 0):
+        first, second = np.argsort(np.abs(layers[:, k]))[:2]
+        kind = rng.choice(["open", "zero", "tie", "near", "frozen", "tiny"])
+        if kind == "zero":
+            layers[first, k] = 0.0
+        elif kind == "tie":
+            layers[second, k] = np.copysign(layers[first, k], layers[second, k])
+        elif kind == "near":
+            layers[second, k] = layers[first, k] * (1 + 10 ** rng.uniform(-13, -2))
+        elif kind == "frozen":
+            layers[[first, second], k] = 0.0
+        elif kind == "tiny":
+            layers[first, k] *= 10 ** rng.uniform(-12, -1)
+    return layers
+
+
+def horizon(problem, layers):
+    """A few times of the fastest mode at the start."""
+    root = np.sqrt(ddln.mobility(layers))
+    hessian = np.asarray(problem.hessian(ddln.effective_parameter(layers)))
+    return 3 / np.linalg.norm(root[:, None] * hessian * root, 2)
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def at_one_time(name, change):
+    """One field at one time."""
+    return lambda run: {name: getattr(run, name).at[AT].set(change(getattr(run, name)[AT]))}
+
+
+def two_times_swapped(run):
+    """All that was saved at two times, but not the times."""
+    order = np.arange(TIMES)
+    order[[AT, AT + 1]] = AT + 1, AT
+    names = ("layers", "theta", "velocity", "loss", "gap")
+    return {name: getattr(run, name)[order] for name in names}
+
+
+def a_curve_of_another(run):
+    """θ of the same network at a tenth of the times."""
+    return {"theta": jnp.concatenate([run.theta[:1], run.theta[: TIMES - 1]])}
+
+
+CORRUPTIONS = {
+    "θ": at_one_time("theta", lambda theta: theta * 1.001),
+    "one coordinate of θ": at_one_time("theta", lambda theta: theta.at[1].multiply(1 + 1e-6)),
+    "velocity": at_one_time("velocity", lambda velocity: velocity * 1.01),
+    "sign of the velocity": at_one_time("velocity", lambda velocity: -velocity),
+    "one coordinate of the velocity": at_one_time("velocity", lambda v: v.at[2].multiply(0.999)),
+    "gap": lambda run: {"gap": run.gap * 0.5},
+    "gap at one time": at_one_time("gap", lambda gap: gap * 1.001),
+    "loss": lambda run: {"loss": run.loss * 2},
+    "loss at one time": at_one_time("loss", lambda loss: loss * 1.001),
+    "gap of 0": lambda run: {"gap": run.gap.at[60:].set(0.0)},
+    "offset of the gap": lambda run: {"gap": run.gap + 1e-6 * run.gap[0]},
+    "clock": lambda run: {"times": run.times * 1.01},
+    "slow clock": lambda run: {"times": run.times * 0.99},
+    "clock of the second half": lambda run: {
+        "times": jnp.where(
+            jnp.arange(TIMES) > AT, 1.02 * run.times - 0.02 * run.times[AT], run.times
+        )
+    },
+    "two times in the wrong order": lambda run: {
+        "times": run.times.at[jnp.array([AT, AT + 1])].set(run.times[jnp.array([AT + 1, AT])])
+    },
+    "two saved times": two_times_swapped,
+    "one layer": at_one_time("layers", lambda layers: layers.at[1, 0].multiply(1 + 1e-6)),
+    "sign of a layer": at_one_time("layers", lambda layers: layers.at[0, 1].multiply(-1)),
+    "signs of two layers": at_one_time("layers", lambda layers: layers.at[:2, 1].multiply(-1)),
+    "order of the layers": at_one_time("layers", lambda layers: layers[::-1]),
+    "θ of other times": a_curve_of_another,
+    **{
+        f"NaN in {name}": lambda run, name=name: {
+            name: getattr(run, name).at[(AT,) + (-1,) * (getattr(run, name).ndim - 1)].set(jnp.nan)
+        }
+        for name in ("times", "layers", "theta", "velocity", "loss", "gap")
+    },
+}
+
+QUICK = {(2, "least_squares"), (5, "logistic")}
+EACH = [
+    pytest.param(depth, loss, marks=[] if (depth, loss) in QUICK else pytest.mark.slow)
+    for depth in DEPTHS
+    for loss in LOSSES
+]
+
+
+@pytest.mark.parametrize(("depth", "loss"), EACH)
+def test_every_corruption_is_caught_at_every_depth_and_loss(depth, loss):
+    rng = np.random.default_rng(depth)
+    problem, layers = a_problem(loss, rng), some_layers(depth, rng, degenerate=False)
+    times = np.linspace(0.0, horizon(problem, layers), TIMES)
+    run = ddln.gradient_flow(problem, layers, times)
+    spoilt = [dataclasses.replace(run, **change(run)) for change in CORRUPTIONS.values()]
+    certify = jax.jit(jax.vmap(lambda run, start: ddln.certify(problem, run, start=start)))
+    other = jnp.asarray(layers).at[0, 0].multiply(1.001)  # a swapped network
+    starts = jnp.stack([jnp.asarray(layers)] * (1 + len(spoilt)) + [other])
+    certificates = certify(stack([run, *spoilt, run]), starts)
+    right, *caught, swapped = (~certificates.ok).tolist()
+    assert not right, [c.name for c in certificates.claims if not c.holds[0]]
+    assert swapped
+    missed = [name for name, is_caught in zip(CORRUPTIONS, caught, strict=True) if not is_caught]
+    assert missed == []
+
+
+def test_a_swapped_network_of_a_sweep_is_caught(monkeypatch):
+    experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
+    true = ddln.solvers.batched_flow.Flows.trajectories
+
+    def swapped(flows):
+        runs = true(flows)
+        return jax.tree.map(lambda x: x.at[jnp.array([0, 1])].set(x[jnp.array([1, 0])]), runs)
+
+    monkeypatch.setattr(ddln.solvers.batched_flow.Flows, "trajectories", swapped)
+    monkeypatch.setattr(compute, "_PROGRAMS", {})
+    holds = ddln.run(experiment)["certificate_holds"].sel(certificate="consistency")
+    assert holds.values.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("size", [7, 4095, 4096, 100_000])
+def test_the_largest_and_the_smallest_are_nan_where_a_value_is(size):
+    for place in (0, size // 2, size - 1):
+        values = jnp.zeros(size).at[place].set(jnp.nan)
+        assert jnp.isnan(largest(values))
+        assert jnp.isnan(jax.jit(smallest)(values))
+    table = jnp.zeros((size, 2)).at[size // 2, 1].set(jnp.nan)
+    assert jnp.isnan(largest(table, axis=0)).tolist() == [False, True]
+    assert float(largest(jnp.arange(size) * 1.0)) == size - 1
+    assert float(smallest(jnp.array([1.0, -jnp.inf]))) == -jnp.inf
+
+
+def test_one_nan_in_a_large_run_fails_what_rests_on_it():
+    problem = ddln.least_squares(np.eye(8), np.ones(8))
+    layers = ddln.init.zero_first_layer(jax.random.key(0), 2, 8)
+    run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 1.0, 301))
+    spoilt = dataclasses.replace(run, layers=run.layers.at[150, 1, 3].set(jnp.nan))
+    certificates = ddln.certify(problem, spoilt)
+    for name in ("consistency", "conservation", "sign"):
+        assert not certificates[name].holds, name
+
+
+def test_a_gap_below_its_rounding_is_no_gap_and_one_far_below_is_no_minimum():
+    rng = np.random.default_rng(0)
+    problem = a_problem("far_from_zero", rng)
+    layers = some_layers(3, rng, degenerate=False)
+    run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 20.0, TIMES))
+    # ℒ* = 1e3 and more is known to some 1e-13.
+    off = eqx.tree_at(lambda p: p.minimum, problem, problem.minimum + 1e-12)
+    gap = jax.vmap(off.gap)(run.theta)
+    assert gap.min() < 0
+    certify = jax.jit(lambda problem, gap: ddln.certify(problem, dataclasses.replace(run, gap=gap)))
+    certificates = certify(off, gap)
+    assert certificates.ok, certificates
+    for name in ("monotone loss", "divergence bound"):
+        assert certificates[name].applies
+        assert np.isfinite(certificates[name].measured)
+    wrong = eqx.tree_at(lambda p: p.minimum, problem, problem.minimum + 1e-6)
+    assert not certify(wrong, jax.vmap(wrong.gap)(run.theta))["consistency"].holds
+
+
+def test_dissipation_in_layers_is_held_to_rounding_however_near_a_tie():
+    problem = ddln.least_squares([[1.0, 0.5]], [2.0])
+    layers = [[0.5, 0.7], [0.5 * (1 + 1e-12), 0.9], [1.1, 1.0]]
+    times = np.linspace(0.0, 0.5, TIMES)
+    run = ddln.gradient_flow(problem, layers, times, coordinates="layers")
+    claim = ddln.certify(problem, run)["dissipation"]
+    assert claim.holds
+    assert claim.tolerance < 1e-9
+    spoilt = dataclasses.replace(run, velocity=run.velocity * (1 + 1e-8))
+    assert not ddln.certify(problem, spoilt)["dissipation"].holds
+
+
+def test_consistency_measures_how_far_off_a_record_is():
+    problem, layers = ddln.least_squares([[1.0]], [2.0]), [[0.5], [1.0]]
+    run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 1.0, 9))
+    for name, share in {"theta": 1e-6, "velocity": 1e-5, "loss": 1e-4, "gap": 1e-3}.items():
+        off = getattr(run, name).at[4].multiply(1 + share)
+        spoilt = dataclasses.replace(run, **{name: off})
+        claim = consistency(problem, spoilt, steepness(problem, run.theta))
+        assert claim.measured > share / 2  # some of it counts as noise
+        assert not claim.holds
+
+
+FLOWS = {
+    "reduced": lambda problem, layers, times: ddln.gradient_flow(
+        problem, layers, times, throw=False
+    ),
+    "layers": lambda problem, layers, times: ddln.gradient_flow(
+        problem, layers, times, coordinates="layers", throw=False
+    ),
+    "mirror": lambda problem, layers, times: ddln.mirror_flow(problem, layers, times, throw=False),
+}
+BATCHED = {"tsit5": "tsit5", "rodas5p": "rodas5p"}
+EACH_OF, AT_ONCE = 200, 27
+"""Right runs of each kind, and how many share a program."""
+
+
+def failures(kind, integrate, cases):
+    """Claims that fail on right runs, with how many runs there were that ended well."""
+    found, ended = [], 0
+    for number, (loss, depth) in enumerate(cases):
+        rng = np.random.default_rng(number)
+        problems, layers, times = [], [], []
+        while len(problems) < AT_ONCE:
+            try:
+                problem = a_problem(loss, rng)
+            except (ValueError, RuntimeError):
+                continue  # data without a minimum that can be told
+            problems.append(problem)
+            layers.append(some_layers(depth, rng))
+            until = horizon(problem, layers[-1]) * rng.choice([0.1, 1.0, 10.0])
+            times.append(np.linspace(0.0, until, TIMES))
+        given = stack(problems), jnp.asarray(np.stack(layers)), jnp.asarray(np.stack(times))
+        runs = integrate(*given)
+        certificates = jax.jit(jax.vmap(ddln.certify))(given[0], runs)
+        ended += int(runs.ok.sum())
+        for claim in certificates.claims:
+            for place in np.flatnonzero(runs.ok & ~claim.holds):
+                numbers = float(claim.measured[place]), float(claim.tolerance[place])
+                found.append((kind, loss, depth, int(place), claim.name, *numbers))
+        jax.clear_caches()
+    return found, ended
+
+
+def some_cases(kind):
+    """Every loss, at depths from 2 to 12 that differ from kind to kind."""
+    shift = [*FLOWS, *BATCHED].index(kind)
+    depths = np.roll([2, 5, 3, 8, 4, 12, 7, 10], shift)
+    return list(zip(LOSSES, depths.tolist(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*FLOWS, *BATCHED])
+def test_no_right_flow_raises_a_false_alarm(kind):
+    def batched(problems, layers, times):
+        flows = ddln.gradient_flows(problems, layers, times, solver=kind)
+        return flows.trajectories()
+
+    integrate = jax.jit(jax.vmap(FLOWS[kind])) if kind in FLOWS else batched
+    found, ended = failures(kind, integrate, some_cases(kind))
+    assert found == []
+    assert ended >= EACH_OF
