@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.integrate
 
@@ -99,11 +100,85 @@ def test_tampered_runs_fail(run):
     other = dataclasses.replace(run, ledger=dataclasses.replace(run.ledger, dual=slopes))
     assert failures(other) == {"KKT of the limit"}
     risen = dataclasses.replace(run, gap=run.gap.at[5].multiply(1 + 1e-6).at[4].set(run.gap[5]))
-    assert failures(risen) == {"monotone loss"}
+    assert failures(risen) == {"consistency", "monotone loss"}
     bolder = dataclasses.replace(run, rates=jnp.full_like(run.rates, 1.0))
     assert failures(bolder) == set()
     gone = dataclasses.replace(run, gap=run.gap.at[-1].set(jnp.nan))
     assert "completed" in failures(gone)
+
+
+def cosine(rate):
+    return optax.adam(optax.cosine_decay_schedule(rate, 300))
+
+
+RULES = {
+    "sgd": (ddln.optimiser("sgd", learning_rate=0.05), None),
+    "heavy ball": (ddln.optimiser("heavy_ball", learning_rate=0.01, momentum=0.8), None),
+    "nesterov": (ddln.optimiser("nesterov", learning_rate=0.01, momentum=0.8), None),
+    "adam": (ddln.optimiser("adam", learning_rate=0.01), None),
+    "sign": (ddln.optimiser("sign", learning_rate=0.003), None),
+    "dropped": (ddln.optimiser("sgd", learning_rate=0.05, drops=[(100, 0.1)]), None),
+    "adamw": (optax.adamw(0.01), None),
+    "schedule": (cosine(0.01), None),
+    "shuffled": (
+        ddln.optimiser("adam", learning_rate=0.01),
+        ddln.Sampling(batch=3, replacement=False, label_noise=0.1),
+    ),
+    "uphill": (ddln.optimiser("sgd", learning_rate=0.02), ddln.SharpnessAware(0.1, group=2)),
+}
+QUICK_RULES = ("adam", "heavy ball", "shuffled")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK_RULES else pytest.mark.slow) for n in RULES]
+)
+def test_every_rule_is_held_to_its_own_recursion(name):
+    rule, oracle = RULES[name]
+    key = None if oracle is None else jax.random.key(3)
+    run = ddln.descend(
+        PROBLEM, LAYERS, rule, steps=300, record_every=5, oracle=oracle, key=key, throw=False
+    )
+    certify = jax.jit(lambda problem, run: ddln.certify(problem, run))
+    certificates = certify(PROBLEM, run)
+    assert certificates.ok, certificates
+    assert certificates["recursion"].applies
+
+    def fails(problem, run, layers):
+        """With all that is recorded at a point made to fit the layers there."""
+        theta = jax.vmap(ddln.effective_parameter)(layers)
+        loss, gap = jax.vmap(problem.loss)(theta), jax.vmap(problem.gap)(theta)
+        moved = dataclasses.replace(run, layers=layers, theta=theta, loss=loss, gap=gap)
+        certificates = certify(problem, moved)
+        assert certificates["consistency"].holds
+        return not bool(certificates["recursion"].holds)
+
+    random = jnp.asarray(np.random.default_rng(1).normal(size=run.layers.shape))
+    assert fails(PROBLEM, run, random)
+    assert fails(PROBLEM, run, run.layers.at[:, 0, 0].multiply(1.001))
+    # The sign of a gradient says little of how large it is.
+    share = 1.5 if name == "sign" else 1.01
+    other = ddln.least_squares(FEATURES, share * TARGETS, normalisation="half_mean")
+    assert fails(other, run, run.layers)
+    carried = jax.tree.map(lambda x: x * 2, run.carried)
+    if name in QUICK_RULES:  # has a state
+        spoilt = dataclasses.replace(run, carried=(carried[0], run.carried[1]))
+        assert not certify(PROBLEM, spoilt)["recursion"].holds
+
+
+def test_a_run_that_did_not_follow_its_rule_fails():
+    run = ddln.descend(PROBLEM, LAYERS, optax.sgd(0.05), steps=60, record_every=3)
+    late = run.layers.at[30:].set(run.layers[29:-1])  # a record behind
+    theta = jax.vmap(ddln.effective_parameter)(late)
+    loss, gap = jax.vmap(PROBLEM.loss)(theta), jax.vmap(PROBLEM.gap)(theta)
+    spoilt = dataclasses.replace(run, layers=late, theta=theta, loss=loss, gap=gap)
+    assert not ddln.certify(PROBLEM, spoilt)["recursion"].holds
+
+
+def test_one_nan_fails_at_any_record(run):
+    for name in ("times", "layers", "theta", "loss", "gap"):
+        value = getattr(run, name)
+        spoilt = value.at[(17,) + (-1,) * (value.ndim - 1)].set(jnp.nan)
+        assert not ddln.certify(PROBLEM, dataclasses.replace(run, **{name: spoilt})).ok
 
 
 def test_a_wrong_gradient_fails(monkeypatch):

@@ -73,7 +73,7 @@ below, on networks of 8 to 300 coordinates."""
 _EACH_DUAL, _HESSIANS = 100, 30
 """What a coordinate takes wherever its mirror map is checked, and ∇²Q."""
 _COPIES_OF_A_DESCENT = 14
-"""Its ledger and the state of its rule among them: measured on networks of 30 and 500 coordinates."""
+"""Its ledger and its rule's state among them: measured on networks of 30 and 500 coordinates."""
 _CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 14, 7
 """How many claims a run is certified by; of the size of a file only."""
 

@@ -352,7 +352,7 @@ def _clock(problem, run, few, dual, integral, error, mobile, stiffness, metric):
     quadrature = jnp.concatenate([jnp.zeros_like(error[:1]), jnp.cumsum(error, axis=0)])[few]
     accuracy, span = relative_accuracy(run), jnp.diff(run.times[few])[:, None]
     beta = steepness(problem, run.theta[_few(run)])
-    # What the integrator's error in θ makes of ∇ℒ and, over a step between saved times, of its rate.
+    # What the integrator's error in θ makes of ∇ℒ, and of its rate over a step between times.
     longest = largest(jnp.diff(run.times))
     noise = beta * expected_error(run) * (1 + longest * beta * metric / 6)
     at_ends = accuracy * (stiffness + _tie_condition(run)[None] * jnp.abs(dual))
