@@ -74,7 +74,8 @@ def horizon(problem, layers):
     """A few times of the fastest mode at the start."""
     root = np.sqrt(ddln.mobility(layers))
     hessian = np.asarray(problem.hessian(ddln.effective_parameter(layers)))
-    return 3 / np.linalg.norm(root[:, None] * hessian * root, 2)
+    fastest = np.linalg.norm(root[:, None] * hessian * root, 2)
+    return 3 / fastest if fastest > 0 else 1.0
 
 
 def stack(trees):
