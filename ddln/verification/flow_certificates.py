@@ -44,6 +44,9 @@ _IDENTITY = 450_000
 """Roundings that are granted to an identity at a point: 1e-10 in float64."""
 _LOOSEST = 0.05
 """A comparison whose own tolerance is larger than this (relative) is not made."""
+_CLOCK = 1e-3
+"""By how much a clock may be off: an estimate of the quadrature's error sees no kink of ∇ℒ (Huber's
+loss) inside an interval."""
 _SAFETY = 4
 """By how much the estimated error of a few intervals' quadrature can be too small."""
 
@@ -358,7 +361,7 @@ def _clock(problem, run, few, dual, integral, error, mobile, stiffness, metric):
     at_ends = accuracy * (stiffness + _tie_condition(run)[None] * jnp.abs(dual))
     noise, at_ends = (jnp.maximum(ends[1:], ends[:-1]) for ends in (noise, at_ends))
     allowed = _SAFETY * jnp.diff(quadrature, axis=0) + 2 * at_ends + span * noise
-    tolerance = 100 * accuracy
+    tolerance = jnp.maximum(_CLOCK, 100 * accuracy)
     inside = mobile[1:] & mobile[:-1]
     return Claim(
         "clock",
