@@ -136,8 +136,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of the ground is another one, by name.
 
     Args:
-        then: versions, device, dtype and settings, as `ddln.sweeps.environment.provenance` gives them.
-        now: the same; without versions nothing is known, and what is empty is not told.
+        then: versions, device, dtype and settings, as `ddln.sweeps.environment.provenance` gives
+        them. now: the same; without versions nothing is known, and what is empty is not told.
 
     >>> differences({"settings": {"XLA_FLAGS": "--fast"}}, {"versions": {"jax": "1"}})
     ['jax None, now 1', 'XLA_FLAGS --fast, now as it comes']
