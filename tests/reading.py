@@ -1,4 +1,4 @@
-"""Numbers read back from the charts of `ddln._internal.svg`, and what they should be, by SciPy."""
+"""Numbers read back from the charts of `ddln.plotting.svg`, and what they should be, by SciPy."""
 
 import re
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln._internal import html, svg
-from ddln.plotting import figures
+from ddln._internal import html
+from ddln.plotting import figures, svg
 from ddln.solvers.gradient_flow import Trajectory
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"

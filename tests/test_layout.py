@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,26 @@ def test_contributing_lists_every_package_in_import_order():
 def test_packages_import_only_those_before_them(package):
     allowed = {*ORDER[: ORDER.index(package) + 1], "__version__"}
     assert set(imported_packages(package)) <= allowed
+
+
+NUMERICAL = ("_internal", "networks", "problems", "solvers", "theory", "verification")
+NOT_NUMERICAL = {"matplotlib", "rich", "xarray", "pydantic", "typer", "marimo", "h5py", "h5netcdf"}
+
+
+def test_numerical_packages_load_no_display_or_file_library():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in NUMERICAL
+        for path in sorted((PACKAGE / package).rglob("*.py"))
+    ]
+    assert len(modules) > 30
+    program = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\n"
+    program += "print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "jax" in loaded
+    assert NOT_NUMERICAL.isdisjoint(loaded)
 
 
 def test_the_top_level_holds_packages_only():

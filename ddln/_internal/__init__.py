@@ -1,5 +1,5 @@
 """Input validation and file handling shared by all packages.
 
 `validation` checks and converts arrays and numbers from users; `files` reads and writes files
-atomically; `html` and `svg` build the snippets that notebooks display.
+atomically; `display` asks `ddln.plotting` for what a notebook shows, and `html` builds it.
 """

@@ -14,17 +14,12 @@ grows fast enough for the integral to converge.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ddln._internal.html import card
-from ddln._internal.svg import Axis, Curve, beside, chart
-from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete, refuse
+from ddln._internal import display
+from ddln._internal.validation import ArrayLike, as_layers, as_vector, refuse
 from ddln.networks import _coordinate_maps
 from ddln.networks.layers import Reduction, product_and_error
-
-_DRAWN = 4
-"""Coordinates that a notebook shows."""
 
 
 class Entropy(eqx.Module):
@@ -138,36 +133,7 @@ class Entropy(eqx.Module):
         return jnp.sum(self._divergences(theta, theta - other, base))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the kinds of the coordinates, and Q, ∇Q of the first few."""
-        reduction = self.reduction
-        if not is_concrete(reduction.start) or reduction.start.ndim != 1:
-            return card(type(self).__name__, {})
-        layers = reduction.layers(reduction.start)
-        facts = {
-            "depth": str(layers.shape[0]),
-            "open": str(int(jnp.sum(reduction.is_open))),
-            "on a half-line": str(int(jnp.sum(reduction.side != 0))),
-            "frozen": str(int(jnp.sum(reduction.is_frozen))),
-        }
-        shown = np.flatnonzero(~np.asarray(reduction.is_frozen))[:_DRAWN]
-        if not shown.size:
-            return card("Entropy", facts)
-        reach = max(float(jnp.max(jnp.abs(reduction.theta(reduction.start + s)))) for s in (-1, 1))
-        theta = jnp.broadcast_to(jnp.linspace(-reach, reach, 201), (_DRAWN, 201))
-        padded = layers[:, np.resize(shown, _DRAWN)]  # one program for any number of coordinates
-        drawn = [
-            chart(
-                [
-                    Curve(theta[i], curve, f"k = {k + 1}", i, shape=i)
-                    for i, (k, curve) in enumerate(zip(shown, curves, strict=False))
-                ],
-                Axis("θₖ", -reach, reach),
-                Axis(words),
-                size=(340, 220),
-            )
-            for words, curves in zip(("Q", "∇Q"), coordinatewise(padded, theta), strict=False)
-        ]
-        return card("Entropy", facts, beside(*drawn))
+        return display.html(self)
 
     def _checked(self, theta, inside: bool = False):
         """θ, which must be in Q's domain, or `inside` it."""

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln._internal.html import card, number
-from ddln._internal.validation import ArrayLike, as_floats, is_concrete
+from ddln._internal import display
+from ddln._internal.validation import ArrayLike, as_floats
 
 Normalisation = Literal["sum", "half", "mean", "half_mean"]
 
@@ -38,14 +38,7 @@ class Problem(eqx.Module):
     """n where ℒ is a sum over n samples, else 0."""
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what the theorems know of it."""
-        if not is_concrete(self.minimum) or self.minimum.ndim:
-            return card(type(self).__name__, {})
-        known = {"ℒ*": self.minimum, "μ": self.pl_constant, "β": self.smoothness}
-        told = {n: "not known" if x is None else number(float(x)) for n, x in known.items()}
-        shape = {"dim": str(self.dim), "samples": str(self.samples or "–")}
-        convex = {"convex": "yes" if self.convex else "not known"}
-        return card(type(self).__name__, {**shape, **told, **convex})
+        return display.html(self)
 
     @abstractmethod
     def loss(self, theta: Float[Array, " dim"]) -> Float[Array, ""]:

@@ -4,17 +4,11 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln._internal.html import card, number
-from ddln._internal.svg import Axis, Curve, beside, chart, subscript
+from ddln._internal import display
 from ddln._internal.validation import is_concrete
 from ddln.solvers.cost_model import FINISHED
-
-_ROUNDING = 1e-14
-"""A gap below this share of the first one is rounding, and not drawn."""
-_DRAWN, _SIZE = 6, (340, 220)
 
 
 class Run(eqx.Module):
@@ -42,31 +36,7 @@ class Run(eqx.Module):
         return jnp.isin(self.status, jnp.asarray(ends))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how it ended, and its curves."""
-        name = type(self).__name__
-        if not is_concrete(self.status) or self.status.ndim:
-            return card(repr(self), {})
-        depth, dim = self.layers.shape[1:]
-        facts = {
-            "ended": self.endings[int(self.status)],
-            "points": f"{self.times.size:,}",
-            "steps": f"{int(self.stats['num_steps']):,}",
-            "depth": str(depth),
-            "dim": str(dim),
-            "gap": f"{number(float(self.gap[0]))} → {number(float(self.gap[-1]))}",
-        }
-        times, gap = np.asarray(self.times), np.asarray(self.gap)
-        time = Axis("time t", float(times[0]), float(times[-1]))
-        gap = np.where(gap > _ROUNDING * gap[0], gap, np.nan)
-        theta = [
-            Curve(times, self.theta[:, k], f"θ{subscript(k + 1)}", k, shape=k)
-            for k in range(min(dim, _DRAWN))
-        ]
-        drawn = beside(
-            chart([Curve(times, gap)], time, Axis("gap", log=True), size=_SIZE),
-            chart(theta, time, Axis("θ"), size=_SIZE),
-        )
-        return card(name, facts, drawn)
+        return display.html(self)
 
     def __repr__(self) -> str:
         name = type(self).__name__

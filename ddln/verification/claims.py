@@ -1,7 +1,6 @@
 """Claims: numbers that were measured beside what they should be, one by one or for many lanes."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ddln._internal.html import card
+from ddln._internal import display
 from ddln._internal.validation import Number, is_concrete
 from ddln.theory import Predictions
 from ddln.verification import tables
@@ -74,14 +73,7 @@ class Certificates(eqx.Module):
         return {claim.name: claim for claim in self.claims}[name]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the table, with what each claim says under the pointer."""
-        if not is_concrete(self.ok) or self.ok.ndim:
-            return card(repr(self), {})
-        rows = [claim.row() for claim in self.claims]
-        words = Counter(tables.verdict(row) for row in rows)
-        counts = {"hold": words["holds"], "fail": words["fails"], "do not apply": words["open"]}
-        told = {name: str(count) for name, count in counts.items() if count}
-        return card("Certificates", told, tables.html(rows))
+        return display.html(self)
 
     def __repr__(self) -> str:
         if not is_concrete(self.ok) or self.ok.ndim:

@@ -2,18 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from ddln._internal.html import Markup, element
-from ddln._internal.html import table as html_table
-
-# Legible on white and on black.
-_SIGNS = {"holds": ("✓", "#1a8f4d"), "fails": ("✗", "#d9443c"), "open": ("–", "inherit")}
 _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 
 
@@ -31,8 +24,12 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "open" if not row["applies"] else "holds" if row["holds"] else "fails"
 
 
-def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
+def table(rows: Iterable[Mapping[str, Any]], title: str) -> "Table":
     """A rich table of claims, one row each; it fits 80 columns."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # What is too wide is folded: nothing that was measured is cut off.
     result.add_column("claim", overflow="fold")
@@ -41,7 +38,7 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     result.add_column("expected", overflow="fold")
     result.add_column("", overflow="fold")
     for row in rows:
-        measured, expected, word = _cells(row)
+        measured, expected, word = cells(row)
         style = _STYLES[verdict(row)]
         name, source = (escape(plain(row[key])) for key in ("name", "source"))
         result.add_row(name, source, measured, expected, f"[{style}]{word}[/]")
@@ -50,6 +47,8 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
 
 def render(rows: Iterable[Mapping[str, Any]], title: str) -> str:
     """The table as plain text, 80 columns wide."""
+    from rich.console import Console
+
     console = Console(width=80, no_color=True, force_terminal=False)
     with console.capture() as capture:
         console.print(table(rows, title))
@@ -65,30 +64,13 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """
     lines = ["| claim | says | source | measured | expected | |", "|---|---|---|--:|---|---|"]
     for row in rows:
-        cells = row["name"], row["statement"], row["source"], *_cells(row)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        texts = row["name"], row["statement"], row["source"], *cells(row)
+        lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |")
     return lines
 
 
-def html(rows: Iterable[Mapping[str, Any]]) -> Markup:
-    """The table for a notebook or a page, with what each claim says where the pointer is on it.
-
-    >>> claim = ddln.Claim("half", "arithmetic", "1 < 2", 0.5, 0.5, 0.0)
-    >>> "1 &lt; 2" in html([claim.row()])
-    True
-    """
-    lines = []
-    for row in rows:
-        measured, expected, word = _cells(row)
-        sign, colour = _SIGNS[verdict(row)]
-        outcome = element("b", f"{sign} {word}", {"style": f"color: {colour}"})
-        name = element("span", row["name"], {"title": row["statement"]})
-        lines.append([name, row["source"], measured, expected, outcome])
-    return html_table(("claim", "source", "measured", "expected", ""), lines)
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Measured, expected, and whether it holds."""
+def cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The measured and the expected number, and the verdict, as text."""
     word = {"holds": "holds", "fails": "FAILS", "open": "n/a"}[verdict(row)]
     if row.get("lanes_applicable") != row.get("lanes_holding"):
         word += f" {row['lanes_holding']}/{row['lanes_applicable']}"

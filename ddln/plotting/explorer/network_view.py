@@ -18,13 +18,13 @@ from jaxtyping import Array
 
 from ddln import theory
 from ddln._internal.html import Markup, element, join, number
-from ddln._internal.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
-from ddln.plotting import figures
+from ddln.plotting import displays, figures
+from ddln.plotting.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.problems.base import Problem
 from ddln.sweeps import build
-from ddln.verification import claims, tables
+from ddln.verification import claims
 
 _POINTS = 401
 _GRID = "display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr))"
@@ -128,7 +128,7 @@ def facts(view: View) -> dict[str, str]:
 
 def certificates(view: View) -> Markup:
     """The theorems' table of this network."""
-    return tables.html(claims.summary(view.lane))
+    return displays.claims_table(claims.summary(view.lane))
 
 
 def grid(pictures: Mapping[str, Markup | str]) -> Markup:

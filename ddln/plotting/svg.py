@@ -1,4 +1,4 @@
-"""Line charts as SVG text, for what is looked at while it changes, and for notebooks.
+"""SVG line charts for the explorer and notebooks.
 
 A chart takes some milliseconds where a figure of `ddln.figures` takes half a second, and is drawn
 in the reader's own ink, so that it is legible on light and on dark. Colours are Paul Tol's bright
