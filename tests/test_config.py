@@ -44,7 +44,8 @@ points = 2.5
 "dynamics.until" = [1, 1]
 "dynamics.atol" = []
 """
-TOLD = """
+FORMS = "a list, {values = …}, {linspace = …}, {logspace = …}, {range = …} or {expr = …}"
+TOLD = f"""
 study: must match ^[a-z][a-z0-9_]*$, got "Figure4"
 problem.data.kind: unknown kind "gausian", did you mean "gaussian"?
 network.depth: is missing
@@ -54,7 +55,7 @@ network.dept: unknown key, did you mean "depth"?
 dynamics.spacing: must be one of 'linear' or 'log', got "linar", did you mean "linear"?
 dynamics.until: must be finite, got NaN
 dynamics.points: must be a whole number, got 2.5
-sweep.network.init.seed: must be a list, {values = …}, {linspace = …}, {logspace = …} or {range = …}
+sweep.network.init.seed: must be {FORMS}
 sweep.dynamics.rtol.logspace[2]: is missing
 foo: unknown key
 sweep.network.scal: not a numeric key, did you mean "network.scale"?

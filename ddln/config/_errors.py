@@ -8,7 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-AXIS_FORMS = "must be a list, {values = …}, {linspace = …}, {logspace = …} or {range = …}"
+AXIS_FORMS = (
+    "must be a list, {values = …}, {linspace = …}, {logspace = …}, {range = …} or {expr = …}"
+)
 _RULES = {
     "greater_than": "must be > {gt:g}",
     "greater_than_equal": "must be ≥ {ge:g}",

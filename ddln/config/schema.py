@@ -14,9 +14,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
+
+from ddln.config import _expressions
 
 NAME = r"^[a-z][a-z0-9_]*$"
 MAX_VALUES = 1_000_000
@@ -328,7 +331,31 @@ class Range(_Form):
         return self
 
 
-FORMS = {"values", "linspace", "logspace", "range"}
+class Expr(Table):
+    """Arithmetic on other axes of the sweep, along the dimension of these: `"4e-3 * scale**-10"`.
+
+    Numbers, + − * / **, parentheses, sqrt, exp, log (natural), and axes by their dotted name or the
+    end of it.
+    """
+
+    expr: str = Field(description="the expression; all axes in it lie along one dimension")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_zip(cls, table: Any) -> Any:
+        if isinstance(table, Mapping) and "zip" in table:
+            raise ValueError("is in step with the axes it depends on, and takes no `zip`")
+        return table
+
+    @field_validator("expr")
+    @classmethod
+    def _parses(cls, text: str) -> str:
+        if not _expressions.parse(text).names:
+            raise ValueError(f'must name another axis of the sweep, got "{text}"')
+        return text
+
+
+FORMS = {"values", "linspace", "logspace", "range", "expr"}
 
 
 def _axis_kind(axis: Any) -> str | None:
@@ -345,6 +372,7 @@ Axis = Annotated[
     | Annotated[Values, Tag("values")]
     | Annotated[Linspace, Tag("linspace")]
     | Annotated[Logspace, Tag("logspace")]
-    | Annotated[Range, Tag("range")],
+    | Annotated[Range, Tag("range")]
+    | Annotated[Expr, Tag("expr")],
     Discriminator(_axis_kind),
 ]

@@ -4,35 +4,87 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from ddln.config import _expressions
 from ddln.config._errors import AXIS_FORMS, hint, rule
+from ddln.config._expressions import ExpressionError
 from ddln.config._toml import plain
-from ddln.config.schema import REAL, WHOLE, Axis, Linspace, Logspace, Range, Values
+from ddln.config.schema import REAL, WHOLE, Axis, Expr, Linspace, Logspace, Range, Values
 
 _HUGE = 2**1024
 
 
-def dimension_of(name: str, axis: Any) -> str:
-    """The dimension an axis of the sweep lies along: its own, or that of the one it is zipped to.
+class Column(NamedTuple):
+    """An axis of the sweep as values along a dimension of the grid."""
 
+    dimension: str
+    """The axis's own name, or that of the axis it is in step with."""
+    values: list[int | float]
+
+
+def columns(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> dict[str, Column]:
+    """The axes of a sweep, in its order.
+
+    Args:
+        sweep: validated axes by the name of their leaf.
+        leaves: what can be swept, by name.
+
+    Raises:
+        ExpressionError: an axis given by an expression that cannot be evaluated.
+
+    >>> from ddln.config.experiment import numeric_leaves
     >>> experiment = ddln.load("configs/figure4.toml", ["sweep={}"]).with_(
     ...     {
-    ...         "sweep.network.scale": [1.0, 1.4],
+    ...         "sweep.network.scale": [1.0, 2.0],
     ...         "sweep.network.init.seed": {"values": [3, 4], "zip": "network.scale"},
+    ...         "sweep.dynamics.until": {"expr": "3 * scale**-10"},
     ...     }
     ... )
-    >>> [dimension_of(name, axis) for name, axis in experiment.sweep.items()]
-    ['network.scale', 'network.scale']
+    >>> found = columns(experiment.sweep, numeric_leaves(experiment))
+    >>> found["dynamics.until"].values, {column.dimension for column in found.values()}
+    ([3.0, 0.0029296875], {'network.scale'})
+    """
+    found = {
+        name: Column(axis_dimension(name, axis), axis_values(axis, leaves[name]))
+        for name, axis in sweep.items()
+        if not isinstance(axis, Expr)
+    }
+    return {
+        name: _evaluated(axis.expr, found, leaves[name]) if isinstance(axis, Expr) else found[name]
+        for name, axis in sweep.items()
+    }
+
+
+def _evaluated(text: str, others: Mapping[str, Column], leaf: FieldInfo) -> Column:
+    """The column of an expression, from those of the axes that are none."""
+    expression = _expressions.parse(text)
+    axes = {name: others[_expressions.resolve(name, others)] for name in expression.names}
+    dimensions = list(dict.fromkeys(column.dimension for column in axes.values()))
+    if len(dimensions) != 1:
+        raise ExpressionError(
+            f"must depend on axes along one dimension, got {' and '.join(dimensions)}; zip one of "
+            "these to the other"
+        )
+    points = zip(*(column.values for column in axes.values()), strict=False)
+    values = [expression(dict(zip(axes, point, strict=True))) for point in points]
+    return Column(dimensions[0], _typed(values, leaf))
+
+
+def axis_dimension(name: str, axis: Any) -> str:
+    """The dimension of an axis of the sweep that is no expression.
+
+    >>> axis_dimension("network.init.seed", Range(range=(0, 2), zip="network.scale"))
+    'network.scale'
     """
     return getattr(axis, "zip", None) or name
 
 
-def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
-    """The values of one axis of the sweep; whole numbers where its leaf wants them."""
+def axis_values(axis: Any, leaf: FieldInfo) -> list[int | float]:
+    """The values of an axis that is no expression; integers if its leaf is an integer."""
     import numpy as np
 
     if isinstance(axis, Linspace):
@@ -43,6 +95,11 @@ def axis_values(axis: Any, leaf: FieldInfo) -> list[int] | list[float]:
     else:
         listed = axis.values if isinstance(axis, Values) else axis
         values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
+    return _typed(values, leaf)
+
+
+def _typed(values: Sequence[int | float], leaf: FieldInfo) -> list[int | float]:
+    """Floats for a real leaf, integers where they are whole for another."""
     if leaf.annotation not in WHOLE:
         # A whole number may be larger than any real one: infinite, which the caller refuses.
         return [float(value) if abs(value) < _HUGE else math.inf for value in values]
@@ -56,8 +113,9 @@ def faults(sweep: Any, leaves: Mapping[str, FieldInfo]) -> Iterator[str]:
         sweep: axes by the name of their leaf.
         leaves: what can be swept, by name.
     """
-    dimensions: dict[str, str] = {}
-    columns: dict[str, list[Any]] = {}
+    known: dict[str, Column] = {}
+    expressions: dict[str, str] = {}
+    broken: set[str] = set()
     for name, axis in sweep.items() if isinstance(sweep, Mapping) else ():
         table, _, key = name.rpartition(".")
         if table in leaves:
@@ -69,33 +127,47 @@ def faults(sweep: Any, leaves: Mapping[str, FieldInfo]) -> Iterator[str]:
         try:
             axis = TypeAdapter(Axis).validate_json(json.dumps(axis, default=plain), strict=True)
         except ValidationError:
-            continue  # told already
-        values = axis_values(axis, leaves[name])
-        if not values:
+            broken.add(name)
+            continue  # reported already
+        if isinstance(axis, Expr):
+            expressions[name] = axis.expr
+            continue
+        known[name] = Column(axis_dimension(name, axis), axis_values(axis, leaves[name]))
+        if not known[name].values:
             yield f"sweep.{name}: needs at least one value"
+        yield from _value_faults(name, known[name], leaves[name])
+    computed = {}
+    for name, text in ({} if broken else expressions).items():
         try:
-            _values_adapter(leaves[name]).validate_python(values, strict=True)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            yield f"sweep.{name}[{fault['loc'][0]}]: {rule(fault)}"
-        dimensions[name], columns[name] = dimension_of(name, axis), values
-    yield from _zip_problems(dimensions, columns)
+            computed[name] = _evaluated(text, known, leaves[name])
+        except ExpressionError as error:
+            yield f"sweep.{name}.expr: {error}"
+        else:
+            yield from _value_faults(name, computed[name], leaves[name])
+    yield from _zip_problems({**known, **computed})
 
 
-def _zip_problems(
-    dimensions: Mapping[str, str], columns: Mapping[str, Sequence[Any]]
-) -> Iterator[str]:
-    own = [name for name, dimension in dimensions.items() if name == dimension]
-    for name, dimension in dimensions.items():
+def _value_faults(name: str, column: Column, leaf: FieldInfo) -> Iterator[str]:
+    """The first value that is out of its leaf's range."""
+    try:
+        _values_adapter(leaf).validate_python(column.values, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        yield f"sweep.{name}[{fault['loc'][0]}]: {rule(fault)}"
+
+
+def _zip_problems(found: Mapping[str, Column]) -> Iterator[str]:
+    own = [name for name, column in found.items() if name == column.dimension]
+    for name, (dimension, values) in found.items():
         if dimension not in own:
             near = hint(dimension, own)
             yield f'sweep.{name}.zip: must name an axis with a dimension, got "{dimension}"{near}'
-        elif len(columns[name]) != len(columns[dimension]):
-            lengths = f"{len(columns[name])} values for {len(columns[dimension])}"
+        elif len(values) != len(found[dimension].values):
+            lengths = f"{len(values)} values for {len(found[dimension].values)}"
             yield f"sweep.{name}: must be as long as {dimension}, got {lengths}"
     for name in own:
-        steps = zip(*(columns[also] for also in columns if dimensions[also] == name), strict=False)
-        if len(set(steps)) < len(columns[name]):
+        together = [column.values for column in found.values() if column.dimension == name]
+        if len(set(zip(*together, strict=False))) < len(found[name].values):
             yield f"sweep.{name}: values must differ from each other"
 
 
@@ -112,19 +184,18 @@ def corners(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> Iterat
     Where one must divide another, `ddln.sweeps.plan` validates what lies between them.
     """
     dimensions: dict[str, dict[str, Any]] = {}
-    for name, axis in sweep.items():
-        values = axis_values(axis, leaves[name])
-        dimensions.setdefault(dimension_of(name, axis), {})[name] = values
-    ends = [_extremes(columns) for columns in dimensions.values()]
+    for name, (dimension, values) in columns(sweep, leaves).items():
+        dimensions.setdefault(dimension, {})[name] = values
+    ends = [_extremes(together) for together in dimensions.values()]
     for corner in itertools.product(*ends) if ends else ():
         yield {name: value for step in corner for name, value in step.items()}
 
 
-def _extremes(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _extremes(together: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The steps at which a key, or the difference of two, is least or largest."""
     import numpy as np
 
-    keys = [np.asarray(values) for values in columns.values()]
+    keys = [np.asarray(values) for values in together.values()]
     orders = [*keys, *(one - other for one, other in itertools.combinations(keys, 2))]
     steps = {int(step) for order in orders for step in (np.argmin(order), np.argmax(order))}
-    return [{name: values[i] for name, values in columns.items()} for i in sorted(steps)]
+    return [{name: values[i] for name, values in together.items()} for i in sorted(steps)]

@@ -23,7 +23,7 @@ from ddln.config.experiment import (
     swept_to,
     units_of,
 )
-from ddln.config.sweep_axes import axis_values, dimension_of
+from ddln.config.sweep_axes import columns
 from ddln.solvers.cost_model import accurate_steps, surcharge
 from ddln.sweeps.dataset_schema import lane_bytes, working_bytes
 
@@ -176,12 +176,12 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     axes = tuple(
         Axis(
             name,
-            np.array(axis_values(axis, leaves[name])),
+            np.array(values),
             changes_shape(leaves[name]),
-            dimension_of(name, axis),
+            dimension,
             units_of(leaves[name]),
         )
-        for name, axis in experiment.sweep.items()
+        for name, (dimension, values) in columns(experiment.sweep, leaves).items()
     )
     sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
     size = math.prod(sizes.values())
