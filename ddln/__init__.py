@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ddln.theory import limit_point as limit_point
     from ddln.theory import rate_bound as rate_bound
     from ddln.theory.assumptions import check_hypotheses as check_hypotheses
+    from ddln.verification import claim as claim
     from ddln.verification import diagnostics as diagnostics
     from ddln.verification.claims import Certificates as Certificates
     from ddln.verification.claims import Claim as Claim
@@ -90,6 +91,7 @@ _HOMES = {
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {
+    "claim": "verification.claim",
     "diagnostics": "verification.diagnostics",
     "figures": "plotting.figures",
     "init": "networks.init",

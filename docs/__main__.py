@@ -19,7 +19,7 @@ import ddln
 from ddln.config.experiment import Experiment, changes_shape, units_of
 
 ROOT = Path(__file__).parent.parent
-WHOLE = ("init", "theory", "diagnostics", "figures")
+WHOLE = ("init", "theory", "claim", "diagnostics", "figures")
 """Modules whose public functions are called by their module's name: all of them are told."""
 SIGNS = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}

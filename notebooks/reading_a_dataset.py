@@ -15,10 +15,10 @@ def _():
 
     import ddln
     from ddln import figures
-    from ddln.sweeps import build, studies
+    from ddln.sweeps import studies
 
     jax.config.update("jax_enable_x64", True)
-    return Path, ddln, figures, mo, np, build, studies, tempfile, xr
+    return Path, ddln, figures, mo, np, studies, tempfile, xr
 
 
 @app.cell
@@ -72,7 +72,7 @@ def _(dataset):
     one = dataset.sel({"network.scale": 1.4, "network.init.seed": 2})
     ends = dataset["gap"].isel(time=-1)
     spread = ends.max("network.init.seed") / ends.min("network.init.seed")
-    {"one lane": dict(one.sizes), "largest over smallest end, by scale": spread.values.round(1)}
+    {"one network": dict(one.sizes), "largest over smallest end, by scale": spread.values.round(1)}
     return (one,)
 
 
@@ -122,8 +122,8 @@ def _(mo):
     mo.md(r"""
     ## What did not finish, and what does not hold
 
-    A lane that failed is NaN from where it stopped and its `status` says why; certificates are variables along
-    `certificate`.
+    The numbers of a network that failed are NaN from where it stopped, and its `status` says why; certificates are
+    variables along `certificate`.
     """)
     return
 
@@ -147,15 +147,16 @@ def _(mo):
     mo.md(r"""
     ## Back to the network
 
-    A data set carries its config, so that any lane can be made again, with its problem.
+    A data set carries its config, so any network can be reconstructed, with its problem: `dataset.ddln.runs()` gives
+    them all, and `one` has a single one.
     """)
     return
 
 
 @app.cell
-def _(ddln, np, one, build):
-    problem, layers = build.rebuild(one)
-    again = ddln.gradient_flow(problem, layers, one["time"].values)
+def _(ddln, np, one):
+    network = one.ddln.first
+    again = ddln.gradient_flow(network.problem, network.layers, one["time"].values)
     apart = float(np.max(np.abs(np.asarray(again.theta) - one["theta"].values)))
     again
     return (apart,)

@@ -17,6 +17,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
 POINTS, STEPS, LANES, NARROW, WIDE = 61, 2000, 3, 50, 120
+LONGEST, SCREEN = 120, 60  # lines of a study, and of a function in it
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
@@ -73,14 +74,13 @@ def test_every_certificate_holds(done):
 
 
 def test_every_claim_holds(done):
-    study, dataset = done
-    claims = study.claims(dataset)
+    claims = studies.claims(*done)
     assert claims
-    assert len({claim.name for claim in claims}) == len(claims)
+    assert len({claim["name"] for claim in claims}) == len(claims)
     for claim in claims:
-        assert claim.holds, claim.row()
-        assert claim.source
-        assert claim.reason
+        assert claim["holds"], claim
+        assert claim["source"]
+        assert claim["reason"]
 
 
 def test_every_figure_can_be_saved_and_described(done):
@@ -99,7 +99,28 @@ def test_a_study_is_a_page_that_names_its_source(path):
     text = path.read_text(encoding="utf-8")
     first_line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     assert "(" in first_line
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_imports_public_names_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names if "ddln." in alias.name} == set()
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("ddln"):
+            assert node.module == "ddln"
+            assert {alias.name for alias in node.names} <= {"figures", "theory"}
+
+
+def functions_of(path):
+    """The functions of a study, nested ones too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_no_function_of_a_study_is_longer_than_a_screen(path):
+    assert max(node.end_lineno - node.lineno + 1 for node in functions_of(path)) <= SCREEN
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -179,7 +179,7 @@ def test_a_number_of_every_lane_is_drawn(swept):
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
     )
     lane = run_browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
-    mu = 2 * float((build.rebuild(lane)[0].features ** 2).sum())  # of one datum
+    mu = 2 * float((build.reconstruct(lane)[0].features ** 2).sum())  # of one datum
     scales = np.array([0.5, 1.0, 1.5])
     for imbalance in (0.2, 0.4):
         x, rate, pixel = curve_of(chart, f"imbalance = {imbalance}")

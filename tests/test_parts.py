@@ -75,7 +75,7 @@ def test_more_than_one_lane_is_not_rebuilt():
         coords={"network.scale": [1.0, 1.4, 1.8]}, attrs={"config": ddln.load(FIGURE4).to_toml()}
     )
     with pytest.raises(ValueError, match=r"one value of each swept axis, got more of \['network"):
-        build.rebuild(dataset)
+        build.reconstruct(dataset)
 
 
 def test_there_is_a_key_where_something_is_drawn():
@@ -103,9 +103,9 @@ def test_logarithmic_times_are_spread_over_the_decades_asked_for():
 def test_a_lane_of_a_data_set_has_its_problem_and_layers_again():
     experiment = ddln.load(FIGURE4).with_({"dynamics.points": 5, "sweep.network.scale": [1.0, 2.0]})
     dataset = ddln.run(experiment)
-    problem, layers = build.rebuild(dataset.sel({"network.scale": 2.0}))
+    problem, layers = build.reconstruct(dataset.sel({"network.scale": 2.0}))
     np.testing.assert_allclose(layers, dataset["layers"].sel({"network.scale": 2.0})[0])
     loss = jax.vmap(problem.loss)(dataset["theta"].values[1])
     np.testing.assert_allclose(loss, dataset["loss"].values[1])
     with pytest.raises(ValueError, match=r"one value of each swept axis, .* \['network.scale'\]"):
-        build.rebuild(dataset)
+        build.reconstruct(dataset)

@@ -2,9 +2,12 @@
 
 from types import ModuleType
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import ddln
 from ddln.config.data_files import read_table
 from ddln.config.experiment import load
 from ddln.sweeps import studies
@@ -155,6 +158,46 @@ def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
     for use in (studies.claims, studies.figures):
         with pytest.raises(StudyError, match="mine cannot use this data set: KeyError"):
             use(study, {})
+
+
+def test_claims_without_a_source_have_the_studys():
+    study = ModuleType("experiments.mine")
+    study.SOURCE = "Woodworth et al. 2020"
+    study.claims = lambda _: [
+        ddln.claim.equal("default", 1, 1, tol=0, why="exact"),
+        ddln.claim.equal("own", 1, 1, tol=0, why="exact", source="Theorem 2"),
+    ]
+    rows = studies.claims(study, None)
+    assert [row["source"] for row in rows] == ["Woodworth et al. 2020", "Theorem 2"]
+    del study.SOURCE
+    assert [row["source"] for row in studies.claims(study, None)] == ["", "Theorem 2"]
+
+
+@pytest.mark.parametrize("number", [0.25, np.float32(0.25), np.array(0.25), jnp.asarray(0.25)])
+def test_a_claim_takes_any_single_number(number):
+    for make in (ddln.claim.equal, ddln.claim.at_most):
+        row = make("name", number, number, tol=number, why="exact", applies=number > 0).row()
+        assert (row["measured"], row["predicted"], row["tolerance"]) == (0.25, 0.25, 0.25)
+        assert row["statement"] == "name"
+        assert row["applies"] is True
+
+
+def test_claims_of_equality_hold_within_the_tolerance_on_both_sides():
+    found = [ddln.claim.equal("", x, 1.0, tol=0.5, why="").holds for x in (0.4, 0.5, 1.5, 1.6)]
+    assert list(map(bool, found)) == [False, True, True, False]
+
+
+def test_claims_of_a_bound_hold_up_to_the_bound_and_tolerance():
+    exact = [ddln.claim.at_most("", x, 1.0, why="").holds for x in (-9.0, 1.0, 1.1, np.nan)]
+    assert list(map(bool, exact)) == [True, True, False, False]
+    assert ddln.claim.at_most("", 1.1, 1.0, tol=0.2, why="").holds
+    assert ddln.claim.at_most("", 1.1, 1.0, why="", applies=np.False_).holds
+
+
+def test_a_claim_refuses_several_numbers():
+    for make in (ddln.claim.equal, ddln.claim.at_most):
+        with pytest.raises(TypeError, match=r"only .* arrays? .*scalar"):
+            make("name", np.ones(2), 1.0, tol=0.0, why="exact")
 
 
 def test_data_are_written_whole_where_configs_are(own_folder):

@@ -9,8 +9,7 @@ that nothing depends on colour. Words on an axis come from the dataset's attribu
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,55 +22,24 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ddln.plotting._labels import SYMBOLS as SYMBOLS
+from ddln.plotting._labels import WORDS as WORDS
+from ddln.plotting._labels import axis_label as axis_label
+from ddln.plotting._labels import describe as describe
+from ddln.plotting._labels import power_label as power_label
+from ddln.plotting._labels import value_label as value_label
+from ddln.plotting._labels import words as words
+from ddln.sweeps.accessor import ROUNDING as ROUNDING
+
 COLOURS = ("#004488", "#bb5566", "#ddaa33", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ((0, (4, 1.6)), (0, (5, 1.5, 1, 1.5)))
 DOTS = (0, (1, 1.3))
-SYMBOLS = {
-    "time": "$t$",
-    "step": "$k$",
-    "gap": r"$\mathcal{L}(\theta(t)) - \mathcal{L}^*$",
-    "loss": r"$\mathcal{L}(\theta(t))$",
-    "network.depth": "$L$",
-    "network.scale": "$a$",
-    "dynamics.optimiser.learning_rate": r"$\gamma$",
-    "dynamics.optimiser.intrinsic_step": r"$\lambda$",
-    "dynamics.optimiser.momentum": r"$\beta$",
-    "dynamics.sampling.batch": "$b$",
-    "dynamics.sampling.label_noise": r"$\sigma$",
-    "dynamics.sharpness_aware.rho": r"$\rho$",
-}
-WORDS = {
-    "gap": "loss gap",
-    "loss": "loss",
-    "network.depth": "depth",
-    "network.scale": "initialisation scale",
-    "dynamics.optimiser.learning_rate": "step size",
-    "dynamics.optimiser.intrinsic_step": "intrinsic step",
-    "dynamics.sampling.batch": "batch size",
-    "dynamics.sampling.label_noise": "label noise",
-}
 CURVES = 64
 """More curves than this are not told apart: of a larger sweep so many are drawn."""
 NAMED = 8
 """With more curves than this the legend names every other one, or every third, and so on."""
-ROUNDING = 1e-14
-"""A gap below this share of the first one is rounding, not dynamics: it is not drawn."""
 
-_SPOKEN = {
-    "^*": "*",
-    r"\mathcal{L}": "ℒ",
-    r"\theta": "θ",
-    r"\lambda": "λ",
-    r"\gamma": "γ",
-    r"\beta": "β",
-    r"\sigma": "σ",
-    r"\rho": "ρ",
-    r"\sqrt": "√",
-    r"\pm": "±",
-    r"\odot": "⊙",
-    r"\cdots": "…",
-}
 _STYLE: dict[Any, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
@@ -106,36 +74,6 @@ def style() -> Iterator[None]:
     """
     with matplotlib.rc_context(_STYLE):
         yield
-
-
-def words(variable: xr.DataArray) -> str:
-    """What a variable is called: a word of `WORDS`, its `long_name` or the last part of its name.
-
-    >>> words(xr.DataArray(0.0, name="network.init.seed"))
-    'seed'
-    """
-    name = str(variable.name)
-    return WORDS.get(name) or variable.attrs.get("long_name") or name.rpartition(".")[2]
-
-
-def axis_label(variable: xr.DataArray) -> str:
-    """A variable's words, symbol and units, for an axis.
-
-    >>> axis_label(xr.DataArray([0.0], name="time", attrs={"long_name": "flow time", "units": "s"}))
-    'flow time $t$ (s)'
-    """
-    called, units = words(variable), variable.attrs.get("units", "1")
-    shown = "" if units == "1" or units in called else f"({units})"
-    return " ".join(filter(None, [called, SYMBOLS.get(str(variable.name)), shown]))
-
-
-def value_label(variable: xr.DataArray) -> str:
-    """One value of a sweep's axis, for a legend.
-
-    >>> value_label(xr.DataArray(1.4, name="network.scale"))
-    '$a$ = 1.4'
-    """
-    return f"{SYMBOLS.get(str(variable.name)) or words(variable)} = {variable.item():.3g}"
 
 
 def looks(count: int) -> list[dict[str, Any]]:
@@ -198,8 +136,49 @@ def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
 
 def resolved(dataset: xr.Dataset) -> xr.DataArray:
     """The gap, (…, time), with NaN where it is lost in rounding."""
-    gap = dataset["gap"]
-    return gap.where(gap > ROUNDING * gap.isel(time=0))
+    return dataset.ddln.resolved_gap
+
+
+def curves(
+    axes: Axes,
+    values: xr.DataArray,
+    over: str,
+    *,
+    against: xr.DataArray | None = None,
+    label: Callable[[xr.DataArray], str] | None = value_label,
+    **style: Any,
+) -> None:
+    """Draw a curve for each value of one dimension, in a colour and with a marker of its own.
+
+    Args:
+        axes: where to draw.
+        values: along `over` and one other dimension.
+        over: the dimension that tells the curves apart.
+        against: the abscissa, along the other dimension and perhaps `over`; the other dimension's
+            coordinate by default.
+        label: gives a curve's name of its value of `over`; `None` for curves without names.
+        style: passed to `Axes.plot`; it overrides the curve's own colour and marker.
+
+    >>> axes = canvas()[1]
+    >>> gaps = xr.DataArray([[1.0, 0.1], [2.0, 0.3]], [("network.scale", [1, 2]), ("time", [0, 1])])
+    >>> curves(axes, gaps, "network.scale")
+    >>> [line.get_label() for line in axes.lines]
+    ['$a$ = 1', '$a$ = 2']
+    """
+    (along,) = (name for name in values.dims if name != over)
+    x, every = values[along] if against is None else against, style.get("markevery")
+    for i, look in enumerate(looks(values.sizes[over])):
+        curve, place = values.isel({over: i}), {over: i} if over in x.dims else {}
+        name = None if label is None else label(curve[over])
+        # Markers apart from those of the curves beside it.
+        shifted = {"markevery": (i * every // 6 % every, every)} if isinstance(every, int) else {}
+        axes.plot(x.isel(place), curve, label=name, **{**look, **style, **shifted})
+
+
+def ticks_at(axes: Axes, values: xr.DataArray) -> None:
+    """Mark these values on the x axis as plain numbers, and no others."""
+    axes.set_xticks(values.values, [f"{value:.2g}" for value in values.values])
+    axes.set_xticks([], minor=True)
 
 
 @style()
@@ -340,22 +319,6 @@ def legend(figure: Figure, kinds: Mapping[str, Any]) -> None:
     if entries:
         handles, names = zip(*entries, strict=True)
         figure.legend(handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4)
-
-
-def describe(figure: Figure) -> str:
-    """What the figure's own labels say, for readers who do not see it: its alternative text."""
-    panels = []
-    for axes in figure.axes:
-        x, y = axes.get_xlabel(), axes.get_ylabel()
-        axis = f"{y} against {x}" if x and y else x or y
-        panels.append(": ".join(filter(None, [axes.get_title(loc="left"), axis])))
-    curves = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
-    kinds = [text.get_text() for key in figure.legends for text in key.get_texts()]
-    named = ", ".join(dict.fromkeys(filter(None, [*curves, *kinds])))
-    text = ". ".join([*filter(None, panels), *([f"Lines: {named}"] if named else [])])
-    for symbol, spoken in _SPOKEN.items():
-        text = text.replace(symbol, spoken)
-    return re.sub(r"[\\${}]", "", text) + "."
 
 
 def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:

@@ -145,6 +145,8 @@ def opened(path: Path) -> "xr.Dataset":
     import h5py
     import xarray as xr
 
+    from ddln.sweeps import accessor as accessor
+
     try:
         with h5py.File(path) as file:
             _vet(file, path)

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from ddln.sweeps import _netcdf
+from ddln.sweeps import accessor as accessor
 from ddln.sweeps.dataset_schema import sizes
 from ddln.sweeps.plan import Chunk, Plan
 

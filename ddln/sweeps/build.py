@@ -31,8 +31,8 @@ _LOSSES = {
 }
 
 
-def rebuild(lane: xr.Dataset) -> tuple[base.Problem, Array]:
-    """The problem and the initial layers of one lane of a data set.
+def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Array]:
+    """The problem and the initial layers of one network of a data set.
 
     Args:
         lane: from `ddln.run`, with one value of every axis of its sweep:
@@ -45,7 +45,7 @@ def rebuild(lane: xr.Dataset) -> tuple[base.Problem, Array]:
         ValueError: more than one value of an axis.
 
     >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 5})
-    >>> problem, layers = rebuild(ddln.run(experiment).sel({"network.scale": 1.4}))
+    >>> problem, layers = reconstruct(ddln.run(experiment).sel({"network.scale": 1.4}))
     >>> problem.dim, layers.shape
     (8, (6, 8))
     """

@@ -1,9 +1,9 @@
-"""Studies: `experiments/NAME.py` says what to claim of a dataset and how to draw it.
+"""Find, run and create studies: `experiments/NAME.py` makes claims about a data set and draws it.
 
-One whose data are drawn by NumPy has their recipe too, `data()`, which makes the file that its
-config names. A study is found in `experiments/` of the working folder, then among those that come
-with the package; so is a config that is called by its bare name. `ddln` names none of them. It
-looks nowhere else: a study is code, and what came with a config or a run folder is not to be run.
+A study whose data are drawn by NumPy also has a function `data()`, which makes the file that its
+config names. Studies are looked up in `experiments/` of the working folder, then among those that
+come with the package; configs named without a path likewise. No other folder is searched: a study
+is code, and code that came with a config or a run folder must not run.
 """
 
 import ast
@@ -69,12 +69,15 @@ def find(name: str, beside: Path | None = None) -> ModuleType:
         beside: as for `locate`.
 
     Returns:
-        The module, with `claims(dataset) -> list[Claim]` and `draw(dataset)`, which gives a
-        matplotlib Figure or a dictionary of them by name; it may have `data() -> dict` of arrays.
+        The module, with `claims(dataset) -> list[Claim]` and `draw(dataset)`, which returns a
+        matplotlib Figure or a dictionary of them by name. It may have `SOURCE`, the paper that its
+        claims are from unless they name another, and `data() -> dict` of arrays.
 
     Raises:
         StudyError: there is none, it cannot be imported, or it lacks `claims` or `draw`.
     """
+    from ddln.sweeps import accessor as accessor  # studies use `dataset.ddln`
+
     path = locate(name, beside)
     spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
     if spec is None or spec.loader is None:
@@ -100,13 +103,15 @@ def fingerprint(path: Path) -> str:
 
 
 def claims(study: ModuleType, dataset: Any) -> list[dict[str, Any]]:
-    """The study's claims as rows.
+    """The study's claims as rows; the source of those without one is the study's `SOURCE`.
 
     Raises:
         StudyError: it cannot make them of this dataset.
     """
     with attributed(study):
-        return [claim.row() for claim in study.claims(dataset)]
+        rows = [claim.row() for claim in study.claims(dataset)]
+    default = getattr(study, "SOURCE", "")
+    return [row | {"source": row["source"] or default} for row in rows]
 
 
 def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
@@ -261,7 +266,7 @@ until = 3.0
 """
 
 _STUDY = '''\
-"""{name}: what is claimed of the dataset, and how it is drawn."""
+"""{name}: what is claimed of the data set, and how it is drawn."""
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -269,20 +274,20 @@ from matplotlib.figure import Figure
 import ddln
 from ddln import figures
 
+SOURCE = "Proposition 1"
+"""Paper and statement of the claims that name no other."""
+
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """The loss never ends above where it began."""
-    loss = dataset["loss"]
+    """The loss never ends above where it started."""
+    ratio = dataset.ddln.end["loss"] / dataset["loss"].isel(time=0)
     return [
-        ddln.Claim(
-            name="descent",
-            source="Proposition 1",
-            statement="largest loss at the end over the loss at the start",
-            measured=float((loss.isel(time=-1) / loss.isel(time=0)).max(skipna=False)),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="the flow decreases the loss",
+        ddln.claim.at_most(
+            "descent",
+            ratio.max(skipna=False),
+            1.0,
+            statement="largest ratio of the loss at the end to that at the start",
+            why="the flow decreases the loss",
         )
     ]
 

@@ -72,7 +72,7 @@ def view(lane: xr.Dataset) -> View:
     Raises:
         ValueError: more than one lane.
     """
-    return View.of(lane.load(), *build.rebuild(lane))
+    return View.of(lane.load(), *build.reconstruct(lane))
 
 
 @jax.jit

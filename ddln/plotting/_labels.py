@@ -1,0 +1,102 @@
+"""Words, symbols and units of variables as labels, and a figure's labels as its description."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+SYMBOLS = {
+    "time": "$t$",
+    "step": "$k$",
+    "gap": r"$\mathcal{L}(\theta(t)) - \mathcal{L}^*$",
+    "loss": r"$\mathcal{L}(\theta(t))$",
+    "network.depth": "$L$",
+    "network.scale": "$a$",
+    "dynamics.optimiser.learning_rate": r"$\gamma$",
+    "dynamics.optimiser.intrinsic_step": r"$\lambda$",
+    "dynamics.optimiser.momentum": r"$\beta$",
+    "dynamics.sampling.batch": "$b$",
+    "dynamics.sampling.label_noise": r"$\sigma$",
+    "dynamics.sharpness_aware.rho": r"$\rho$",
+}
+WORDS = {
+    "gap": "loss gap",
+    "loss": "loss",
+    "network.depth": "depth",
+    "network.scale": "initialisation scale",
+    "dynamics.optimiser.learning_rate": "step size",
+    "dynamics.optimiser.intrinsic_step": "intrinsic step",
+    "dynamics.sampling.batch": "batch size",
+    "dynamics.sampling.label_noise": "label noise",
+}
+_SPOKEN = {
+    "^*": "*",
+    r"\mathcal{L}": "ℒ",
+    r"\theta": "θ",
+    r"\lambda": "λ",
+    r"\gamma": "γ",
+    r"\beta": "β",
+    r"\sigma": "σ",
+    r"\rho": "ρ",
+    r"\sqrt": "√",
+    r"\pm": "±",
+    r"\odot": "⊙",
+    r"\cdots": "…",
+}
+
+
+def words(variable: xr.DataArray) -> str:
+    """What a variable is called: a word of `WORDS`, its `long_name` or the last part of its name.
+
+    >>> words(xr.DataArray(0.0, name="network.init.seed"))
+    'seed'
+    """
+    name = str(variable.name)
+    return WORDS.get(name) or variable.attrs.get("long_name") or name.rpartition(".")[2]
+
+
+def axis_label(variable: xr.DataArray) -> str:
+    """A variable's words, symbol and units, for an axis.
+
+    >>> axis_label(xr.DataArray([0.0], name="time", attrs={"long_name": "flow time", "units": "s"}))
+    'flow time $t$ (s)'
+    """
+    called, units = words(variable), variable.attrs.get("units", "1")
+    shown = "" if units == "1" or units in called else f"({units})"
+    return " ".join(filter(None, [called, SYMBOLS.get(str(variable.name)), shown]))
+
+
+def value_label(variable: xr.DataArray) -> str:
+    """One value of a sweep's axis, for a legend.
+
+    >>> value_label(xr.DataArray(1.4, name="network.scale"))
+    '$a$ = 1.4'
+    """
+    return f"{SYMBOLS.get(str(variable.name)) or words(variable)} = {variable.item():.3g}"
+
+
+def power_label(symbol: str) -> Callable[[xr.DataArray], str]:
+    """Labels of values as powers of ten, for `curves`.
+
+    >>> power_label(r"\alpha")(xr.DataArray(1e-15))
+    '$\\alpha = 10^{-15}$'
+    """
+    return lambda value: f"${symbol} = 10^{{{np.log10(value.item()):.0f}}}$"
+
+
+def describe(figure: Figure) -> str:
+    """What the figure's own labels say, for readers who do not see it: its alternative text."""
+    panels = []
+    for axes in figure.axes:
+        x, y = axes.get_xlabel(), axes.get_ylabel()
+        axis = f"{y} against {x}" if x and y else x or y
+        panels.append(": ".join(filter(None, [axes.get_title(loc="left"), axis])))
+    curves = [name for axes in figure.axes for name in axes.get_legend_handles_labels()[1]]
+    kinds = [text.get_text() for key in figure.legends for text in key.get_texts()]
+    named = ", ".join(dict.fromkeys(filter(None, [*curves, *kinds])))
+    text = ". ".join([*filter(None, panels), *([f"Lines: {named}"] if named else [])])
+    for symbol, spoken in _SPOKEN.items():
+        text = text.replace(symbol, spoken)
+    return re.sub(r"[\\${}]", "", text) + "."

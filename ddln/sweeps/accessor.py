@@ -1,0 +1,163 @@
+"""`dataset.ddln`: the networks of a data set, and what studies compute of it again and again.
+
+Importing this module registers the accessor with xarray. The modules that make, open or draw data
+sets import it, and so does whatever imports a study.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ddln.config import datasets
+from ddln.config.experiment import Experiment, parse, swept_to
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from ddln.problems.base import Problem
+
+ROUNDING = 1e-14
+"""A gap below this share of the first one is rounding error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One network of a data set.
+
+    Attributes:
+        point: the value of every swept axis, by dotted name.
+        data: what was recorded of it, without the dimensions of the sweep.
+        experiment: its configuration, without a sweep.
+    """
+
+    point: dict[str, int | float]
+    data: xr.Dataset
+    experiment: Experiment
+
+    @cached_property
+    def problem(self) -> "Problem":
+        """The loss it was trained on; of a signed network the signed one."""
+        from ddln.sweeps import build
+
+        return build.problem_of(self.experiment)
+
+    @cached_property
+    def layers(self) -> "Float[Array, 'depth width']":
+        """Its initial layers."""
+        from ddln.sweeps import build
+
+        return build.layers_of(self.experiment)
+
+    @property
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features (samples, features) and targets (samples,)."""
+        features, targets = datasets.draw(self.experiment.problem.data)
+        return np.asarray(features), np.asarray(targets)
+
+
+@xr.register_dataset_accessor("ddln")
+class Accessor:
+    """A data set from `ddln.run`, or a part of it that still has the coordinates of the sweep.
+
+    >>> dataset = xr.Dataset(
+    ...     {"gap": (("network.scale", "time"), [[1.0, 0.1], [1.0, 1e-20]])},
+    ...     coords={"network.scale": [1.0, 2.0], "time": [0.0, 4.0]},
+    ...     attrs={"config": ddln.load("configs/figure4.toml").to_toml()},
+    ... )
+    >>> [(run.point, run.layers.shape) for run in dataset.ddln.runs()]
+    [({'network.scale': 1.0}, (6, 8)), ({'network.scale': 2.0}, (6, 8))]
+    """
+
+    def __init__(self, dataset: xr.Dataset):
+        self._dataset = dataset
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The configuration it was made with."""
+        return parse(self._dataset.attrs["config"])
+
+    @property
+    def _grid(self) -> dict[str, int]:
+        """The sizes of the sweep's dimensions that are left."""
+        sizes = self._dataset.sizes
+        return {name: sizes[name] for name in self.experiment.sweep if name in sizes}
+
+    def runs(self) -> Iterator[Run]:
+        """The networks, in the order of the grid, the last dimension fastest."""
+        grid = self._grid
+        for place in np.ndindex(*grid.values()):
+            data = self._dataset.isel(dict(zip(grid, place, strict=True)))
+            point = {name: data[name].values.item() for name in self.experiment.sweep}
+            yield Run(point, data, swept_to(self.experiment, point))
+
+    @cached_property
+    def first(self) -> Run:
+        """The first network, for what all of them share, such as the problem."""
+        return next(self.runs())
+
+    def map(self, function: Callable[[Run], Any], *dims: str) -> xr.DataArray:
+        """A quantity of every network, on the grid of the sweep.
+
+        Args:
+            function: gives a number, or an array along `dims`, of one network.
+            dims: names of the array's own dimensions.
+        """
+        grid, values = self._grid, np.array([function(run) for run in self.runs()])
+        found = xr.DataArray(values.reshape(*grid.values(), *values.shape[1:]), dims=(*grid, *dims))
+        kept = {*self.experiment.sweep, *dims} & set(self._dataset.coords)
+        return found.assign_coords({name: self._dataset[name] for name in kept})
+
+    @property
+    def end(self) -> xr.Dataset:
+        """The data set at the last saved time."""
+        return self._dataset.isel(time=-1)
+
+    @property
+    def flow_time(self) -> xr.DataArray:
+        """Flow time of every saved point, also where networks were saved at times of their own."""
+        return self._dataset["flow_time" if "flow_time" in self._dataset else "time"]
+
+    @property
+    def resolved_gap(self) -> xr.DataArray:
+        """The gap, NaN where it is lost in rounding."""
+        gap = self._dataset["gap"]
+        return gap.where(gap > ROUNDING * gap.isel(time=0))
+
+    @property
+    def distance_to_truth(self) -> xr.DataArray:
+        """‖θ − θ*‖ along each run, of the linear predictor if the network is signed."""
+        truth = self._dataset["truth"]
+        signed = "predictor" in self._dataset
+        away = self._dataset["predictor" if signed else "theta"] - truth
+        return (away**2).sum("feature" if signed else "coordinate") ** 0.5
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays of the NPZ file that the data are from, such as data to test on."""
+        return datasets.arrays_of(self._dataset)
+
+    def first_crossing(
+        self, values: xr.DataArray, level: float, clock: xr.DataArray | None = None
+    ) -> xr.DataArray:
+        """When a quantity first crosses a level, by linear interpolation between saved points.
+
+        Args:
+            values: along `time`, and other dimensions.
+            level: to be crossed, from below or from above.
+            clock: along `time`; flow time by default.
+
+        Returns:
+            The clock at the crossing, without `time`; NaN where there is none.
+        """
+        clock = self.flow_time if clock is None else clock
+        height = (values - level).drop_vars("time", errors="ignore")
+        crossed = height * np.sign(height.isel(time=0)) <= 0
+        after = crossed.argmax("time")
+        ends = {"time": after - 1}, {"time": after}
+        h0, h1 = (height.isel(end) for end in ends)
+        t0, t1 = (clock.drop_vars("time", errors="ignore").isel(end) for end in ends)
+        return (t0 + (t1 - t0) * h0 / (h0 - h1)).where(crossed.any("time"))

@@ -1,0 +1,128 @@
+"""`dataset.ddln`: the networks of a data set, and quantities that studies share."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+import ddln
+from ddln.sweeps import accessor
+
+SCALE, SEED, DEPTH = "network.scale", "network.init.seed", "network.depth"
+TIMES = np.linspace(0.0, 3.0, 7)
+
+
+def made_by(overrides, variables, coords=None):
+    """A data set as a run would leave it, of made-up numbers."""
+    experiment = ddln.load("configs/figure4.toml", ["dynamics.points=7", *overrides])
+    coords = {"time": TIMES, **(coords or {})}
+    return xr.Dataset(variables, coords=coords, attrs={"config": experiment.to_toml()})
+
+
+@pytest.fixture
+def grid():
+    """Two scales, each with a depth of its own, and three seeds."""
+    overrides = [
+        "sweep.network.scale=[1.0, 2.0]",
+        "sweep.network.depth={values=[3, 4], zip='network.scale'}",
+        "sweep.network.init.seed=[5, 6, 7]",
+    ]
+    values = np.arange(42.0).reshape(2, 3, 7)
+    coords = {SCALE: [1.0, 2.0], DEPTH: (SCALE, [3, 4]), SEED: [5, 6, 7]}
+    return made_by(overrides, {"loss": ((SCALE, SEED, "time"), values)}, coords)
+
+
+def test_runs_are_the_points_of_the_grid_in_order(grid):
+    runs = list(grid.ddln.runs())
+    assert [tuple(run.point.values()) for run in runs] == [
+        (scale, depth, seed) for scale, depth in ((1.0, 3), (2.0, 4)) for seed in (5, 6, 7)
+    ]
+    for run, losses in zip(runs, grid["loss"].values.reshape(6, 7), strict=True):
+        np.testing.assert_array_equal(run.data["loss"], losses)
+
+
+def test_a_run_has_the_layers_and_the_problem_of_its_point(grid):
+    law = partial(jax.random.uniform, minval=0.5, maxval=1.2)
+    for run in grid.ddln.runs():
+        key, depth = jax.random.key(run.point[SEED]), run.point[DEPTH]
+        expected = run.point[SCALE] * ddln.init.zero_first_layer(key, depth, 8, law=law)
+        np.testing.assert_array_equal(run.layers, expected)
+        assert run.problem.features.shape == (10, 8)
+        assert not run.experiment.sweep
+
+
+def test_a_part_of_a_data_set_still_knows_its_point(grid):
+    (run,) = grid.sel({SCALE: 2.0, SEED: 6}).ddln.runs()
+    assert run.point == {SCALE: 2.0, DEPTH: 4, SEED: 6}
+    assert [run.point[SEED] for run in grid.isel({SCALE: 0}).ddln.runs()] == [5, 6, 7]
+    assert grid.ddln.first.point == {SCALE: 1.0, DEPTH: 3, SEED: 5}
+
+
+def test_a_map_lies_on_the_grid(grid):
+    numbers = grid.ddln.map(lambda run: 10 * run.point[SCALE] + run.point[SEED])
+    assert numbers.dims == (SCALE, SEED)
+    assert float(numbers.sel({SCALE: 2.0, SEED: 7})) == 27.0
+    np.testing.assert_array_equal(numbers[DEPTH], [3, 4])
+    curves = grid.ddln.map(lambda run: run.data["loss"].values, "time")
+    xr.testing.assert_equal(curves, grid["loss"].drop_attrs())
+
+
+def test_the_end_is_the_last_saved_time(grid):
+    xr.testing.assert_equal(grid.ddln.end["loss"], grid["loss"][..., -1])
+
+
+def test_samples_are_those_of_the_problem(grid):
+    run = grid.ddln.first
+    features, targets = run.samples
+    np.testing.assert_array_equal(features, run.problem.features)
+    np.testing.assert_array_equal(targets, run.problem.targets)
+
+
+def test_a_gap_is_resolved_down_to_rounding():
+    gaps = np.array([2.0, 1e-3, 3e-14, 1e-14, 0.0, np.nan, 1.0])
+    found = made_by(["sweep={}"], {"gap": ("time", gaps)}).ddln.resolved_gap
+    np.testing.assert_array_equal(found, np.where([1, 1, 1, 0, 0, 0, 1], gaps, np.nan))
+
+
+@pytest.mark.parametrize("name", ["theta", "predictor"])
+def test_distances_to_the_truth_are_euclidean(name):
+    along = {"theta": "coordinate", "predictor": "feature"}[name]
+    curve, truth = np.random.default_rng(0).normal(size=(7, 4)), np.array([1.0, 0, 0, -1.0])
+    variables = {"theta": (("time", "coordinate"), curve), name: (("time", along), curve)}
+    dataset = made_by(["sweep={}"], {**variables, "truth": (along, truth)})
+    expected = np.linalg.norm(curve - truth, axis=1)
+    np.testing.assert_allclose(dataset.ddln.distance_to_truth, expected, rtol=1e-15)
+
+
+def test_crossings_are_where_interpolation_by_numpy_has_them():
+    rising, falling = np.sqrt(TIMES), 4.0 - TIMES**2
+    values = xr.DataArray([rising, falling, 0 * TIMES], dims=("run", "time"))
+    found = made_by(["sweep={}"], {}).ddln.first_crossing(values, 1.3)
+    expected = np.interp(1.3, rising, TIMES), np.interp(-1.3, -falling, TIMES), np.nan
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert found.dims == ("run",)
+
+
+def test_crossings_are_told_by_the_clock_of_every_run():
+    clocks = np.array([TIMES, 10 * TIMES])
+    dataset = made_by(
+        ["sweep.network.scale=[1.0, 2.0]"],
+        {"flow_time": ((SCALE, "time"), clocks), "loss": ((SCALE, "time"), 3.0 - clocks[[0, 0]])},
+        {SCALE: [1.0, 2.0]},
+    ).drop_vars("time")
+    crossing = dataset.ddln.first_crossing(dataset["loss"], 1.75)
+    np.testing.assert_allclose(crossing, [1.25, 12.5])
+    step = xr.DataArray(100 * np.arange(7), dims="time")
+    np.testing.assert_allclose(dataset.ddln.first_crossing(dataset["loss"], 1.75, step), 250.0)
+
+
+def test_a_crossing_is_the_first_of_several():
+    values = xr.DataArray(np.sin(4 * TIMES), dims="time")
+    crossing = float(made_by(["sweep={}"], {}).ddln.first_crossing(values, 0.5))
+    assert 0.0 < crossing <= TIMES[1]
+
+
+def test_data_sets_that_are_made_or_opened_have_the_accessor():
+    assert xr.Dataset.ddln is accessor.Accessor
