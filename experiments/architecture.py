@@ -11,6 +11,7 @@ from matplotlib.patches import Circle
 import ddln
 from ddln import figures
 
+SOURCE = "Figures 1 and 2"
 RADIUS, PITCH, SHOWN = 0.34, 1.35, 6
 
 
@@ -19,15 +20,13 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     product = dataset["layers"].prod("layer")
     error = abs(product - dataset["theta"]).max() / abs(dataset["theta"]).max()
     return [
-        ddln.Claim(
-            name="product",
-            source="Figures 1 and 2",
+        ddln.claim.at_most(
+            "product",
+            error,
+            0.0,
+            tol=1e-12,
             statement="θ is the product of the layers, entry by entry: largest relative difference",
-            measured=float(error),
-            predicted=0.0,
-            tolerance=1e-12,
-            relation="<=",
-            reason="rounding in a product of a few factors",
+            why="rounding in a product of a few factors",
         )
     ]
 

@@ -11,22 +11,15 @@ from matplotlib.figure import Figure
 import ddln
 from ddln import figures
 
+SOURCE = "Theorem 2"
 DEPTH, SCALE = "network.depth", "network.scale"
 TARGET = 1e-2
 
 
-def log(values: xr.DataArray) -> xr.DataArray:
-    """The natural logarithm, labels kept."""
-    return xr.apply_ufunc(np.log, values)
-
-
 def times_to_target(dataset: xr.Dataset) -> xr.DataArray:
-    """Flow time at which each lane's relative gap first meets `TARGET`; NaN where it never does."""
+    """Flow time at which each relative gap first meets `TARGET`; NaN if it never does."""
     gap = dataset["gap"] / dataset["gap"].isel(time=0)
-    after = gap["time"].where(gap <= TARGET).min("time")
-    before = gap["time"].where(gap["time"] < after).max("time")
-    high, low = (log(gap.sel(time=time.fillna(0.0)) / TARGET) for time in (before, after))
-    return before + (after - before) * high / (high - low)
+    return dataset.ddln.first_crossing(np.log(gap), np.log(TARGET))
 
 
 def bounds_on_time(dataset: xr.Dataset) -> xr.DataArray:
@@ -36,42 +29,36 @@ def bounds_on_time(dataset: xr.Dataset) -> xr.DataArray:
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Theorem 2 holds for the time as for the gap; large scales follow its power."""
-    times, scale = times_to_target(dataset), dataset[SCALE]
-    # A lane that is still under way has taken at least this long.
-    taken = times.fillna(dataset["time"][-1]).where(dataset["gap"].isel(time=-1).notnull())
-    slopes = log(times).diff(SCALE) / log(scale).diff(SCALE)
+    times, scale, end = times_to_target(dataset), dataset[SCALE], dataset.ddln.end
+    # A network that has not met the target has taken at least as long as its run.
+    taken = times.fillna(dataset["time"][-1]).where(end["gap"].notnull())
+    slopes = np.log(times).diff(SCALE) / np.log(scale).diff(SCALE)
     steepest = slopes.isel({SCALE: -1}) / (-2 * (dataset[DEPTH] - 1))
     return [
-        ddln.Claim(
-            name="bound",
-            source="Theorem 2",
+        ddln.claim.at_most(
+            "bound",
+            (taken / bounds_on_time(dataset)).max(),
+            1.0,
             statement=f"the time to a relative gap of {TARGET:g} over its bound: largest ratio",
-            measured=float((taken / bounds_on_time(dataset)).max()),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="a bound on the time, as it is one on the gap",
+            why="a bound on the gap is a bound on the time",
         ),
-        ddln.Claim(
-            name="order",
-            source="Theorem 2",
+        ddln.claim.at_most(
+            "order",
+            slopes.max(),
+            0.0,
             statement="a larger scale is faster at every depth: largest d log time / d log scale",
-            measured=float(slopes.max()),
-            predicted=0.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="only the sign is claimed",
+            why="only the sign is claimed",
         ),
         *(
-            ddln.Claim(
-                name=f"large scales at depth {ratio[DEPTH].item()}",
-                source="derived in docs",
+            ddln.claim.equal(
+                f"large scales at depth {ratio[DEPTH].item()}",
+                ratio,
+                1.0,
+                tol=0.1,
                 statement="the time falls as the bound does, as scale^−2(L−1): ratio of the powers",
-                measured=float(ratio),
-                predicted=1.0,
-                tolerance=0.1,
-                reason="a limit: at scale 3 the layers still move by a few per cent",
-                applies=float(scale[-1]) >= 3,
+                source="derived in docs",
+                why="a limit: at scale 3 the layers still move by a few per cent",
+                applies=scale[-1] >= 3,
             )
             for ratio in steepest
         ),
@@ -80,30 +67,25 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 
 @figures.style()
 def draw(dataset: xr.Dataset) -> dict[str, Figure]:
-    """The time against the scale, and the curves it is read from."""
+    """The time against the scale, and the gaps from which it is read."""
     return {"diabetes_time": draw_times(dataset), "diabetes_gap": draw_gaps(dataset)}
 
 
 def draw_times(dataset: xr.Dataset) -> Figure:
-    """How long each network takes, and how long it may: a curve for each depth."""
+    """How long each network takes, and its bound: a curve for each depth."""
     figure, axes = figures.canvas()
-    times, bounds = times_to_target(dataset), bounds_on_time(dataset)
-    depths, scales = dataset[DEPTH], dataset[SCALE]
-    for depth, look in zip(depths, figures.looks(depths.size), strict=True):
-        network = {DEPTH: depth}
-        axes.plot(scales, times.sel(network), label=figures.value_label(depth), **look)
-        look = {"color": look["color"], "linestyle": figures.DASHES[0], "linewidth": 1.2}
-        axes.plot(scales, bounds.sel(network), **look)
-    axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(scales))
+    figures.curves(axes, times_to_target(dataset), DEPTH)
+    dashed = {"linestyle": figures.DASHES[0], "linewidth": 1.2, "marker": ""}
+    figures.curves(axes, bounds_on_time(dataset), DEPTH, label=None, **dashed)
+    axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset[SCALE]))
     axes.set_ylabel(f"{figures.axis_label(dataset['time'])} to a relative gap of {TARGET:g}")
-    axes.set_xticks(scales.values, [f"{scale:.2g}" for scale in scales.values])
-    axes.set_xticks([], minor=True)
+    figures.ticks_at(axes, dataset[SCALE])
     figures.legend(figure, {"bound of Theorem 2": figures.DASHES[0]})
     return figure
 
 
 def draw_gaps(dataset: xr.Dataset) -> Figure:
-    """The gap's way down: a panel for each depth, a curve for each scale."""
+    """The gap against time: a panel for each depth, a curve for each scale."""
     depths, time = dataset[DEPTH], dataset["time"]
     figure, panels = figures.canvas(7.0, 3.0, ncols=depths.size, sharey=True, squeeze=False)
     for depth, axes in zip(depths, panels.flat, strict=True):

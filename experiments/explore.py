@@ -1,7 +1,7 @@
-"""One network by itself, as `ddln explore` leaves it (arXiv 2412.16765, Theorems 1 and 2).
+"""One network by itself, as `ddln explore` saves it (arXiv 2412.16765, Theorems 1 and 2).
 
-The page of `ddln explore` writes configs of this study; so it claims and draws what there is to say
-of any network, swept or not.
+The page of `ddln explore` writes configs of this study, so its claims and figures are those that
+any network has, swept or not.
 """
 
 import xarray as xr
@@ -10,29 +10,29 @@ from matplotlib.figure import Figure
 import ddln
 from ddln import figures
 
+SOURCE = "Theorems 1 and 2"
+
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Every certificate that applies holds."""
     failing = dataset["certificate_applies"] & ~dataset["certificate_holds"]
     return [
-        ddln.Claim(
-            name="certificates",
-            source="Theorems 1 and 2",
+        ddln.claim.equal(
+            "certificates",
+            failing.sum(),
+            0,
+            tol=0,
             statement="certificates that apply and do not hold, over all networks",
-            measured=float(failing.sum()),
-            predicted=0.0,
-            tolerance=0.0,
-            reason="a count",
+            why="a count",
         )
     ]
 
 
 def draw(dataset: xr.Dataset) -> dict[str, Figure]:
-    """The gap with what is known of it, and the nodes of the first coordinate."""
+    """The gap beside its bounds, and the nodes of the first coordinate."""
     first = dataset.isel(dict.fromkeys(dataset["status"].dims[1:], 0))
     over = str(first["status"].dims[0]) if first["status"].dims else None
     drawn = {"explore": figures.gap_against_time(first, over=over, slope="bound" in first)}
     if "layers" in first:
-        lane = first if over is None else first.isel({over: 0})
-        drawn["explore_nodes"] = figures.nodes_against_time(lane)
+        drawn["explore_nodes"] = figures.nodes_against_time(dataset.ddln.first.data)
     return drawn

@@ -10,42 +10,39 @@ from matplotlib.figure import Figure
 import ddln
 from ddln import figures
 
+SOURCE = "Proposition 1"
+
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """What Proposition 1 says the flow keeps."""
+    """What the flow conserves by Proposition 1."""
     layers = dataset["layers"]
     floor, squares = figures.floor(layers), layers**2
     imbalance = squares - squares.isel(layer=0)
-    largest = float(squares.isel(time=0).max())
+    largest = squares.isel(time=0).max()
     return [
-        ddln.Claim(
-            name="floor",
-            source="Proposition 1",
+        ddln.claim.at_most(
+            "floor",
+            (floor**2 - squares).max(),
+            0.0,
+            tol=1e-8 * largest,
             statement="no node but the smallest comes nearer to zero than √λ_j: largest λ_j − u²",
-            measured=float((floor**2 - squares).max()),
-            predicted=0.0,
-            tolerance=1e-8 * largest,
-            relation="<=",
-            reason="the solver's relative tolerance, tenfold",
+            why="ten times the relative tolerance of the solver",
         ),
-        ddln.Claim(
-            name="sign",
-            source="Proposition 1",
-            statement="no node but the smallest changes its sign: how many saved values have",
-            measured=float((layers * floor < 0).sum()),
-            predicted=0.0,
-            tolerance=0.0,
-            reason="a count",
+        ddln.claim.equal(
+            "sign",
+            (layers * floor < 0).sum(),
+            0,
+            tol=0,
+            statement="no node but the smallest changes sign: number of saved values that have",
+            why="a count",
         ),
-        ddln.Claim(
-            name="imbalance",
-            source="Proposition 1",
-            statement="u^i_k(t)² − u^j_k(t)² stays what it was: largest change",
-            measured=float(abs(imbalance - imbalance.isel(time=0)).max()),
-            predicted=0.0,
-            tolerance=1e-8 * largest,
-            relation="<=",
-            reason="the solver's relative tolerance, tenfold; exact in reduced coordinates",
+        ddln.claim.at_most(
+            "imbalance",
+            abs(imbalance - imbalance.isel(time=0)).max(),
+            0.0,
+            tol=1e-8 * largest,
+            statement="u^i_k(t)² − u^j_k(t)² is conserved: largest change",
+            why="ten times the relative tolerance of the solver; exact in reduced coordinates",
         ),
     ]
 

@@ -10,54 +10,45 @@ from matplotlib.figure import Figure
 import ddln
 from ddln import figures
 
+SOURCE = "Theorem 2"
 SCALE = "network.scale"
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """The bound holds; larger is faster; the bound's exponent grows as the theorem says."""
-    gap, scale = figures.resolved(dataset), dataset[SCALE]
-    times = reach(gap / gap.isel(time=0))
+    """The bound holds; larger is faster; the exponent of the bound grows as the theorem says."""
+    gap, scale, rate = dataset.ddln.resolved_gap, dataset[SCALE], dataset["rate_bound"]
+    share = gap / gap.isel(time=0)
+    level = share.min("time").max()  # the smallest that all of them reach
+    times = share["time"].where(share <= level).min("time")
     power = 2 * (dataset.sizes["layer"] - 1)
-    growth = dataset["rate_bound"] / dataset["rate_bound"].isel({SCALE: 0})
-    predicted = (scale / scale.isel({SCALE: 0})) ** power
+    growth, predicted = rate / rate.isel({SCALE: 0}), (scale / scale.isel({SCALE: 0})) ** power
     return [
-        ddln.Claim(
-            name="bound",
-            source="Theorem 2",
+        ddln.claim.at_most(
+            "bound",
+            (gap / dataset["bound"]).max(),
+            1.0,
+            tol=1e-6,
             statement="the gap stays below its exponential bound: largest ratio of the two",
-            measured=float((gap / dataset["bound"]).max()),
-            predicted=1.0,
-            tolerance=1e-6,
-            relation="<=",
-            reason="equal at t = 0; the solver's error is far below 1e-6",
+            why="equal at t = 0; the error of the solver is far below 1e-6",
         ),
-        ddln.Claim(
-            name="order",
-            source="Figure 4",
+        ddln.claim.at_most(
+            "order",
+            (times / times.shift({SCALE: 1})).max(),
+            1.0,
             statement="a larger scale is faster: largest ratio of successive times to one same gap",
-            measured=float((times / times.shift({SCALE: 1})).max()),
-            predicted=1.0,
-            tolerance=0.0,
-            relation="<=",
-            reason="the times differ by more than the saved times' spacing",
+            source="Figure 4",
+            why="the times differ by more than the spacing of the saved times",
         ),
-        ddln.Claim(
-            name="growth",
-            source="Theorem 2",
-            statement=f"the bound's exponent grows as the scale to the power 2(L−1) = {power}: "
-            "largest relative difference from it",
-            measured=float(abs(growth / predicted - 1).max()),
-            predicted=0.0,
-            tolerance=1e-9,
-            reason="exact but for rounding",
+        ddln.claim.equal(
+            "growth",
+            abs(growth / predicted - 1).max(),
+            0.0,
+            tol=1e-9,
+            statement=f"the exponent of the bound grows as scale to the power 2(L−1) = {power}: "
+            "largest relative difference",
+            why="exact up to rounding",
         ),
     ]
-
-
-def reach(gap: xr.DataArray) -> xr.DataArray:
-    """The time at which each lane first has the smallest relative gap that all of them reach."""
-    level = gap.min("time").max()
-    return gap["time"].where(gap <= level).min("time")
 
 
 def draw(dataset: xr.Dataset) -> Figure:

@@ -1,7 +1,7 @@
 """Large steps of gradient descent end away from the sparse truth (Even et al. 2023).
 
-Twenty noiseless samples of a θ* of which three entries in thirty are not zero; two layers, trained
-by gradient descent with steps up to where it diverges.
+Twenty noiseless samples of a θ* with three nonzero entries in thirty; two layers, trained by
+gradient descent with steps up to where it diverges.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.config.datasets import arrays_of
 
+SOURCE = "setting of Even et al. 2023"
 STEP = "dynamics.optimiser.learning_rate"
 RECOMPUTED = {
     0.01: (0.0463753, 0.0066700),
@@ -27,71 +27,42 @@ def data() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1234)
     truth = np.append(rng.normal(0, 1, 3), np.zeros(27))
     features, unseen = (rng.multivariate_normal(np.zeros(30), np.eye(30), 20) for _ in range(2))
-    return {
-        "features": features,
-        "targets": features @ truth,
-        "truth": truth,
-        "test_features": unseen,
-    }
-
-
-def errors(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """‖θ − θ*‖ and ‖X_test (θ − θ*)‖ / 2n along each run."""
-    arrays = arrays_of(dataset)
-    truth = xr.DataArray(arrays["truth"], dims="coordinate")
-    unseen = xr.DataArray(arrays["test_features"], dims=("sample", "coordinate"))
-    away = dataset["theta"] - truth
-    missed = xr.dot(unseen, away, dim="coordinate")
-    return (away**2).sum("coordinate") ** 0.5, (missed**2).sum("sample") ** 0.5 / (
-        2 * unseen.sizes["sample"]
-    )
+    targets = features @ truth
+    return {"features": features, "targets": targets, "truth": truth, "test_features": unseen}
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Where four of the step sizes end."""
-    ends = [error.isel(time=-1) for error in errors(dataset)]
-    steps = dataset[STEP].values
-    is_as_long = int(dataset["step"][-1]) == 100_000
-    nearest = {step: int(np.argmin(abs(steps - step))) for step in RECOMPUTED}
+    end, is_as_long = dataset.ddln.end, dataset["step"][-1] == 100_000
+    unseen = xr.DataArray(dataset.ddln.arrays["test_features"], dims=("sample", "coordinate"))
+    missed = xr.dot(unseen, end["theta"] - end["truth"], dim="coordinate")
+    test_error = np.sqrt((missed**2).sum("sample")) / (2 * unseen.sizes["sample"])
+    measured = {"distance": end.ddln.distance_to_truth, "test error": test_error}
     return [
-        ddln.Claim(
-            name=f"{name} at γ = {step:.2g}",
-            source="setting of Even et al. 2023",
+        ddln.claim.equal(
+            f"{name} at γ = {step:.2g}",
+            values.sel({STEP: step}, method="nearest"),
+            expected,
+            tol=1e-7,
             statement=f"the {name} after the last step",
-            measured=float(end[nearest[step]]),
-            predicted=value,
-            tolerance=1e-7,
-            reason="the digits of a loop in NumPy",
-            applies=bool(abs(steps[nearest[step]] - step) < 1e-6) and is_as_long,
+            why="the digits of a loop in NumPy",
+            applies=is_as_long and abs(dataset[STEP] - step).min() < 1e-6,
         )
-        for step, values in RECOMPUTED.items()
-        for name, value, end in zip(("distance", "test error"), values, ends, strict=True)
+        for step, pair in RECOMPUTED.items()
+        for (name, values), expected in zip(measured.items(), pair, strict=True)
     ]
 
 
-def draw(dataset: xr.Dataset) -> dict[str, Figure]:
-    """Where each step size ends, and the way there."""
-    return {"large_steps_end": draw_ends(dataset), "large_steps_gap": draw_gaps(dataset)}
-
-
 @figures.style()
-def draw_ends(dataset: xr.Dataset) -> Figure:
-    """The distance to the truth at the end against the step size."""
+def draw(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The distance to the truth at the end against the step size; the gap step by step."""
     figure, axes = figures.canvas()
-    distance = errors(dataset)[0].isel(time=-1)
     (look,) = figures.looks(1)
-    axes.plot(dataset[STEP], distance, **look)
+    axes.plot(dataset[STEP], dataset.ddln.end.ddln.distance_to_truth, **look)
     axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset[STEP]))
     axes.set_ylabel(r"distance to the truth $\|\theta - \theta^*\|$")
-    return figure
-
-
-@figures.style()
-def draw_gaps(dataset: xr.Dataset) -> Figure:
-    """The gap's way down, step by step."""
-    figure, axes = figures.canvas()
+    gaps, axes = figures.canvas()
     figures.gap_against_time(dataset, axes, over=STEP, against="step")
-    axes.set(xscale="log")
-    axes.set_xlim(1, float(dataset["step"][-1]))
-    figures.legend(figure, {})
-    return figure
+    axes.set(xscale="log", xlim=(1, float(dataset["step"][-1])))
+    figures.legend(gaps, {})
+    return {"large_steps_end": figure, "large_steps_gap": gaps}

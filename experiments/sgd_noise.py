@@ -1,8 +1,8 @@
 """The noise of SGD finds a sparser solution than the flow does (Pesme et al. 2021).
 
-Forty samples of a θ* in R¹⁰⁰ with five entries that are not zero, two layers. Beside the runs of
-SGD are gradient descent with the same step, the gradient flow, and the stochastic flow, whose noise
-has the covariance of SGD's.
+Forty samples of a θ* in R¹⁰⁰ with five nonzero entries, two layers. Beside the runs of SGD are
+gradient descent with the same step, the gradient flow, and the stochastic flow, whose noise has the
+covariance of that of SGD.
 """
 
 from functools import cache
@@ -14,43 +14,38 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.config.datasets import arrays_of
-from ddln.config.experiment import parse
-from ddln.sweeps import build
 
+SOURCE = "Pesme et al. 2021"
 SEED = "dynamics.sampling.seed"
-NAMES = {"SGD": "SGD", "stochastic": "stochastic flow", "GD": "gradient descent", "flow": "flow"}
+DASHED = ("stochastic flow", "flow")
 
 
 @cache
-def beside(config: str, seeds: int) -> dict[str, np.ndarray]:
-    """θ of gradient descent, the flow and stochastic flows, at the times of the config's runs."""
-    experiment = parse(config)
-    problem, layers = build.problem_of(experiment), build.layers_of(experiment)
-    training, rule = experiment.dynamics, build.rule_of(experiment.dynamics)
-    plain = ddln.descend(
-        problem, layers, rule, steps=training.steps, record_at=training.records[1:]
-    )
+def others(run, seeds: int) -> dict[str, np.ndarray]:
+    """θ of the other three, shape (runs, times, dim), at the saved steps of a run of SGD."""
+    training = run.experiment.dynamics
+    rate = training.optimiser.learning_rate
+    sampling = ddln.Sampling(**training.sampling.model_dump(exclude={"seed"}))
+    rule, times = ddln.optimiser("sgd", learning_rate=rate), {"record_at": training.records[1:]}
+    plain = ddln.descend(run.problem, run.layers, rule, steps=training.steps, **times)
 
     def noisy(key):
-        return ddln.stochastic_flow(
-            *(problem, layers, plain.times),
-            learning_rate=training.optimiser.learning_rate,
-            oracle=build.oracle_of(training),
-            key=key,
-        ).theta
+        noise = {"learning_rate": rate, "oracle": sampling, "key": key}
+        return ddln.stochastic_flow(run.problem, run.layers, plain.times, **noise).theta
 
+    flow = ddln.gradient_flow(run.problem, run.layers, plain.times)
     return {
-        "stochastic": np.asarray(jax.vmap(noisy)(jax.random.split(jax.random.key(0), seeds))),
-        "GD": np.asarray(plain.theta)[None],
-        "flow": np.asarray(ddln.gradient_flow(problem, layers, plain.times).theta)[None],
+        "stochastic flow": np.asarray(jax.vmap(noisy)(jax.random.split(jax.random.key(0), seeds))),
+        "gradient descent": np.asarray(plain.theta)[None],
+        "flow": np.asarray(flow.theta)[None],
     }
 
 
 def distances(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     """‖θ − θ*‖ of each kind, (run, time)."""
-    runs = {"SGD": dataset["theta"].values} | beside(dataset.attrs["config"], dataset.sizes[SEED])
-    truth, time = arrays_of(dataset)["truth"], {"time": dataset["time"]}
+    first = dataset.ddln.first
+    runs = {"SGD": dataset["theta"].values} | others(first, dataset.sizes[SEED])
+    truth, time = first.data["truth"].values, {"time": dataset["time"]}
     return {
         name: xr.DataArray(np.linalg.norm(theta - truth, axis=-1), time, ("run", "time"))
         for name, theta in runs.items()
@@ -59,36 +54,46 @@ def distances(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """How the four end beside each other, and the flow beside its limit."""
-    ends = {name: float(all_[:, -1].mean()) for name, all_ in distances(dataset).items()}
-    experiment = parse(dataset.attrs["config"])
-    limit = ddln.limit_point(build.problem_of(experiment), build.layers_of(experiment))
-    reached = beside(dataset.attrs["config"], dataset.sizes[SEED])["flow"][0, -1]
-    finished = float(dataset["gap"].isel(time=-1).max()) < 1e-9
-
-    def claim(name, statement, measured, predicted, tolerance, relation, reason):
-        return ddln.Claim(
-            *(name, "Pesme et al. 2021", statement, measured, predicted, tolerance, relation),
-            *(reason, finished),
-        )
-
+    first = dataset.ddln.first
+    ends = {name: float(values[:, -1].mean()) for name, values in distances(dataset).items()}
+    limit = ddln.limit_point(first.problem, first.layers)
+    left = others(first, dataset.sizes[SEED])["flow"][0, -1] - limit
+    finished = dataset.ddln.end["gap"].max() < 1e-9
     return [
-        claim(
-            *("noise helps", "mean ‖θ − θ*‖ of SGD over that of gradient descent"),
-            *(ends["SGD"] / ends["GD"], 1.0, 0.0, "<=", "only the order is claimed"),
+        ddln.claim.at_most(
+            "noise helps",
+            ends["SGD"] / ends["gradient descent"],
+            1.0,
+            statement="mean ‖θ − θ*‖ of SGD over that of gradient descent",
+            why="only the order is claimed",
+            applies=finished,
         ),
-        claim(
-            *("stochastic flow", "mean ‖θ − θ*‖ of the stochastic flow over that of SGD"),
-            *(ends["stochastic"] / ends["SGD"], 1.0, 0.05, "="),
-            "the equation is to first order in the step; the means are over few runs",
+        ddln.claim.equal(
+            "stochastic flow",
+            ends["stochastic flow"] / ends["SGD"],
+            1.0,
+            tol=0.05,
+            statement="mean ‖θ − θ*‖ of the stochastic flow over that of SGD",
+            why="the equation is of first order in the step; the means are over few runs",
+            applies=finished,
         ),
-        claim(
-            *("flow", "‖θ − θ*‖ of gradient descent over that of the flow"),
-            *(ends["GD"] / ends["flow"], 1.0, 0.02, "=", "first order in the step"),
+        ddln.claim.equal(
+            "flow",
+            ends["gradient descent"] / ends["flow"],
+            1.0,
+            tol=0.02,
+            statement="‖θ − θ*‖ of gradient descent over that of the flow",
+            why="first order in the step",
+            applies=finished,
         ),
-        claim(
-            *("limit", "‖θ − θ_∞‖ of the flow over ‖θ_∞‖, θ_∞ = argmin D_Q among minimisers"),
-            *(float(np.linalg.norm(reached - limit) / np.linalg.norm(limit)), 0.0, 1e-4, "<="),
-            "how far it has come by the last saved time",
+        ddln.claim.at_most(
+            "limit",
+            np.linalg.norm(left) / np.linalg.norm(limit),
+            0.0,
+            tol=1e-4,
+            statement="‖θ − θ_∞‖ of the flow over ‖θ_∞‖, θ_∞ = argmin D_Q among minimisers",
+            why="what is left at the last saved time",
+            applies=finished,
         ),
     ]
 
@@ -97,14 +102,13 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> Figure:
     """The distance to the truth against flow time: means, and the range of the noisy runs."""
     figure, axes = figures.canvas()
-    found = distances(dataset)
+    found, time = distances(dataset), dataset["time"][1:]
     for (name, values), look in zip(found.items(), figures.looks(len(found)), strict=True):
-        dashes = {"linestyle": figures.DASHES[0]} if name in ("stochastic", "flow") else {}
-        late = values.sel(time=slice(float(values["time"][1]), None))
-        time = late["time"]
-        axes.fill_between(time, late.min("run"), late.max("run"), color=look["color"], alpha=0.2)
-        shown = {"label": NAMES[name], "markevery": (4 * len(axes.lines), 16)}
-        axes.plot(time, late.mean("run"), **look, **dashes, **shown)
+        dashes, later = figures.DASHES[0] if name in DASHED else "-", values[:, 1:]
+        low, high = later.min("run"), later.max("run")
+        axes.fill_between(time, low, high, color=look["color"], alpha=0.2)
+        look |= {"linestyle": dashes, "label": name, "markevery": (4 * len(axes.lines), 16)}
+        axes.plot(time, later.mean("run"), **look)
     axes.set(xscale="log", xlabel=figures.axis_label(dataset["time"]))
     axes.set_xlim(float(time[0]), float(time[-1]))
     axes.set_ylabel(r"distance to the truth $\|\theta - \theta^*\|$")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.config.datasets import arrays_of
 
+SOURCE = "Andriushchenko and Flammarion 2022"
 RHO, GROUP = "dynamics.sharpness_aware.rho", "dynamics.sharpness_aware.group"
 RECOMPUTED = {
     "GD, α = 0.1": 0.0150560442,
@@ -32,97 +32,80 @@ def data() -> dict[str, np.ndarray]:
     unseen = rng.multivariate_normal(np.zeros(30), np.eye(30), 1000)
     truth = np.where(np.arange(30) < 3, rng.randn(30), 0.0)
     truth = np.abs(truth) / np.linalg.norm(truth)
-    return {
-        "features": features,
-        "targets": features @ truth,
-        "truth": truth,
-        "test_features": unseen,
-    }
+    targets = features @ truth
+    return {"features": features, "targets": targets, "truth": truth, "test_features": unseen}
 
 
 def test_loss(dataset: xr.Dataset) -> xr.DataArray:
     """‖X_test (θ − θ*)‖² / 2n along each run."""
-    arrays = arrays_of(dataset)
-    away = dataset["theta"] - xr.DataArray(arrays["truth"], dims="coordinate")
-    unseen = xr.DataArray(arrays["test_features"], dims=("sample", "coordinate"))
-    return (xr.dot(unseen, away, dim="coordinate") ** 2).mean("sample") / 2
+    unseen = xr.DataArray(dataset.ddln.arrays["test_features"], dims=("sample", "coordinate"))
+    missed = xr.dot(unseen, dataset["theta"] - dataset["truth"], dim="coordinate")
+    return (missed**2).mean("sample") / 2
 
 
-def lanes(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Each run by its name; 1-SAM by the paper's ρ, to which its loss has a factor 2."""
-    found = {}
-    for i in range(dataset.sizes[RHO]):
-        lane = dataset.isel({RHO: i})
-        rho, scale = float(lane[RHO]), float(lane["network.scale"])
-        if rho == 0:
-            name = rf"GD, $\alpha$ = {scale:g}"
-        elif int(lane[GROUP]) > 1:
-            name = rf"n-SAM, $\rho$ = {rho:g}"
-        else:
-            name = rf"1-SAM, $\rho$ = {rho / 2:g}"
-        found[name] = lane
-    return found
+def name_of(run: xr.DataArray) -> str:
+    """Method and parameter of a run; 1-SAM by the paper's ρ, to which its loss has a factor 2."""
+    rho, scale = float(run[RHO]), float(run["network.scale"])
+    if rho == 0:
+        return f"GD, α = {scale:g}"
+    return f"n-SAM, ρ = {rho:g}" if run[GROUP] > 1 else f"1-SAM, ρ = {rho / 2:g}"
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """Who ends with the smaller test loss, and with which."""
-    ends = {
-        name.replace(r"$\alpha$", "α").replace(r"$\rho$", "ρ"): float(test_loss(lane)[-1])
-        for name, lane in lanes(dataset).items()
-    }
-    order, none = "only the order is claimed", "the paper finds no benefit: a tenth is none"
-    pairs = {
-        "small α": ("GD, α = 0.02", "GD, α = 0.1", "<=", 0.0, order),
-        "n-SAM": ("n-SAM, ρ = 0.1", "GD, α = 0.1", "=", 0.1, none),
-        "1-SAM": ("1-SAM, ρ = 0.1", "GD, α = 0.1", "<=", 0.0, order),
-        "more climb": ("1-SAM, ρ = 0.2", "1-SAM, ρ = 0.1", "<=", 0.0, order),
-        "most climb": ("1-SAM, ρ = 0.3", "1-SAM, ρ = 0.2", "<=", 0.0, order),
-    }
-    is_as_long = int(dataset["step"][-1]) == 10_001
+    """The losses that were computed independently, and which of two runs has the smaller one."""
+    ends = {name_of(run): float(run) for run in test_loss(dataset.ddln.end)}
+    is_as_long = bool(dataset["step"][-1] == 10_001)
+
+    def compared(one: str, other: str) -> dict:
+        return {
+            "measured": ends.get(one, np.nan) / ends.get(other, np.nan),
+            "statement": f"test loss at the end, {one} over {other}",
+            "applies": {one, other} <= ends.keys(),
+        }
+
+    order = {"bound": 1.0, "why": "only the order is claimed"}
+    none = {"tol": 0.1, "why": "the paper finds no benefit: a tenth counts as none"}
     return [
         *(
-            ddln.Claim(
-                name=name,
-                source="setting of Andriushchenko and Flammarion 2022",
+            ddln.claim.equal(
+                name,
+                ends.get(name, np.nan) / value,
+                1.0,
+                tol=1e-7,
                 statement="the test loss after the last step, over that of a loop in NumPy",
-                measured=ends.get(name, np.nan) / value,
-                predicted=1.0,
-                tolerance=1e-7,
-                reason="the loop's rounding, and how far it is told",
+                source="setting of Andriushchenko and Flammarion 2022",
+                why="the rounding of the loop, and the digits given",
                 applies=is_as_long and name in ends,
             )
             for name, value in RECOMPUTED.items()
         ),
-        *(
-            ddln.Claim(
-                name=name,
-                source="Andriushchenko and Flammarion 2022",
-                statement=f"test loss at the end, {one} over {other}",
-                measured=ends.get(one, np.nan) / ends.get(other, np.nan),
-                predicted=1.0,
-                tolerance=tolerance,
-                relation=relation,
-                reason=reason,
-                applies={one, other} <= ends.keys(),
-            )
-            for name, (one, other, relation, tolerance, reason) in pairs.items()
+        ddln.claim.at_most("small α", **compared("GD, α = 0.02", "GD, α = 0.1"), **order),
+        ddln.claim.equal(
+            "n-SAM", **compared("n-SAM, ρ = 0.1", "GD, α = 0.1"), expected=1.0, **none
         ),
+        ddln.claim.at_most("1-SAM", **compared("1-SAM, ρ = 0.1", "GD, α = 0.1"), **order),
+        ddln.claim.at_most("more climb", **compared("1-SAM, ρ = 0.2", "1-SAM, ρ = 0.1"), **order),
+        ddln.claim.at_most("most climb", **compared("1-SAM, ρ = 0.3", "1-SAM, ρ = 0.2"), **order),
     ]
+
+
+def label_of(run: xr.DataArray) -> str:
+    """The name in mathematical type."""
+    return name_of(run).replace("α", r"$\alpha$").replace("ρ", r"$\rho$")
 
 
 @figures.style()
 def draw(dataset: xr.Dataset) -> Figure:
     """Test loss and training gap step by step."""
-    figure, (left, right) = figures.canvas(7.2, 3.4, ncols=2)
-    runs = lanes(dataset)
-    for (name, lane), look in zip(runs.items(), figures.looks(len(runs)), strict=True):
-        look |= {"markevery": (len(left.lines) * 6, 40)}
-        left.plot(lane["step"], test_loss(lane), label=name, **look)
-        right.plot(lane["step"], figures.resolved(lane), **look)
-    for axes in (left, right):
-        axes.set(yscale="log", xlabel=figures.axis_label(dataset["step"]))
-        axes.set_xlim(0, float(dataset["step"][-1]))
-    left.set_ylabel(r"test loss $\|X_{\mathrm{test}}(\theta - \theta^*)\|^2 / 2n$")
-    right.set_ylabel(r"loss gap $\mathcal{L}(\theta_k) - \mathcal{L}^*$")
+    figure, panels = figures.canvas(7.2, 3.4, ncols=2)
+    step = dataset["step"]
+    values = {
+        r"test loss $\|X_{\mathrm{test}}(\theta - \theta^*)\|^2 / 2n$": test_loss(dataset),
+        r"loss gap $\mathcal{L}(\theta_k) - \mathcal{L}^*$": dataset.ddln.resolved_gap,
+    }
+    for axes, (name, curves) in zip(panels, values.items(), strict=True):
+        figures.curves(axes, curves, RHO, against=step, label=label_of, markevery=40)
+        axes.set(yscale="log", xlabel=figures.axis_label(step), xlim=(0, float(step[-1])))
+        axes.set_ylabel(name)
     figures.legend(figure, {})
     return figure

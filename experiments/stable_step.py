@@ -1,8 +1,8 @@
 """Larger layers are faster in flow time, not in steps (arXiv 2412.16765, Corollary 1).
 
-The networks of Figure 4 at larger scales a, trained by gradient descent. The flow's rate grows with
-the power 2(L − 1) of a, and so does the sharpness 2/γ_max: γ is lowered by that power, and large
-networks take the same steps.
+The networks of Figure 4 at larger scales a, trained by gradient descent. The rate of the flow grows
+with the power 2(L − 1) of a, and so does the sharpness 2/γ_max: γ is lowered by that power, and
+large networks take as many steps.
 """
 
 import jax
@@ -13,76 +13,83 @@ from matplotlib.figure import Figure
 
 import ddln
 from ddln import figures
-from ddln.config.experiment import parse
-from ddln.sweeps import build
 
+SOURCE = "derived in docs"
 SCALE, STEP = "network.scale", "dynamics.optimiser.learning_rate"
 TARGET = 1e-2
-OURS = "derived in docs"
 
 
 def times_to_target(dataset: xr.Dataset) -> xr.DataArray:
-    """Flow time at which each lane's relative gap first is at most `TARGET`."""
+    """Flow time at which each relative gap first is at most `TARGET`."""
     relative = dataset["gap"] / dataset["gap"].isel(time=0)
     return (dataset[STEP] * dataset["step"]).where(relative <= TARGET).min("time")
 
 
-def largest_stable_steps(dataset: xr.Dataset) -> xr.DataArray:
-    """2/S at the end of each run."""
-    return 2 / dataset["sharpness"].isel(time=-1)
-
-
 def growth(dataset: xr.Dataset, share: float) -> float:
-    """d log gap / dk near the largest network's end, with that share of its largest stable step."""
-    experiment, last = parse(dataset.attrs["config"]), dataset.isel({SCALE: -1})
-    layers = jnp.asarray(last["layers"].isel(time=-1).values)
+    """d log gap / dk near the end of the largest network, with this share of its largest step."""
+    end = dataset.ddln.end.isel({SCALE: -1})
+    layers = jnp.asarray(end["layers"].values)
     nudged = layers * (1 + 1e-7 * jax.random.normal(jax.random.key(0), layers.shape))
-    rate = share * float(largest_stable_steps(last))
-    rule, schedule = ddln.optimiser("sgd", learning_rate=rate), {"steps": 100, "record_at": [80]}
-    gap = ddln.descend(build.problem_of(experiment), nudged, rule, **schedule).gap
+    rule = ddln.optimiser("sgd", learning_rate=share * float(2 / end["sharpness"]))
+    gap = ddln.descend(dataset.ddln.first.problem, nudged, rule, steps=100, record_at=[80]).gap
     return float(jnp.log(gap[2] / gap[1]) / 20)
 
 
-def slope(values: xr.DataArray) -> float:
+def power(values: xr.DataArray) -> float:
     """d log / d log a between the two largest scales."""
-    ends = values.isel({SCALE: [-2, -1]})
-    return float(np.diff(np.log(ends.values))[0] / np.diff(np.log(ends[SCALE].values))[0])
+    ends = np.log(values[-2:]), np.log(values[SCALE][-2:])
+    return float(np.divide(*(np.diff(end)[0] for end in ends)))
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """The powers of the scale at its large end, and that 2/S is where steps cease to be stable."""
-    times, stable = times_to_target(dataset), largest_stable_steps(dataset)
-    power = 2 * (dataset.sizes["layer"] - 1)
-    finished = bool((dataset["gap"].isel(time=-1) < 1e-6).all())
-    limit = "a limit: the layers still move by a little at the largest scale"
-
-    def claim(name, statement, measured, predicted, tolerance, reason, relation="=", source=OURS):
-        return ddln.Claim(
-            *(name, source, statement, measured, predicted, tolerance, relation, reason, finished),
-        )
-
+    """The powers of the scale at its large end, and that steps beyond 2/S are unstable."""
+    times, end = times_to_target(dataset), dataset.ddln.end
+    stable, of_theory = 2 / end["sharpness"], -2 * (dataset.sizes["layer"] - 1)
+    finished = bool((end["gap"] < 1e-6).all())
+    limit = {
+        "tol": 0.1,
+        "why": "a limit: the layers still move by a little at the largest scale",
+        "applies": finished,
+    }
     return [
-        claim(
-            *("flow time", f"power of a in the flow time to a relative gap of {TARGET:g}"),
-            *(slope(times), -power, 0.1, limit, "=", "arXiv 2412.16765, Corollary 1"),
+        ddln.claim.equal(
+            "flow time",
+            power(times),
+            of_theory,
+            statement=f"power of a in the flow time to a relative gap of {TARGET:g}",
+            source="arXiv 2412.16765, Corollary 1",
+            **limit,
         ),
-        claim(
-            *("stable step", "power of a in the largest stable step 2/S"),
-            *(slope(stable), -power, 0.1, limit),
+        ddln.claim.equal(
+            "stable step",
+            power(stable),
+            of_theory,
+            statement="power of a in the largest stable step 2/S",
+            **limit,
         ),
-        claim(
-            *("steps", "power of a in the steps to it, as large as is stable: the gain is gone"),
-            *(slope(times / stable), 0.0, 0.1, limit),
+        ddln.claim.equal(
+            "steps",
+            power(times / stable),
+            0.0,
+            statement="power of a in the steps to it, as large as is stable: the gain is gone",
+            **limit,
         ),
-        claim(
-            *("beyond it", "growth of the log gap per step, with 1.05 of the largest stable step"),
-            *(growth(dataset, 1.05) if finished else np.nan, 2 * np.log(1.1), 0.004),
-            "2 ln |1 − γS| in the linear regime; slower directions are 1 % of the gap by then",
+        ddln.claim.equal(
+            "beyond it",
+            growth(dataset, 1.05) if finished else np.nan,
+            2 * np.log(1.1),
+            tol=0.004,
+            statement="growth of the log gap per step, with 1.05 of the largest stable step",
+            why="2 ln |1 − γS| in the linear regime; slower directions are 1 % of the gap by then",
+            applies=finished,
         ),
-        claim(
-            *("below it", "the same with 0.95 of it"),
-            *(growth(dataset, 0.95) if finished else np.nan, 0.0, 0.0),
-            *("only the sign is claimed: the slow directions decide", "<="),
+        ddln.claim.at_most(
+            "below it",
+            growth(dataset, 0.95) if finished else np.nan,
+            0.0,
+            statement="the same with 0.95 of it",
+            why="only the sign is claimed: the slow directions decide",
+            applies=finished,
         ),
     ]
 
@@ -90,24 +97,20 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 @figures.style()
 def draw(dataset: xr.Dataset) -> Figure:
     """The gap against flow time and against stable steps; the powers of the scale."""
-    figure, panels = figures.canvas(8.6, 3.1, ncols=3)
-    stable, times = largest_stable_steps(dataset), times_to_target(dataset)
-    scales = dataset[SCALE]
-    for scale, look in zip(scales, figures.looks(scales.size), strict=True):
-        lane = figures.resolved(dataset.sel({SCALE: scale}))
-        clock = dataset[STEP].sel({SCALE: scale}) * dataset["step"]
-        for axes, x in zip(panels, (clock, clock / stable.sel({SCALE: scale})), strict=False):
-            axes.plot(x, lane, label=figures.value_label(scale), markevery=40, **look)
-    for axes, words in zip(panels, ("flow time $t$", r"steps of $2/S$"), strict=False):
-        axes.set(xscale="log", yscale="log", xlabel=words, ylim=(1e-9, None))
+    figure, (*panels, last) = figures.canvas(8.6, 3.1, ncols=3)
+    stable, times = 2 / dataset.ddln.end["sharpness"], times_to_target(dataset)
+    scales, clock = dataset[SCALE], dataset[STEP] * dataset["step"]
+    clocks = {"flow time $t$": clock, r"steps of $2/S$": clock / stable}
+    for axes, (name, x) in zip(panels, clocks.items(), strict=True):
+        figures.curves(axes, dataset.ddln.resolved_gap, SCALE, against=x, markevery=40)
+        axes.set(xscale="log", yscale="log", xlabel=name, ylim=(1e-9, None))
     panels[0].set_ylabel(r"loss gap $\mathcal{L} - \mathcal{L}^*$")
     figures.legend(figure, {})
-    kinds, axes = {"flow time": times, "stable step": stable, "steps": times / stable}, panels[2]
+    kinds = {"flow time": times, "stable step": stable, "steps": times / stable}
     for (name, values), look in zip(kinds.items(), figures.looks(3), strict=True):
-        axes.plot(scales, values / values.isel({SCALE: -1}), label=name, **look)
-    axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(scales))
-    axes.set_xticks(scales.values, [f"{scale:.2g}" for scale in scales.values])
-    axes.set_xticks([], minor=True)
-    axes.set_ylabel(f"to a relative gap of {TARGET:g}, over the last")
-    axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.3))
+        last.plot(scales, values / values.isel({SCALE: -1}), label=name, **look)
+    last.set(xscale="log", yscale="log", xlabel=figures.axis_label(scales))
+    figures.ticks_at(last, scales)
+    last.set_ylabel(f"to a relative gap of {TARGET:g}, over the last")
+    last.legend(loc="center left", bbox_to_anchor=(0.0, 0.3))
     return figure
