@@ -22,15 +22,10 @@ def measured_rates(dataset: xr.Dataset) -> xr.DataArray:
     return rate["certificate_measured"].where(rate["certificate_applies"])
 
 
-def powers(rates: xr.DataArray) -> xr.DataArray:
-    """d log rate / d log scale from each scale to the next."""
-    return np.log(rates).diff(SCALE) / np.log(rates[SCALE]).diff(SCALE)
-
-
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The bound is one and has its power; the rate has it at large scales and none at small."""
     rates, bounds, scale = measured_rates(dataset), dataset["rate_bound"], dataset[SCALE]
-    power, found = 2 * (dataset[DEPTH] - 1), powers(rates)
+    power, found = 2 * (dataset[DEPTH] - 1), dataset.ddln.powers(rates, SCALE)
     shallow = found.sel({DEPTH: dataset[DEPTH] <= 3})  # deeper ones are not there yet
     return [
         ddln.claim.at_most(
@@ -44,7 +39,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
         ),
         ddln.claim.equal(
             "power of the bound",
-            abs(powers(bounds) - power).max(),
+            abs(dataset.ddln.powers(bounds, SCALE) - power).max(),
             0.0,
             tol=1e-9,
             statement="μc grows as a^{2(L−1)}: largest difference of the power",
@@ -85,10 +80,8 @@ def draw(dataset: xr.Dataset) -> dict[str, Figure]:
     figures.curves(axes, bounds, DEPTH, label=None, **dashed)
     axes.set(yscale="log", ylabel="rate of the distance (1 / flow time)")
     axes.set_ylim(bottom=1e-3 * float(rates.min()))
-    ratio, (other, cells) = (
-        np.log10(rates / bounds).transpose(DEPTH, SCALE),
-        figures.canvas(5.2, 2.6),
-    )
+    other, cells = figures.canvas(5.2, 2.6)
+    ratio = np.log10((rates / bounds).transpose(DEPTH, SCALE))
     cells.set_facecolor("0.85")
     tints = cells.pcolormesh(scale, range(len(ratio)), ratio, cmap="cividis", vmin=0)
     cells.set(ylabel=figures.axis_label(dataset[DEPTH]))

@@ -32,7 +32,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     times, scale, end = times_to_target(dataset), dataset[SCALE], dataset.ddln.end
     # A network that has not met the target has taken at least as long as its run.
     taken = times.fillna(dataset["time"][-1]).where(end["gap"].notnull())
-    slopes = np.log(times).diff(SCALE) / np.log(scale).diff(SCALE)
+    slopes = dataset.ddln.powers(times, SCALE)
     steepest = slopes.isel({SCALE: -1}) / (-2 * (dataset[DEPTH] - 1))
     return [
         ddln.claim.at_most(

@@ -5,6 +5,8 @@ Of all models that fit as well, the lasso's has the least ℓ1 norm; the time av
 it from small starts, not from large ones.
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -24,7 +26,7 @@ def lasso(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import lasso_path
 
     features, targets = dataset.ddln.first.samples
-    strengths = np.geomspace(2.0, 1e-3, 160)
+    strengths: Any = np.geomspace(2.0, 1e-3, 160)
     _, weights, _ = lasso_path(features, targets, alphas=strengths, tol=1e-6, max_iter=100_000)
     misfit = features @ weights - targets[:, None]
     return (misfit**2).mean(axis=0) / 2, abs(weights).sum(axis=0)

@@ -40,7 +40,8 @@ def smoothed_margins(dataset: xr.Dataset) -> xr.DataArray:
     """−ln(eⁿℒ − 1) / ‖u‖ᴸ once nℒ < ln 2; the flow never lowers it."""
     total = dataset["loss"] * len(dataset.ddln.first.samples[1])
     squares = (dataset["layers"] ** 2).sum(["layer", "coordinate"])
-    return (-np.log(np.expm1(total)) / squares ** (dataset[DEPTH] / 2)).where(total < np.log(2))
+    shrunk = np.log(np.expm1(total.where(total < np.log(2))))
+    return -(squares ** (-dataset[DEPTH] / 2)) * shrunk
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:

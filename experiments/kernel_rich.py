@@ -55,7 +55,10 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The limit points have their numbers, and the runs end at them."""
     first = dataset.ddln.first
     plain, truth, published = first.problem.unsigned, first.data["truth"].values, []
-    itself = {"statement": "of the solution itself, without a run", "why": "the digits given"}
+    itself = {
+        "statement": "of the solution itself; nothing is integrated",
+        "why": "the digits given",
+    }
     finite = {"statement": "of the end of the run", "why": "what a finite time leaves"}
     from_limit, between_limits = [], []
     for run in dataset.ddln.runs():

@@ -9,7 +9,7 @@ goes to 0, near the least ℓ2 norm, (25, 10)/29, as it grows.
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 import ddln
 from ddln import figures, theory
@@ -41,14 +41,14 @@ def closed_form(run) -> np.ndarray:
         away, p = np.exp(-k) * X + (1 - X), -depth / (depth - 2)
         return scale**depth * (away**p - (2 - away) ** p)
 
-    return weights(brentq(lambda k: np.log(X @ weights(k)), 1e-9, 60.0, xtol=1e-15, rtol=1e-15))
+    options = {"bracket": (1e-9, 60.0), "xtol": 1e-15, "rtol": 1e-15}
+    return weights(root_scalar(lambda k: np.log(X @ weights(k)), **options).root)
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The flow ends there; errors against the least ℓ1 norm have their powers."""
     found, expected = dataset.ddln.end["predictor"], dataset.ddln.map(closed_form, "feature")
-    away, small = abs(found - [1.0, 0.0]).max("feature"), dataset[SCALE][:2]
-    powers = np.log(away).isel({SCALE: slice(2)}).diff(SCALE) / np.log(small[1] / small[0])
+    powers = dataset.ddln.powers(abs(found - [1.0, 0.0]).max("feature"), SCALE)
     made = [
         ddln.claim.at_most(
             "closed form",
@@ -78,14 +78,14 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     return made + [
         ddln.claim.equal(
             f"power at D = {depth}",
-            powers.sel({DEPTH: depth}).item(),
+            powers.sel({DEPTH: depth})[0],
             2 * (1 - X[1]) if depth == 2 else depth,
             tol=0.01,
             statement="the distance to the least ℓ1 norm falls as α^{2(1−|x₂|)} at D = 2, as α^D "
             "from D = 3 on: the power between the two smallest scales",
             source="derived in docs",
             why="a limit: the next order is α² smaller",
-            applies=small[1] < 0.01,
+            applies=dataset[SCALE][1] < 0.01,
         )
         for depth in dataset[DEPTH].values
     ]

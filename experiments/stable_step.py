@@ -35,12 +35,6 @@ def growth(dataset: xr.Dataset, share: float) -> float:
     return float(jnp.log(gap[2] / gap[1]) / 20)
 
 
-def power(values: xr.DataArray) -> float:
-    """d log / d log a between the two largest scales."""
-    ends = np.log(values[-2:]), np.log(values[SCALE][-2:])
-    return float(np.divide(*(np.diff(end)[0] for end in ends)))
-
-
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The powers of the scale at its large end, and that steps beyond 2/S are unstable."""
     times, end = times_to_target(dataset), dataset.ddln.end
@@ -54,7 +48,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     return [
         ddln.claim.equal(
             "flow time",
-            power(times),
+            dataset.ddln.powers(times, SCALE)[-1],
             of_theory,
             statement=f"power of a in the flow time to a relative gap of {TARGET:g}",
             source="arXiv 2412.16765, Corollary 1",
@@ -62,14 +56,14 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
         ),
         ddln.claim.equal(
             "stable step",
-            power(stable),
+            dataset.ddln.powers(stable, SCALE)[-1],
             of_theory,
             statement="power of a in the largest stable step 2/S",
             **limit,
         ),
         ddln.claim.equal(
             "steps",
-            power(times / stable),
+            dataset.ddln.powers(times / stable, SCALE)[-1],
             0.0,
             statement="power of a in the steps to it, as large as is stable: the gain is gone",
             **limit,

@@ -96,6 +96,14 @@ def test_distances_to_the_truth_are_euclidean(name):
     np.testing.assert_allclose(dataset.ddln.distance_to_truth, expected, rtol=1e-15)
 
 
+def test_powers_are_slopes_of_logarithms(grid):
+    values = 5.0 * grid[SCALE] ** -3 * grid[SEED] ** 2
+    powers = grid.ddln.powers(values, SCALE)
+    assert powers.sizes == {SCALE: 1, SEED: 3}
+    np.testing.assert_allclose(powers, -3.0, rtol=1e-14)
+    np.testing.assert_allclose(grid.ddln.powers(values, SEED), 2.0, rtol=1e-13)
+
+
 def test_crossings_are_where_interpolation_by_numpy_has_them():
     rising, falling = np.sqrt(TIMES), 4.0 - TIMES**2
     values = xr.DataArray([rising, falling, 0 * TIMES], dims=("run", "time"))

@@ -140,6 +140,11 @@ class Accessor:
         """All arrays of the NPZ file that the data are from, such as data to test on."""
         return datasets.arrays_of(self._dataset)
 
+    def powers(self, values: xr.DataArray, over: str) -> xr.DataArray:
+        """d log values / d log `over`, from each value of a swept axis to the next."""
+        top, bottom = (xr.apply_ufunc(np.log, x) for x in (values, self._dataset[over]))
+        return top.diff(over) / bottom.diff(over)
+
     def first_crossing(
         self, values: xr.DataArray, level: float, clock: xr.DataArray | None = None
     ) -> xr.DataArray:
