@@ -55,10 +55,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The limit points have their numbers, and the runs end at them."""
     first = dataset.ddln.first
     plain, truth, published = first.problem.unsigned, first.data["truth"].values, []
-    itself = {
-        "statement": "of the solution itself; nothing is integrated",
-        "why": "the digits given",
-    }
+    itself = {"statement": "of the solution itself, without a run", "why": "the digits given"}
     finite = {"statement": "of the end of the run", "why": "what a finite time leaves"}
     from_limit, between_limits = [], []
     for run in dataset.ddln.runs():
@@ -82,7 +79,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             max(from_limit),
             0.0,
             tol=1e-5,
-            statement="every run ends at its limit point: largest difference over the largest |w|",
+            statement="every run ends at its limit point: largest difference over largest |w|",
             source="derived in docs",
             why="what a finite time leaves",
             applies=truth.size == 1000,
@@ -92,8 +89,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             max(between_limits),
             0.0,
             tol=1e-8,
-            statement="equal layers √((u² + v²)/2) have the same limit point: largest difference "
-            "over the largest |w|",
+            statement="equal layers √((u² + v²)/2) have the same limit: the same difference",
             why="both to rounding",
         ),
         *published,

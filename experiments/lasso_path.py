@@ -27,16 +27,13 @@ LATE = (
 class Paths(NamedTuple):
     """Curves of one ε over s, shape (points,) or (points, dim)."""
 
-    log: float
-    """ln(1/ε)"""
+    log: float  # ln(1/ε)
     s: np.ndarray
     average: np.ndarray
     lasso: np.ndarray
-    grows: np.ndarray
-    """Where s · lasso(1/s) has moved away from 0 so far: there the theorem holds."""
-    to_lasso: np.ndarray
+    grows: np.ndarray  # s · lasso(1/s) has moved away from 0 so far: the theorem applies
+    to_lasso: np.ndarray  # largest difference of a coordinate from the average
     to_saddles: np.ndarray
-    """Largest difference of a coordinate from the average."""
 
 
 def paths(run) -> Paths:

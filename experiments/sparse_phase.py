@@ -59,14 +59,11 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     found, pursuit = is_recovered(dataset, end), is_recovered(dataset, least)
     apart = (found != pursuit).mean([SAMPLES, NONZEROS, SEED]).sortby(SCALE)
     smallest, turns = found.sortby(SCALE).isel({SCALE: 0}), dimensions(dataset)
-    samples, width = dataset[SAMPLES], dataset.sizes["feature"] ** 0.5
-    missed, hit = (
-        (~smallest).where(samples >= turns + width),
-        smallest.where(samples <= turns - width),
-    )
-    sides = {
-        "many samples": (missed, "the share of draws with n ≥ δ + √d that are not recovered"),
-        "few samples": (hit, "the share of draws with n ≤ δ − √d that are recovered"),
+    distance = (dataset[SAMPLES] - turns) / np.sqrt(dataset.sizes["feature"])
+    missed, hit = (~smallest).where(distance >= 1), smallest.where(distance <= -1)
+    turning = {
+        "source": "Amelunxen et al. 2014",
+        "why": "basis pursuit turns at the statistical dimension δ(k), within some √d",
     }
     return [
         ddln.claim.at_most(
@@ -85,17 +82,21 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             f"at the smallest start, over that at the largest, {apart[-1]:.3f}",
             why="a limit without a rate: only the order is claimed",
         ),
-        *(
-            ddln.claim.at_most(
-                name,
-                share.mean(),
-                0.5,
-                statement=f"from the smallest start, {statement}",
-                source="Amelunxen et al. 2014",
-                why="basis pursuit turns at the statistical dimension δ(k), within some √d",
-                applies=share.notnull().any(),
-            )
-            for name, (share, statement) in sides.items()
+        ddln.claim.at_most(
+            "many samples",
+            missed.mean(),
+            0.5,
+            statement="from the smallest start, share of draws not recovered with n ≥ δ + √d",
+            applies=missed.notnull().any(),
+            **turning,
+        ),
+        ddln.claim.at_most(
+            "few samples",
+            hit.mean(),
+            0.5,
+            statement="from the smallest start, share of draws recovered with n ≤ δ − √d",
+            applies=hit.notnull().any(),
+            **turning,
         ),
     ]
 
