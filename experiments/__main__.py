@@ -1,8 +1,9 @@
 """Run every config in full; write experiments/RESULTS.md and the figures in docs/images/.
 
-Each is a `ddln run` in a process of its own, one after the other, and goes on where it stopped;
-what is finished is not run again. The page has those that were run so far. The exit status is 1
-where a theorem or a claim fails, or a run was refused; all the others are run first.
+Every config is a `ddln run` in a process of its own, one after the other. An interrupted run
+continues where it stopped, and a finished one is not repeated. The page lists the configs that have
+run so far. A failed theorem or claim, or a refused run, does not stop the others; the exit status
+is then 1.
 """
 
 import datetime
@@ -24,18 +25,18 @@ from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent
 COLOURS = 64
-"""Of a figure on a page: enough for a few hues and their smooth edges, in a third of the bytes."""
+"""Of a page's figure: enough for a few hues and smooth edges, in a third of the bytes."""
 
 
 class Result(NamedTuple):
-    """What became of a config: its tables, empty where it was refused, and seconds if known."""
+    """The tables of a config's run, empty if it was refused, and its seconds if known."""
 
     claims: dict[str, list[dict[str, Any]]]
     seconds: float | None
 
 
 def main() -> int:
-    """Run, and write the page; the exit status."""
+    """Run all configs and write the page; return the exit status."""
     results, status = {}, 0
     for config in sorted((ROOT / "configs").glob("*.toml")):
         print(f"→ {config.stem}", file=sys.stderr, flush=True)
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def run(config: Path) -> tuple[int, list[dict[str, Any]], float]:
-    """`ddln run CONFIG`: its exit status, its events, and the seconds it took."""
+    """Run `ddln run CONFIG`; return its exit status, its events and its seconds."""
     command = [sys.executable, "-m", "ddln.cli", "run", str(config), "--json-lines"]
     began = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -65,11 +66,11 @@ def run(config: Path) -> tuple[int, list[dict[str, Any]], float]:
 
 
 def clock(folder: RunFolder, events: list[dict[str, Any]], seconds: float) -> float | None:
-    """What a run took in all, kept beside the run folders; None where some of it was not timed."""
+    """Total seconds of a run, stored beside the run folders; None if part of it was not timed."""
     path = folder.path.parent / "seconds.json"
     kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     first = events[0]
-    # Else it was finished before, or only its claims and figures were made anew.
+    # Otherwise it had finished before, or only its claims and figures were made again.
     worked = first["event"] == "plan" and first["chunks_done"] < first["chunks"]
     if worked and (folder.path.name in kept or first["chunks_done"] == 0):
         kept[folder.path.name] = kept.get(folder.path.name, 0.0) + seconds
@@ -78,21 +79,21 @@ def clock(folder: RunFolder, events: list[dict[str, Any]], seconds: float) -> fl
 
 
 def shrink(figure: Path, target: Path) -> None:
-    """A figure for a page."""
+    """Write a figure for a page, with fewer colours."""
     image = Image.open(figure).convert("RGB").quantize(COLOURS)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, lambda path: image.save(path, "png", optimize=True))
 
 
 def page(results: dict[str, Result]) -> str:
-    """The page: a line for each study, then its claims, and the certificates that fail."""
+    """The page: one line per study, then its claims and the certificates that fail."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "diffrax", "numpy"))
     head = [
         "# Results",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python "
-        f"{platform.python_version()}, {packages}. Written by `make experiments`; of a run "
-        "that another command began no time is known.",
+        f"{platform.python_version()}, {packages}. Written by `make experiments`; the time of "
+        "a run that another command started is not known.",
         "",
         "| study | claims that hold | certificates that hold | time |",
         "|---|---|---|--:|",
@@ -109,7 +110,7 @@ def page(results: dict[str, Result]) -> str:
 
 
 def held(rows: list[dict[str, Any]]) -> str:
-    """How many of the claims that apply hold."""
+    """Number of claims that hold, of those that apply."""
     verdicts = [tables.verdict(row) for row in rows]
     return f"{verdicts.count('holds')} of {len(verdicts) - verdicts.count('open')}"
 

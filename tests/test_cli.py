@@ -438,7 +438,7 @@ def test_new_refuses_a_bad_name_and_a_file_that_is_there(fakes, tmp_path):
     assert not any(tmp_path.iterdir())
     assert call("new", "mine").code == 0
     assert call("check", "mine").code == 0
-    assert "is there already" in call("new", "mine").err
+    assert "exists already" in call("new", "mine").err
 
 
 def test_the_data_of_a_study_are_made_by_its_recipe(fakes, tmp_path, monkeypatch):

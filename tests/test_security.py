@@ -66,7 +66,7 @@ def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
             command, capture_output=True, text=True, cwd=tmp_path / "mine", env=environment
         )
         assert done.returncode == 2
-        assert "is code, which is run only from its own folder: cd " in done.stderr
+        assert "is code, which runs only from its own folder: cd " in done.stderr
         assert len(done.stderr.splitlines()) == 2
     assert not (tmp_path / "ran").exists()
     assert not list((tmp_path / "mine").iterdir())

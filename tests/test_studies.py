@@ -50,7 +50,7 @@ def test_ones_own_study_comes_first_then_the_shipped(own_folder, tmp_path, monke
 def test_a_study_that_came_with_a_config_is_told_of_and_not_run(own_folder, tmp_path):
     beside = tmp_path / "beside"
     write(beside, "mine", "raise SystemExit('run')")
-    told = rf"mine\.py is code, which is run only from its own folder: cd {beside}$"
+    told = rf"mine\.py is code, which runs only from its own folder: cd {beside}$"
     for function in (studies.locate, studies.find):
         with pytest.raises(StudyError, match=told):
             function("mine", beside / "configs")
@@ -238,7 +238,7 @@ def test_a_new_study_is_valid_and_never_overwrites(own_folder):
     assert load(config).study == "mine"
     compile(study.read_text(encoding="utf-8"), str(study), "exec")
     config.unlink()
-    with pytest.raises(StudyError, match=r"mine\.py: is there already"):
+    with pytest.raises(StudyError, match=r"mine\.py: exists already"):
         studies.create("mine", own_folder)
     assert not config.exists()
 

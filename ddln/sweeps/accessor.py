@@ -1,7 +1,7 @@
-"""`dataset.ddln`: the networks of a data set, and what studies compute of it again and again.
+"""`dataset.ddln`: the networks of a data set, and quantities that most studies need.
 
-Importing this module registers the accessor with xarray. The modules that make, open or draw data
-sets import it, and so does whatever imports a study.
+Importing this module registers the accessor with xarray. Modules that make, open or draw data sets
+import it, and `studies.find` does before it imports a study.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
         point: the value of every swept axis, by dotted name.
-        data: what was recorded of it, without the dimensions of the sweep.
+        data: its recorded numbers, without the dimensions of the sweep.
         experiment: its configuration, without a sweep.
     """
 
@@ -40,7 +40,7 @@ class Run:
 
     @cached_property
     def problem(self) -> "Problem":
-        """The loss it was trained on; of a signed network the signed one."""
+        """The loss it was trained on, a signed problem if the network is signed."""
         from ddln.sweeps import build
 
         return build.problem_of(self.experiment)

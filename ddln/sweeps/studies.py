@@ -26,7 +26,7 @@ from ddln.config.schema import NAME
 
 
 class StudyError(ValueError):
-    """A study that is not there, or that cannot be used."""
+    """A study that is missing or cannot be used."""
 
 
 def shipped() -> Path:
@@ -40,10 +40,10 @@ def locate(name: str, beside: Path | None = None) -> Path:
 
     Args:
         name: lower-case letters, digits and underscores.
-        beside: a config's folder; a study next to it is not run, but the error tells of it.
+        beside: the config file; a study next to it is not run, but the error message names it.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is no such study.
     """
     if not re.fullmatch(NAME, name):
         raise StudyError(f"study: must match {NAME}, got {name!r}")
@@ -53,7 +53,7 @@ def locate(name: str, beside: Path | None = None) -> Path:
             return path
     if beside and (path := beside.absolute().parent / "experiments" / f"{name}.py").is_file():
         raise StudyError(
-            f"study: {path} is code, which is run only from its own folder: cd {path.parent.parent}"
+            f"study: {path} is code, which runs only from its own folder: cd {path.parent.parent}"
         )
     known = sorted({path.stem for folder in folders for path in folder.glob("[a-z]*.py")})
     near = difflib.get_close_matches(name, known, n=1)
@@ -62,7 +62,7 @@ def locate(name: str, beside: Path | None = None) -> Path:
 
 
 def find(name: str, beside: Path | None = None) -> ModuleType:
-    """The study called `name`, imported.
+    """Import the study called `name`.
 
     Args:
         name: lower-case letters, digits and underscores.
@@ -74,7 +74,7 @@ def find(name: str, beside: Path | None = None) -> ModuleType:
         claims are from unless they name another, and `data() -> dict` of arrays.
 
     Raises:
-        StudyError: there is none, it cannot be imported, or it lacks `claims` or `draw`.
+        StudyError: it is missing, cannot be imported, or lacks `claims` or `draw`.
     """
     from ddln.sweeps import accessor as accessor  # studies use `dataset.ddln`
 
@@ -98,7 +98,7 @@ def find(name: str, beside: Path | None = None) -> ModuleType:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a study's file: when it changes, so may its claims."""
+    """SHA-256 of a study's file. If it changes, the claims may change."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -106,7 +106,7 @@ def claims(study: ModuleType, dataset: Any) -> list[dict[str, Any]]:
     """The study's claims as rows; the source of those without one is the study's `SOURCE`.
 
     Raises:
-        StudyError: it cannot make them of this dataset.
+        StudyError: the study cannot use this data set.
     """
     with attributed(study):
         rows = [claim.row() for claim in study.claims(dataset)]
@@ -118,7 +118,7 @@ def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
     """The study's figures by name; a single one has the study's name.
 
     Raises:
-        StudyError: it cannot draw this dataset, or gives something else than figures.
+        StudyError: the study cannot draw this data set, or returns something other than figures.
     """
     from matplotlib.figure import Figure
 
@@ -136,18 +136,18 @@ def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
 
 
 def write_data(name: str, folder: Path) -> Path:
-    """Writes configs/data/NAME.npz by the recipe of the study called `name`; whole or not at all.
+    """Write configs/data/NAME.npz with the study's `data()`, completely or not at all.
 
     Args:
         name: as for `find`.
-        folder: where `configs/` is, or is made.
+        folder: holds `configs/`, which is created if needed.
 
     Returns:
         The path written.
 
     Raises:
-        StudyError: there is no such study, it has no `data`, or that cannot be used.
-        DataError: what it makes are not data to be fitted.
+        StudyError: there is no such study, or its `data` is missing or fails.
+        DataError: the arrays are not features and targets that fit each other.
     """
     study = find(name)
     if not callable(getattr(study, "data", None)):
@@ -204,10 +204,10 @@ def _message(error: Exception) -> str:
 
 
 def find_config(name: str) -> Path:
-    """The config file at a path, or the one called by its bare name.
+    """The config file with this path or bare name.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is no such file.
     """
     if Path(name).is_file():
         return Path(name)
@@ -217,12 +217,12 @@ def find_config(name: str) -> Path:
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else "`ddln list` names those there are"
+    hint = f'did you mean "{near[0]}"?' if near else "`ddln list` lists them"
     raise StudyError(f"{name}: no such file, {hint}")
 
 
 def configs() -> Iterator[tuple[Path, str]]:
-    """Every config file, the user's own first, with the first line of its study's docstring."""
+    """Yield every config file, the user's own first, with the first line of its study."""
     seen = set()
     for folder in _folders("configs"):
         for path in sorted(folder.glob("*.toml")):
@@ -246,7 +246,7 @@ def _folders(kind: str) -> list[Path]:
 
 
 _CONFIG = """\
-# {name}: change a number and run again. `ddln schema` tells every key.
+# {name}: change a number and run again. `ddln schema` lists every key.
 study = "{name}"
 
 [problem]
@@ -299,17 +299,17 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def create(name: str, folder: Path) -> list[Path]:
-    """Writes configs/NAME.toml and experiments/NAME.py, which run as they are.
+    """Write configs/NAME.toml and experiments/NAME.py, which run as they are.
 
     Args:
         name: lower-case letters, digits and underscores.
-        folder: where `configs/` and `experiments/` are, or are made.
+        folder: holds `configs/` and `experiments/`, which are created if needed.
 
     Returns:
-        The paths written: the study, and its config where there was none.
+        The paths written: the study, and its config unless that existed.
 
     Raises:
-        StudyError: a name that cannot be used, or a file that is there already; nothing is written.
+        StudyError: an invalid name, or a study that exists already; nothing is written.
     """
     if not re.fullmatch(NAME, name):
         raise StudyError(f"a name must match {NAME}, got {name!r}")
@@ -319,8 +319,8 @@ def create(name: str, folder: Path) -> list[Path]:
     }
     config, study = files
     if study.exists():
-        raise StudyError(f"{study}: is there already")
-    if config.exists():  # a study for it was asked for
+        raise StudyError(f"{study}: exists already")
+    if config.exists():  # only a study for it is wanted
         del files[config]
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
