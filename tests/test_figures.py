@@ -152,7 +152,7 @@ def test_style_leaves_the_settings_as_they_were():
 
 
 def test_drawing_needs_no_pyplot():
-    draws = "import sys, ddln.figures as f; f.style()(f.canvas)()"
+    draws = "import sys; from ddln import figures as f; f.style()(f.canvas)()"
     code = f"{draws}; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -80,8 +80,8 @@ def value_label(variable: xr.DataArray) -> str:
 def power_label(symbol: str) -> Callable[[xr.DataArray], str]:
     """Labels of values as powers of ten, for `curves`.
 
-    >>> power_label(r"\alpha")(xr.DataArray(1e-15))
-    '$\\alpha = 10^{-15}$'
+    >>> power_label("a")(xr.DataArray(1e-15))
+    '$a = 10^{-15}$'
     """
     return lambda value: f"${symbol} = 10^{{{np.log10(value.item()):.0f}}}$"
 
