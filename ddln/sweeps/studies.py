@@ -111,7 +111,7 @@ def claims(study: ModuleType, dataset: Any) -> list[dict[str, Any]]:
     with attributed(study):
         rows = [claim.row() for claim in study.claims(dataset)]
     default = getattr(study, "SOURCE", "")
-    return [row | {"source": row["source"] or default} for row in rows]
+    return [row | {"source": row.get("source") or default} for row in rows]
 
 
 def figures(study: ModuleType, dataset: Any) -> dict[str, Any]:
