@@ -18,6 +18,8 @@ from ddln import figures, theory
 SOURCE = "Woodworth et al. 2020"
 SAMPLES, NONZEROS, SEED = "problem.data.samples", "problem.data.nonzeros", "problem.data.seed"
 SCALE = "network.scale"
+PHASES = "Amelunxen et al. 2014"
+TURNING = "basis pursuit turns at the statistical dimension δ(k), within some √d"
 RECOVERED = 0.1
 """‖w − w*‖ / ‖w*‖ below which a signal counts as recovered."""
 
@@ -61,10 +63,6 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     smallest, turns = found.sortby(SCALE).isel({SCALE: 0}), dimensions(dataset)
     distance = (dataset[SAMPLES] - turns) / np.sqrt(dataset.sizes["feature"])
     missed, hit = (~smallest).where(distance >= 1), smallest.where(distance <= -1)
-    turning = {
-        "source": "Amelunxen et al. 2014",
-        "why": "basis pursuit turns at the statistical dimension δ(k), within some √d",
-    }
     return [
         ddln.claim.at_most(
             "least entropy",
@@ -87,16 +85,18 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
             missed.mean(),
             0.5,
             statement="from the smallest start, share of draws not recovered with n ≥ δ + √d",
+            source=PHASES,
+            why=TURNING,
             applies=missed.notnull().any(),
-            **turning,
         ),
         ddln.claim.at_most(
             "few samples",
             hit.mean(),
             0.5,
             statement="from the smallest start, share of draws recovered with n ≤ δ − √d",
+            source=PHASES,
+            why=TURNING,
             applies=hit.notnull().any(),
-            **turning,
         ),
     ]
 

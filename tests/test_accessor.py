@@ -1,5 +1,7 @@
 """`dataset.ddln`: the networks of a data set, and quantities that studies share."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -8,7 +10,7 @@ import pytest
 import xarray as xr
 
 import ddln
-from ddln.sweeps import accessor
+from ddln.sweeps import _netcdf, accessor
 
 SCALE, SEED, DEPTH = "network.scale", "network.init.seed", "network.depth"
 TIMES = np.linspace(0.0, 3.0, 7)
@@ -132,5 +134,16 @@ def test_a_crossing_is_the_first_of_several():
     assert 0.0 < crossing <= TIMES[1]
 
 
-def test_data_sets_that_are_made_or_opened_have_the_accessor():
-    assert xr.Dataset.ddln is accessor.Accessor
+@pytest.mark.parametrize(
+    "imports", ["from ddln.sweeps import assemble", "from ddln import figures"]
+)
+def test_modules_that_make_or_draw_data_sets_bring_the_accessor(imports):
+    code = f"import xarray as xr, ddln; {imports}; xr.Dataset().ddln.runs"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_opened_data_set_has_the_accessor(grid, tmp_path):
+    grid.to_netcdf(tmp_path / "dataset.nc", engine="h5netcdf")
+    with _netcdf.opened(tmp_path / "dataset.nc") as dataset:
+        assert isinstance(dataset.ddln, accessor.Accessor)
+        assert len(list(dataset.ddln.runs())) == 6
