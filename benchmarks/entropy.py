@@ -58,7 +58,9 @@ def rows() -> Iterator[tuple[str, list[float], float]]:
     condition = np.maximum(1, np.abs(dual / np.asarray(entropy.hessian(theta)) / theta))
 
     reduction = entropy.reduction
-    position = ddln.networks._coordinate_maps.position_of_theta(jax.numpy.asarray(theta), reduction)
+    position = ddln.networks._coordinate_maps.coordinate_of_theta(
+        jax.numpy.asarray(theta), reduction
+    )
     start, end = (np.asarray(reduction.smallest(v)) for v in (reduction.start, position))
 
     def one(k, stop):

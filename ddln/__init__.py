@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ddln.config.experiment import load as load
     from ddln.networks import init as init
     from ddln.networks.entropy import Entropy as Entropy
-    from ddln.networks.layers import Reduction as Reduction
     from ddln.networks.layers import coordinate_kinds as coordinate_kinds
     from ddln.networks.layers import describe as describe
     from ddln.networks.layers import effective_parameter as effective_parameter
     from ddln.networks.layers import imbalance as imbalance
     from ddln.networks.layers import mobility as mobility
+    from ddln.networks.reparametrisation import Reduction as Reduction
     from ddln.plotting import figures as figures
     from ddln.plotting.entropy_profile import entropy_profile as entropy_profile
     from ddln.problems.base import LeastSquares as LeastSquares
@@ -73,8 +73,8 @@ _HOMES = {
     "sweeps.compute": ("run", "sweep"),
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "solvers.mirror_descent": ("mirror_descent",),
+    "networks.reparametrisation": ("Reduction",),
     "networks.layers": (
-        "Reduction",
         "coordinate_kinds",
         "describe",
         "effective_parameter",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln.networks import layers as network
+from ddln.networks.reparametrisation import Reduction
 from ddln.solvers import gradient_flow
 from ddln.solvers.cost_model import DENSE
 from ddln.sweeps import report
@@ -83,7 +83,7 @@ def test_identities_hold_at_any_depth_and_width(depth, dim):
 )
 def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
     problem, run, _ = certified
-    speed = wrong(network.Reduction.rest)
+    speed = wrong(Reduction.remaining_product)
 
     class Wrong(gradient_flow.Reduced):
         def rate(self, v, gradient):

@@ -198,7 +198,7 @@ def test_entropy_agrees_with_mpmath(depth):
     np.testing.assert_allclose(one_by_one, values[::5], rtol=TOLERANCE)
     np.testing.assert_allclose(entropy.value(theta), sum(values), rtol=TOLERANCE)
     half_squares = np.array(ws) ** 2 - entropy.reduction.smallest(entropy.reduction.start) ** 2
-    position = _coordinate_maps.position_of_theta(jnp.asarray(theta), entropy.reduction)
+    position = _coordinate_maps.coordinate_of_theta(jnp.asarray(theta), entropy.reduction)
     np.testing.assert_allclose(entropy.reduction.smallest(position), ws, rtol=TOLERANCE)
     np.testing.assert_allclose(
         entropy.conjugate(entropy.mirror_map(theta)), half_squares.sum() / 2, rtol=1e-6

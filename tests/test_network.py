@@ -46,7 +46,7 @@ def test_reduction_agrees_with_the_network_along_the_positions(depth):
     np.testing.assert_allclose(reduction.theta(v), ddln.effective_parameter(there), rtol=ROUNDING)
     np.testing.assert_allclose(reduction.mobility(v), ddln.mobility(there), rtol=ROUNDING)
     slope = jnp.diagonal(jax.jacfwd(reduction.theta)(v))
-    np.testing.assert_allclose(reduction.slope(v), slope, rtol=ROUNDING)
+    np.testing.assert_allclose(reduction.dtheta_dv(v), slope, rtol=ROUNDING)
     squares = there**2
     drift = (squares - squares[:1]) - (layers**2 - layers[:1] ** 2)
     np.testing.assert_allclose(drift, 0, atol=1e-13 * float(squares.max()))

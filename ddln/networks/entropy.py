@@ -1,14 +1,14 @@
-"""The entropy Q whose mirror flow gradient flow on the layers is, at any depth and initialisation.
+"""The entropy Q: gradient flow on the layers is its mirror flow, at any depth and initialisation.
 
-With the position v of `ddln.networks.layers` (dw/dv = g, θ = w·g·R), anchored at the initial
+With the reparametrised coordinate v of `Reduction` (dw/dv = g, θ = w·g·R), anchored at the initial
 layers,
 
     ∇Q(θ) = ξ = ∫_{v(0)}^{v} dτ / R(τ),        Q(θ) = θ·ξ − (w² − w(0)²)/2,
     ∇²Q(θ) = 1/M,                              Q*(ξ) = (w² − w(0)²)/2,
 
-so ∇Q(θ(0)) = 0, Q(θ(0)) = 0, and along the flow d/dt ∇Q(θ) = −∇ℒ(θ). At depth 2, R = 1: the
-hyperbolic entropy, or x log x on a half-line. From depth 3 on the range of ∇Q is bounded where R
-grows fast enough for the integral to converge.
+so ∇Q(θ(0)) = 0 and Q(θ(0)) = 0, and along the flow d/dt ∇Q(θ) = −∇ℒ(θ). At depth 2, where R = 1, Q
+is the hyperbolic entropy, or x log x on a half-line. From depth 3 on the integral converges as w
+grows, and the range of ∇Q is bounded there.
 """
 
 import equinox as eqx
@@ -18,15 +18,17 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal import display
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, refuse
-from ddln.networks import _coordinate_maps
-from ddln.networks.layers import Reduction, product_and_error
+from ddln.networks import _coordinate_maps, _inverse_mirror_map
+from ddln.networks.layers import product_and_error
+from ddln.networks.reparametrisation import Reduction
 
 
 class Entropy(eqx.Module):
     """Q of a network, as a function of θ, anchored at the network's initialisation.
 
-    Q lives on the line, or on a closed half-line, at whose end 0 it is finite with ∇Q infinite. A
-    frozen coordinate has no entropy of its own: there Q is 0 at 0 and not defined elsewhere.
+    Each coordinate of θ ranges over the line or over a closed half-line. At the end 0 of a half-line
+    Q is finite and ∇Q infinite. A frozen coordinate has no entropy: Q is defined only at θ_k = 0,
+    where it adds 0.
 
     Args:
         layers: the initial layers, shape (depth, dim).
@@ -42,7 +44,7 @@ class Entropy(eqx.Module):
 
     reduction: Reduction
     start: tuple[Float[Array, " dim"], Float[Array, " dim"]]
-    """θ(0), rounded, and what the rounding left out."""
+    """θ(0) rounded, and its rounding error."""
 
     def __init__(self, layers: ArrayLike):
         layers = as_layers(layers)
@@ -69,7 +71,7 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.5], [2.0]]).mirror_map([1.0])[0])
         0.0
         """
-        return self._duals(self._checked(theta, inside=True))
+        return self._duals(self._checked(theta, interior=True))
 
     def inverse(self, xi: ArrayLike) -> Float[Array, " dim"]:
         """θ with ∇Q(θ) = ξ, that is ∇Q*(ξ), shape (dim,).
@@ -81,10 +83,11 @@ class Entropy(eqx.Module):
         >>> bool(jnp.allclose(entropy.inverse(entropy.mirror_map([0.7])), 0.7))
         True
         """
-        return self.reduction.theta(self._steps_of_dual(xi)[0])
+        v, _ = self._coordinate_and_step_of_dual(xi)
+        return self.reduction.theta(v)
 
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-        """The ends (low, high) of the open interval of every ∇Q(θ)_k, shape (dim,) each.
+        """The ends (low, high) of the open interval over which each ∇Q(θ)_k ranges, shape (dim,).
 
         Infinite at depth 2 and towards the end 0 of a half-line; bounded otherwise.
 
@@ -95,13 +98,13 @@ class Entropy(eqx.Module):
         return _range(self.reduction)
 
     def in_range(self, xi: ArrayLike) -> Bool[Array, " dim"]:
-        """Where `inverse` has an answer, shape (dim,): its status in a batch.
+        """Whether each ξ_k is in the range of ∇Q, shape (dim,): the status of `inverse` in a batch.
 
         >>> ddln.Entropy([[0.0], [2.0], [2.0]]).in_range([0.8]).tolist()
         [False]
         """
         xi = as_vector("xi", xi, self.reduction.start.size)
-        return _coordinate_maps.position_of_dual(xi, self.reduction)[1]
+        return _inverse_mirror_map.coordinate_of_dual(xi, self.reduction)[1]
 
     def conjugate(self, xi: ArrayLike) -> Float[Array, ""]:
         """Q*(ξ), summed over the coordinates. Raises as `inverse` does.
@@ -109,7 +112,8 @@ class Entropy(eqx.Module):
         >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).conjugate([0.0]))
         0.0
         """
-        return jnp.sum(_coordinate_maps.conjugate(*self._steps_of_dual(xi), self.reduction))
+        v, step = self._coordinate_and_step_of_dual(xi)
+        return jnp.sum(_coordinate_maps.conjugate(v, step, self.reduction))
 
     def hessian(self, theta: ArrayLike) -> Float[Array, " dim"]:
         """The diagonal of ∇²Q(θ), which is 1/M, shape (dim,).
@@ -128,19 +132,19 @@ class Entropy(eqx.Module):
         >>> float(entropy.divergence([0.7], [0.7]))
         0.0
         """
-        theta, other = self._checked(theta), self._checked(other, inside=True)
-        base = _coordinate_maps.position_of_theta(other, self.reduction)
+        theta, other = self._checked(theta), self._checked(other, interior=True)
+        base = _coordinate_maps.coordinate_of_theta(other, self.reduction)
         return jnp.sum(self._divergences(theta, theta - other, base))
 
     def _repr_html_(self) -> str:
         return display.html(self)
 
-    def _checked(self, theta, inside: bool = False):
-        """θ, which must be in Q's domain, or `inside` it."""
+    def _checked(self, theta: ArrayLike, *, interior: bool = False) -> Float[Array, " dim"]:
+        """θ as an array; an error outside Q's domain, or outside its interior."""
         theta = as_vector("theta", theta, self.reduction.start.size)
-        beyond = theta * self.reduction.side < 0
+        has_other_sign = theta * self.reduction.half_line_sign < 0
         at_end = self._at_end(theta) & ~self.reduction.is_frozen
-        outside = beyond | (at_end & inside) | (self.reduction.is_frozen & (theta != 0))
+        outside = has_other_sign | (at_end & interior) | (self.reduction.is_frozen & (theta != 0))
         return refuse(
             outside,
             "`theta` must keep the sign of the initial θ_k where the smallest layer is tied "
@@ -148,50 +152,56 @@ class Entropy(eqx.Module):
             theta,
         )
 
-    def _at_end(self, theta):
+    def _at_end(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
         """Where M = 0: at the end of a half-line, where v is infinite, or frozen."""
         return ~self.reduction.is_open & (theta == 0)
 
-    def _since_start(self, theta):
+    def _since_start(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """θ − θ(0)."""
         rounded, error = self.start
-        # Constants would be added up beforehand, and the error lost.
+        # Without the barrier XLA folds both constants into one, and the error is lost.
         return jax.lax.optimization_barrier(theta - rounded) - error
 
-    # Of each coordinate, of a θ in Q's domain:
+    # For each coordinate of a θ in Q's domain:
 
-    def _values(self, theta):
+    def _values(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         return self._divergences(theta, self._since_start(theta), self.reduction.start)
 
-    def _duals(self, theta):
+    def _duals(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         change, base = self._since_start(theta), self.reduction.start
         step = _coordinate_maps.step_to_theta(theta, change, base, self.reduction)
-        return _coordinate_maps.dual(step, base, self.reduction)
+        return _coordinate_maps.dual_change(step, base, self.reduction)
 
-    def _curvatures(self, theta):
+    def _curvatures(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         at_end = self._at_end(theta)
-        v = _coordinate_maps.position_of_theta(
-            jnp.where(at_end, self.start[0], theta), self.reduction
-        )
+        interior = jnp.where(at_end, self.start[0], theta)
+        v = _coordinate_maps.coordinate_of_theta(interior, self.reduction)
         return 1 / jnp.where(at_end, 0.0, self.reduction.mobility(v))
 
-    def _divergences(self, theta, change, base):
-        # At the end of a half-line θ (ξ − ξ') vanishes though ξ does not.
+    def _divergences(
+        self,
+        theta: Float[Array, " dim"],
+        change: Float[Array, " dim"],
+        base: Float[Array, " dim"],
+    ) -> Float[Array, " dim"]:
+        # At the end of a half-line θ (ξ − ξ') vanishes although ξ is infinite: ½ w'² remains.
         at_end = self._at_end(theta)
         theta, change = jnp.where(at_end, self.start[0], theta), jnp.where(at_end, 0.0, change)
         step = _coordinate_maps.step_to_theta(theta, change, base, self.reduction)
-        inner = _coordinate_maps.divergence(theta, change, step, base, self.reduction)
-        return jnp.where(at_end, self.reduction.smallest(base) ** 2 / 2, inner)
+        interior = _coordinate_maps.divergence(theta, change, step, base, self.reduction)
+        return jnp.where(at_end, self.reduction.smallest(base) ** 2 / 2, interior)
 
-    def _steps_of_dual(self, xi):
-        """v(ξ) and v(ξ) − v(0)."""
+    def _coordinate_and_step_of_dual(
+        self, xi: ArrayLike
+    ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """v(ξ) and v(ξ) − v(0); an error outside the range of ∇Q."""
         xi = as_vector("xi", xi, self.reduction.start.size)
-        v, step, inside = _coordinate_maps.step_of_dual(xi, self.reduction)
+        v, step, in_range = _inverse_mirror_map.coordinate_and_step_of_dual(xi, self.reduction)
         message = (
             "`xi` must lie in the range of ∇Q, which is bounded from depth 3 on: "
             "some coordinate has no θ with ∇Q(θ) = ξ."
         )
-        return refuse(~inside, message, v), step
+        return refuse(~in_range, message, v), step
 
 
 _range = eqx.filter_jit(_coordinate_maps.dual_range)
@@ -201,24 +211,23 @@ _range = eqx.filter_jit(_coordinate_maps.dual_range)
 def coordinatewise(
     layers: Float[Array, "depth dim"], theta: Float[Array, "dim points"]
 ) -> tuple[Float[Array, "dim points"], Float[Array, "dim points"], Float[Array, "dim points"]]:
-    """q_k, its derivative and its second one at θ_k, where Q(θ) = Σ_k q_k(θ_k), to be drawn.
+    """q_k and its first two derivatives at many θ_k, where Q(θ) = Σ_k q_k(θ_k), for plots.
 
     Args:
-        layers: the initial layers.
-        theta: of each coordinate, increasing.
+        layers: the initial layers, shape (depth, dim).
+        theta: the values of each θ_k, increasing, shape (dim, points).
 
     Returns:
-        NaN where q_k is not defined.
+        q_k, q_k' and q_k'', shape (dim, points) each; NaN where q_k is not defined.
 
     >>> q, slope, curvature = coordinatewise(jnp.array([[0.0], [2.0]]), jnp.array([[0.0, 1.5]]))
     >>> round(float(slope[0, 1]), 6), float(curvature[0, 0])  # ½ asinh(2θ/λ), λ = 4
     (0.346574, 0.25)
     """
-
     (depth, dim), points = layers.shape, theta.shape[1]
     entropy = Entropy(jnp.broadcast_to(layers[..., None], (depth, dim, points)).reshape(depth, -1))
     theta = entropy._checked(theta.ravel())
-    inner = jnp.where(entropy._at_end(theta), jnp.nan, theta)
-    curves = entropy._values(theta), entropy._duals(inner), entropy._curvatures(theta)
+    interior = jnp.where(entropy._at_end(theta), jnp.nan, theta)
+    curves = entropy._values(theta), entropy._duals(interior), entropy._curvatures(theta)
     value, slope, curvature = (curve.reshape(dim, points) for curve in curves)
     return value, slope, curvature

@@ -69,7 +69,7 @@ def _(entropy: Entropy) -> str:
     facts = {
         "depth": str(layers.shape[0]),
         "open": str(int(jnp.sum(reduction.is_open))),
-        "on a half-line": str(int(jnp.sum(reduction.side != 0))),
+        "on a half-line": str(int(jnp.sum(reduction.half_line_sign != 0))),
         "frozen": str(int(jnp.sum(reduction.is_frozen))),
     }
     moving = np.flatnonzero(~np.asarray(reduction.is_frozen))[:_MOST_ENTROPIES]

@@ -49,7 +49,7 @@ def entropy_profile(layers: ArrayLike, theta: ArrayLike | None = None) -> Figure
     figure, panels = figures.canvas(7.4, 2.7, ncols=3)
     for k, look in zip(shown, figures.looks(shown.size), strict=True):
         entropy = Entropy(layers[:, k : k + 1])
-        side = float(entropy.reduction.side[0])
+        side = float(entropy.reduction.half_line_sign[0])
         # Towards the end of a half-line ∇Q is infinite.
         here = theta if side == 0 else theta[theta * side > 0.01 * jnp.max(jnp.abs(theta))]
         start = float(entropy.reduction.theta(entropy.reduction.start)[0])

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Int
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats
-from ddln.networks.layers import Reduction, effective_parameter, mobility
+from ddln.networks.layers import effective_parameter, mobility
+from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
 from ddln.problems.base import Problem
 from ddln.solvers import _batching
@@ -337,7 +338,7 @@ def _expect(
         depth, minimiser = layers.shape[0], problem.minimiser
         theta = jnp.where(jnp.isfinite(minimiser), minimiser, effective_parameter(layers))
         size = jnp.abs(theta) ** (1 / depth)
-        reach = jnp.arcsinh(size / jnp.where(reduction.is_open, reduction.radius, 0.0))
+        reach = jnp.where(reduction.is_open, reduction.coordinate(size), jnp.inf)
         # Without a minimiser there is no telling.
         reach = jnp.where(jnp.isfinite(minimiser), reach, jnp.inf)
         reach = jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))

@@ -10,7 +10,6 @@ the imbalance by construction. What the second and third compute is elementwise,
 arrays may have a last axis of lanes.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -19,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import largest
-from ddln.networks._coordinate_maps import position_of_dual
-from ddln.networks.layers import Reduction, effective_parameter
+from ddln.networks._inverse_mirror_map import coordinate_of_dual
+from ddln.networks.layers import effective_parameter, layer_gradient
+from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 
 
@@ -37,43 +37,26 @@ class Smallest(eqx.Module):
         return w
 
     def tolerance(self, atol):
-        """Of w, for one of v: dw/dv is the radius, or more."""
-        return jnp.broadcast_to(atol, self.reduction.radius.shape) * self.reduction.radius
+        """The tolerance on w that one on v implies: dw/dv is at least √λ_min."""
+        root = self.reduction.sqrt_min_imbalance
+        return jnp.broadcast_to(atol, root.shape) * root
 
     def rate(self, w, gradient):
-        return jnp.where(self.reduction.is_frozen, 0.0, -self._others(w) * gradient)
+        return jnp.where(
+            self.reduction.is_frozen, 0.0, -self.reduction.at_smallest(w).other_product * gradient
+        )
 
     def theta(self, w):
-        return w * self._others(w)
+        return self.reduction.at_smallest(w).theta
 
     def layers(self, w):
-        # Only what does not move is sorted, once however many w there are.
-        rest, sorted_sign = jnp.zeros_like(w), self.reduction.sign
-        sorted_imbalance = jnp.stack([rest, *self._squares(rest)])
-        sorted_first = jnp.zeros_like(sorted_sign).at[0].set(1.0)
-        sign, imbalance, of_smallest = map(
-            self.reduction.by_layer, (sorted_sign, sorted_imbalance, sorted_first)
-        )
-        return sign * jnp.where(of_smallest > 0, w[None], jnp.sqrt(w[None] ** 2 + imbalance))
+        return self.reduction.at_smallest(w).layers
 
     def jacobian(self, w, gradient, hessian):
         """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
-        others = self._others(w)
-        bend = others * w * sum((1 / x for x in self._squares(w)), start=jnp.zeros_like(w))
-        slope = others + w * bend
-        return -others[:, None] * hessian * slope[None] - _diagonal(bend * gradient)
-
-    def _squares(self, w):
-        """Of the other layers."""
-        return [w**2 + self.reduction.radius**2, *(w[None] ** 2 + self.reduction.gaps)]
-
-    def _others(self, w):
-        """P(w): the product of their magnitudes."""
-        partner, *rest = self._squares(w)
-        # As in `Reduction.rest`.
-        pairs = [partner, *(math.prod(rest[i : i + 2]) for i in range(0, len(rest), 2))]
-        least = jnp.finfo(w.dtype).tiny
-        return math.prod((jnp.sqrt(jnp.maximum(x, least)) for x in pairs), start=jnp.ones_like(w))
+        point = self.reduction.at_smallest(w)
+        full = -point.other_product[:, None] * hessian * point.dtheta_dw[None]
+        return full - _diagonal(point.dP_dw * gradient)
 
 
 class Reduced(eqx.Module):
@@ -86,7 +69,9 @@ class Reduced(eqx.Module):
         return self.reduction.start
 
     def rate(self, v, gradient):
-        return jnp.where(self.reduction.is_frozen, 0.0, -self.reduction.rest(v) * gradient)
+        return jnp.where(
+            self.reduction.is_frozen, 0.0, -self.reduction.remaining_product(v) * gradient
+        )
 
     def theta(self, v):
         return self.reduction.theta(v)
@@ -103,9 +88,10 @@ class Reduced(eqx.Module):
 
     def jacobian(self, v, gradient, hessian):
         """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
-        moves = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.rest(v))
-        turns = jnp.where(self.reduction.is_frozen, 0.0, self.reduction.bend(v) * gradient)
-        return -moves[:, None] * hessian * self.reduction.slope(v)[None] - _diagonal(turns)
+        point, is_frozen = self.reduction.at(v), self.reduction.is_frozen
+        speed = jnp.where(is_frozen, 0.0, point.remaining_product)
+        diagonal = jnp.where(is_frozen, 0.0, point.dR_dv * gradient)
+        return -speed[:, None] * hessian * point.dtheta_dv[None] - _diagonal(diagonal)
 
 
 def _diagonal(entries):
@@ -128,7 +114,7 @@ class Mirror(eqx.Module):
         return -gradient
 
     def _position(self, xi):
-        return position_of_dual(xi, self.reduction)[0]
+        return coordinate_of_dual(xi, self.reduction)[0]
 
     def theta(self, xi):
         return self.reduction.theta(self._position(xi))
@@ -147,7 +133,7 @@ class Layers(eqx.Module):
         return self.start
 
     def rate(self, layers, gradient):
-        return -jax.vjp(effective_parameter, layers)[1](gradient)[0]
+        return -layer_gradient(layers, gradient)
 
     def theta(self, layers):
         return effective_parameter(layers)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, is_concrete, refuse
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.problems.base import Problem
 
 
@@ -45,9 +45,8 @@ def slope(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[
 
 def _on_layers(problem, layers, batch):
     """∂ℓ/∂u and ∇ℓ(θ)."""
-    theta, pull_back = jax.vjp(effective_parameter, layers)
-    gradient = slope(problem, theta, batch)
-    return pull_back(gradient)[0], gradient
+    gradient = slope(problem, effective_parameter(layers), batch)
+    return layer_gradient(layers, gradient), gradient
 
 
 class Sampling(eqx.Module):

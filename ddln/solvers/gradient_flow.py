@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concrete
-from ddln.networks.layers import Reduction
+from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 from ddln.solvers.formulations import (
     Layers,

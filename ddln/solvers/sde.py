@@ -34,7 +34,7 @@ from ddln._internal.validation import (
     is_concrete,
     refuse,
 )
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_estimators import Oracle, Sampling
 from ddln.solvers.gradient_flow import as_times
@@ -78,7 +78,7 @@ def noise(
     Array([[-0.5],
            [-1.5]], dtype=float64)
     """
-    theta, pull_back = jax.vjp(effective_parameter, layers)
+    theta = effective_parameter(layers)
     samples = problem.samples
     slope = jnp.zeros_like(theta)
     if oracle.batch is not None:
@@ -95,7 +95,7 @@ def noise(
             (targets,),
             (scale * motion[-1],),
         )[1]
-    return pull_back(slope)[0]
+    return layer_gradient(layers, slope)
 
 
 class Brownian(diffrax.AbstractPath):
@@ -178,8 +178,7 @@ class _System(eqx.Module):
         return sum(kind is not None for kind in kinds), self.problem.samples
 
     def _gradient(self, layers):
-        theta, pull_back = jax.vjp(effective_parameter, layers)
-        return pull_back(self.problem.gradient(theta))[0]
+        return layer_gradient(layers, self.problem.gradient(effective_parameter(layers)))
 
 
 @jax.jit

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
-from ddln.networks._coordinate_maps import position_of_dual
+from ddln.networks._inverse_mirror_map import coordinate_of_dual
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import Reduction
+from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 
 _MOST_HALVINGS = 1100  # from a step of 1e308 to one of 1e-16
@@ -99,14 +99,14 @@ def _dual_newton(matrix, values, reduction, rtol, max_steps):
     def at(nu):
         """The dual's value, its gradient, how much of that is rounding, M, and the least R."""
         dual = rows.T @ nu
-        v, inside = position_of_dual(dual, reduction)
+        v, inside = coordinate_of_dual(dual, reduction)
         w, theta, mobility = reduction.smallest(v), reduction.theta(v), reduction.mobility(v)
         value = jnp.sum((w - start) * (w + start)) / 2 - target @ nu
         residual = rows @ theta - target
         doubt = jnp.linalg.norm(jnp.abs(theta) + mobility * jnp.abs(dual))
         rounding = 8 * jnp.finfo(v.dtype).eps * doubt
         finite = jnp.all(inside) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
-        slowest = jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.rest(v)))
+        slowest = jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v)))
         return jnp.where(finite, value, jnp.inf), residual, rounding, mobility, slowest
 
     def newton(state):
@@ -152,7 +152,7 @@ def _dual_newton(matrix, values, reduction, rtol, max_steps):
     nu = jnp.zeros_like(target)
     first = nu, *at(nu), 0, jnp.asarray(False)
     last = jax.lax.while_loop(unfinished, newton, first)
-    v, _ = position_of_dual(rows.T @ last[0], reduction)
+    v, _ = coordinate_of_dual(rows.T @ last[0], reduction)
     return jnp.where(converged(last), reduction.theta(v), jnp.nan)
 
 

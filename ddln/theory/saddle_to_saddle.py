@@ -101,8 +101,8 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
     affine = problem.minimisers()
     matrix, values = (np.asarray(part, float) for part in affine or ())
     low, high = (np.asarray(end) for end in entropy.range())
-    if entropy.reduction.gaps.shape[0] == 0:
-        side = np.asarray(entropy.reduction.side)
+    if entropy.reduction.other_imbalances.shape[0] == 0:
+        side = np.asarray(entropy.reduction.half_line_sign)
         frozen = np.asarray(entropy.reduction.is_frozen)
         high = np.where(frozen, 0.0, np.where(side < 0, np.inf, 1.0))
         low = np.where(frozen, 0.0, np.where(side > 0, -np.inf, -1.0))

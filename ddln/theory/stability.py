@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ddln._internal.random import key_from_seed
 from ddln._internal.validation import ArrayLike, as_layers
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.problems.base import Problem
 
 _DENSE = 64
@@ -43,7 +43,7 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     layers = as_layers(layers, problem.dim)
 
     def gradient(problem: Problem, layers: Array) -> Array:
-        return jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
+        return layer_gradient(layers, problem.gradient(effective_parameter(layers)))
 
     if layers.size <= _DENSE:
         hessian = jax.jacfwd(gradient, 1)(problem, layers)

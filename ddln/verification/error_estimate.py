@@ -20,7 +20,7 @@ is a curve of the flow.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ddln.networks.layers import Reduction
+from ddln.networks.reparametrisation import Reduction
 from ddln.solvers.gradient_flow import STATUS, Trajectory
 
 _MANY = 10
@@ -76,5 +76,5 @@ def _farthest(run: Trajectory) -> Float[Array, ""]:
         return jnp.asarray(0.0, run.theta.dtype)
     reduction = Reduction(run.layers[0])
     smallest = jnp.nanmax(jnp.min(jnp.abs(run.layers), axis=1), axis=0)
-    reach = jnp.arcsinh(smallest / jnp.where(reduction.is_open, reduction.radius, jnp.inf))
+    reach = jnp.where(reduction.is_open, reduction.coordinate(smallest), 0.0)
     return jnp.max(jnp.maximum(reach, jnp.abs(reduction.start)))
