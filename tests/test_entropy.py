@@ -37,11 +37,11 @@ def reference(layers, theta):
         layers = sorted((mpmath.mpf(float(u)) for u in layers), key=abs)
         sign = mpmath.fprod(mpmath.sign(u) for u in layers[1:])
         theta, start = mpmath.mpf(float(theta)), sign * layers[0]
-        gaps = [u**2 - layers[0] ** 2 for u in layers[1:]]
-        unit = mpmath.sqrt(gaps[0])
+        imbalances = [u**2 - layers[0] ** 2 for u in layers[1:]]
+        unit = mpmath.sqrt(imbalances[0])
 
         def product(w):
-            return mpmath.fprod(mpmath.sqrt(w**2 + gap) for gap in gaps)
+            return mpmath.fprod(mpmath.sqrt(w**2 + imbalance) for imbalance in imbalances)
 
         # log θ against log w rises with a slope between 1 and the depth.
         low, high = mpmath.mpf(-2000), mpmath.mpf(2000)
@@ -51,20 +51,20 @@ def reference(layers, theta):
             low, high = (middle, high) if below else (low, middle)
         w = mpmath.sign(theta) * mpmath.exp(high)
         if unit:
-            place, ends = (lambda v: unit * mpmath.sinh(v)), (start / unit, w / unit)
+            smallest, ends = (lambda v: unit * mpmath.sinh(v)), (start / unit, w / unit)
             ends, slope = map(mpmath.asinh, ends), lambda v: unit * mpmath.cosh(v)
         else:
-            place, slope = (lambda v: mpmath.sign(start) * mpmath.exp(v)), mpmath.exp
+            smallest, slope = (lambda v: mpmath.sign(start) * mpmath.exp(v)), mpmath.exp
             ends = map(mpmath.log, (abs(start), abs(w)))
         low, high = sorted(ends)
-        count = int(mpmath.ceil((high - low) * max(1, len(gaps)) ** 0.5))
+        count = int(mpmath.ceil((high - low) * max(1, len(imbalances)) ** 0.5))
         half = (high - low) / (2 * count)
         points = (
             (weight, low + (2 * i + 1 + x) * half)
             for i in range(count)
             for x, weight in gauss_legendre(24)
         )
-        dual = half * mpmath.fsum(weight * slope(v) / product(place(v)) for weight, v in points)
+        dual = half * mpmath.fsum(weight * slope(v) / product(smallest(v)) for weight, v in points)
         dual = dual if w > start else -dual
         return float(dual), float(theta * dual - (w**2 - start**2) / 2), float(w)
 
@@ -80,7 +80,7 @@ def networks(depth, dim=14):
 
 
 def column(rng, depth, kind, scale):
-    """One coordinate of a random network of a kind, and a θ in Q's domain."""
+    """One coordinate of a random network, of this kind, and a θ in Q's domain."""
     layers = scale * rng.normal(size=depth) * np.exp(rng.normal(size=depth))
     first, second = np.argsort(np.abs(layers))[:2]
     reach = np.abs(np.prod(layers))
@@ -161,7 +161,7 @@ def test_range_of_the_mirror_map_has_closed_forms():
     assert high.tolist() == [jnp.inf, jnp.inf, 0.0]
 
 
-def test_inverse_answers_just_inside_its_range_and_says_where_it_does_not():
+def test_inverse_works_up_to_the_ends_of_its_range_and_in_range_flags_the_rest():
     layers = np.random.default_rng(3).normal(size=(5, 6))
     entropy = ddln.Entropy(layers)
     low, high = entropy.range()
@@ -174,7 +174,7 @@ def test_inverse_answers_just_inside_its_range_and_says_where_it_does_not():
     assert (jnp.isnan(batched) == ~jax.vmap(entropy.in_range)(jnp.stack([inside, outside]))).all()
 
 
-def test_blocks_of_coordinates_change_nothing():
+def test_blockwise_evaluation_changes_nothing():
     rng = np.random.default_rng(0)
     layers = rng.normal(size=(5, 1000))
     theta = layers.prod(axis=0) * rng.uniform(-3, 3, 1000)
@@ -221,9 +221,9 @@ def test_inverse_undoes_mirror_map(depth):
 def test_depth_two_is_the_hyperbolic_entropy():
     layers = jnp.array([[0.0, 0.3, 0.0], [2.0, 1.0, 0.5]])
     theta = jnp.array([3.0, -0.4, 1e-7])
-    gap = layers[1] ** 2 - layers[0] ** 2
+    imbalance = layers[1] ** 2 - layers[0] ** 2
     start = layers[0] * layers[1]
-    expected = (jnp.arcsinh(2 * theta / gap) - jnp.arcsinh(2 * start / gap)) / 2
+    expected = (jnp.arcsinh(2 * theta / imbalance) - jnp.arcsinh(2 * start / imbalance)) / 2
     np.testing.assert_allclose(ddln.Entropy(layers).mirror_map(theta), expected, rtol=1e-14)
 
 
@@ -337,17 +337,17 @@ def test_out_of_range_is_an_error_eagerly_and_nan_in_a_batch():
         ([[0.0], [1.0]], [np.nan], "`theta` must be finite"),
     ],
 )
-def test_bad_arguments_are_named(layers, theta, message):
+def test_invalid_arguments_raise(layers, theta, message):
     with pytest.raises(ValueError, match=message):
         ddln.Entropy(layers).mirror_map(theta)
 
 
-def test_derivatives_with_respect_to_the_layers_are_refused():
+def test_derivatives_with_respect_to_the_layers_raise():
     with pytest.raises(ValueError, match="not to its initial layers"):
         jax.grad(lambda u: ddln.Entropy(u).value([1.0]))(jnp.array([[0.1], [1.0], [2.0]]))
 
 
-def test_a_half_line_reaches_as_far_as_its_logarithm():
+def test_inverse_reaches_the_smallest_numbers_on_a_half_line():
     balanced = ddln.Entropy([[1.0], [1.0]])
     np.testing.assert_allclose(balanced.inverse([-300.0]), np.exp(-600.0), rtol=1e-12)
     assert balanced.inverse([-800.0]) == 0.0  # below the smallest number
@@ -359,7 +359,7 @@ def test_a_half_line_reaches_as_far_as_its_logarithm():
     assert mixed.inverse([-1e9]) == 0.0
 
 
-def test_what_is_drawn_is_the_entropy_of_each_coordinate_and_its_derivatives():
+def test_coordinatewise_curves_are_the_entropy_and_its_derivatives():
     layers = np.array([[0.0, 0.5, 0.4], [2.0, -0.5, 0.9], [1.5, 1.1, -0.6]])
     theta = np.array([[-1.0, 0.3, 2.0], [-1.2, -0.2, 0.0], [-0.7, 0.0, 0.7]])
     value, slope, curvature = map(np.asarray, entropies.coordinatewise(layers, theta))
@@ -378,7 +378,7 @@ def test_what_is_drawn_is_the_entropy_of_each_coordinate_and_its_derivatives():
     assert [np.isnan(part).tolist() for part in outside] == [[[False, True]]] * 3
 
 
-def test_hessian_is_infinite_where_nothing_moves():
+def test_hessian_is_infinite_where_the_mobility_is_zero():
     hessian = ddln.Entropy([[1.0, 0.0], [1.0, 0.0]]).hessian([0.0, 0.0])
     assert jnp.isinf(hessian).all()
 
@@ -398,18 +398,18 @@ def test_entropy_is_finite_at_the_end_of_a_half_line_and_its_gradient_is_not():
 
 
 @pytest.mark.parametrize("layers", [(0.0, 2.0), (2.0, 2.0), (0.0, 2.0, 3.0), (2.0, 2.0, 3.0)])
-def test_what_is_not_a_number_stays_none_when_traced(layers):
+def test_nan_stays_nan_when_traced(layers):
     entropy = ddln.Entropy(jnp.asarray(layers)[:, None])
-    nothing = jnp.array([jnp.nan])
+    unknown = jnp.array([jnp.nan])
     for function in (lambda xi: entropy.inverse(xi), lambda theta: entropy.mirror_map(theta)):
-        assert jnp.isnan(jax.jit(function)(nothing)).all()
+        assert jnp.isnan(jax.jit(function)(unknown)).all()
 
 
 STARTS = [0.0, 1e-250, -1e-100, 1e-17, -7.6e-10, 3e-8, -1e-3, 0.6]
 
 
 def columns_at(starts, depth):
-    """Coordinates with these smallest layers: open; nearly tied and on a half-line but near 0."""
+    """Coordinates with these smallest layers: open, nearly tied, half-line; near 0 all are open."""
     rng = np.random.default_rng(depth)
     columns = rng.uniform(0.7, 1.5, (depth, 3, len(starts))) * rng.choice(
         [-1, 1], (depth, 3, len(starts))
@@ -424,11 +424,11 @@ def near_reference(layers, theta, other=None):
     """D_Q(θ, θ') and ξ − ξ' by a quadrature of (θ − s)/M and 1/M at 80 digits; θ' close to θ."""
     with mpmath.workdps(80):
         layers = sorted((mpmath.mpf(float(u)) for u in layers), key=abs)
-        gaps = [u**2 - layers[0] ** 2 for u in layers[1:]]
+        imbalances = [u**2 - layers[0] ** 2 for u in layers[1:]]
         start = mpmath.fprod(mpmath.sign(u) for u in layers[1:]) * layers[0]
 
         def product(w):
-            return mpmath.fprod(mpmath.sqrt(w**2 + gap) for gap in gaps)
+            return mpmath.fprod(mpmath.sqrt(w**2 + imbalance) for imbalance in imbalances)
 
         def smallest(theta):
             theta = mpmath.mpf(float(theta))
@@ -453,7 +453,7 @@ def near_reference(layers, theta, other=None):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5, pytest.param(12, marks=pytest.mark.slow)])
-def test_near_the_start_entropy_and_mirror_map_keep_their_relative_accuracy(depth):
+def test_entropy_and_mirror_map_are_relatively_accurate_near_the_start(depth):
     layers = columns_at(STARTS, depth)
     start = layers.prod(axis=0)
     steps = np.array([1e-15, -1e-8, 1e-4, -0.1])
@@ -468,7 +468,7 @@ def test_near_the_start_entropy_and_mirror_map_keep_their_relative_accuracy(dept
     assert np.isfinite(curvature).all()
 
 
-def test_divergence_of_neighbours_and_conjugate_near_zero_keep_their_relative_accuracy():
+def test_divergence_of_neighbours_and_conjugate_near_zero_are_relatively_accurate():
     layers = np.array([[0.7, 0.0], [1.1, 0.9], [1.2, -1.0], [1.3, 0.8], [1.4, 1.2]])
     entropy = ddln.Entropy(layers)
     other = np.array([2.5, -0.3])
@@ -536,6 +536,6 @@ def test_inverse_undoes_mirror_map_at_and_near_any_start(depth):
         assert (np.abs(entropy.inverse(np.full(start.size, tiny)) - expected) <= allowed).all()
 
 
-def test_inverse_of_zero_is_the_start_however_close_that_is_to_zero():
+def test_inverse_of_zero_is_a_start_close_to_zero():
     layers = [[-7.634834309038386e-10], [1.1042252456449204], [0.8790228541743641]]
     np.testing.assert_allclose(ddln.Entropy(layers).inverse([0.0]), [-7.410664e-10], rtol=1e-6)

@@ -20,10 +20,10 @@ def test_balanced_layers_have_no_imbalance():
     assert jnp.unique(layers).size == 5
 
 
-def test_imbalanced_layers_have_the_imbalance_asked_for():
-    wanted = jnp.array([[0.5, 1.0], [2.0, 0.25]])
-    layers = ddln.init.imbalanced(jnp.array([0.0, -0.3]), wanted)
-    assert jnp.allclose(ddln.imbalance(layers)[1:], wanted, rtol=1e-14)
+def test_imbalanced_layers_have_the_given_imbalance():
+    expected = jnp.array([[0.5, 1.0], [2.0, 0.25]])
+    layers = ddln.init.imbalanced(jnp.array([0.0, -0.3]), expected)
+    assert jnp.allclose(ddln.imbalance(layers)[1:], expected, rtol=1e-14)
     assert layers[0].tolist() == [0.0, -0.3]
 
 
@@ -36,7 +36,7 @@ def test_uniform_and_normal_follow_their_laws():
     assert abs(normal.std() - 0.1) < 5 * 0.1 / 200
 
 
-def test_seeds_can_be_mapped():
+def test_initialisers_can_be_vmapped_over_seeds():
     seeds = jnp.arange(3)
     drawn = jax.vmap(lambda seed: ddln.init.normal(jax.random.key(seed), 2, 4))(seeds)
     assert jnp.array_equal(drawn[2], ddln.init.normal(jax.random.key(2), 2, 4))
@@ -51,7 +51,7 @@ def test_seeds_can_be_mapped():
         (lambda: ddln.init.imbalanced([0.0, 1.0], [[1.0]]), r"must have shape \(depth − 1, 2\)"),
     ],
 )
-def test_bad_requests_are_named(call, message):
+def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddln
+from ddln.networks.layers import layer_gradient
 
 ROUNDING = 1e-13  # a few dozen products of numbers near one
 
@@ -26,9 +27,17 @@ def test_mobility_is_exact_where_layers_vanish():
     assert ddln.mobility([[0.0, 0.0], [0.0, 2.0], [3.0, 5.0]]).tolist() == [0.0, 100.0]
 
 
+@pytest.mark.parametrize("depth", [2, 3, 7])
+def test_layer_gradient_is_the_gradient_times_the_other_layers(depth):
+    layers, gradient = random_layers(depth, depth, 5), random_layers(0, 1, 5)[0]
+    layers[0, 0] = layers[1, 1] = layers[0, 1] = 0.0
+    expected = [gradient * np.prod(np.delete(layers, j, axis=0), axis=0) for j in range(depth)]
+    np.testing.assert_allclose(layer_gradient(layers, gradient), expected, rtol=ROUNDING)
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(1e-6, 1e3))
-def test_reduction_returns_the_layers_it_came_from(seed, scale):
+def test_reduction_returns_the_initial_layers(seed, scale):
     layers = random_layers(seed, 4, 7, scale)
     reduction = ddln.Reduction(layers)
     back = reduction.layers(reduction.start)
@@ -36,7 +45,7 @@ def test_reduction_returns_the_layers_it_came_from(seed, scale):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 7])
-def test_reduction_agrees_with_the_network_along_the_positions(depth):
+def test_reduction_agrees_with_the_network_at_any_coordinate(depth):
     layers = random_layers(1, depth, 6)
     layers[:, 0] = -0.7  # half-line
     layers[0, 1] = layers[1, 1] * (1 + 1e-12)  # nearly tied
@@ -50,6 +59,34 @@ def test_reduction_agrees_with_the_network_along_the_positions(depth):
     squares = there**2
     drift = (squares - squares[:1]) - (layers**2 - layers[:1] ** 2)
     np.testing.assert_allclose(drift, 0, atol=1e-13 * float(squares.max()))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5, 6])
+def test_a_point_is_the_same_from_either_coordinate(depth):
+    """Derivatives in w and in v against autodiff, for open, half-line and frozen coordinates."""
+    layers = random_layers(depth, depth, 6)
+    layers[:2, 0], layers[:2, 1] = 0.7, 0.0
+    reduction = ddln.Reduction(layers)
+    v = reduction.start + np.linspace(-1, 1, 6)
+    from_v = reduction.at(v)
+    from_w = reduction.at_smallest(from_v.smallest)
+    mobile = np.arange(6) != 1
+    np.testing.assert_allclose(reduction.coordinate(from_v.smallest)[mobile], v[mobile], rtol=1e-12)
+    for name in ("second", "remaining_product", "theta", "layers", "mobility", "dR_dv"):
+        seen, expected = getattr(from_w, name), getattr(from_v, name)
+        np.testing.assert_allclose(seen, expected, rtol=1e-12, err_msg=name)
+    w = from_v.smallest[mobile]
+    open_only = ddln.Reduction(layers[:, mobile])
+    for name in ("theta", "other_product"):
+
+        def value(w, name=name):
+            return getattr(open_only.at_smallest(w), name)
+
+        slope = jnp.diagonal(jax.jacfwd(value)(w))
+        point = open_only.at_smallest(w)
+        found = point.dtheta_dw if name == "theta" else point.dP_dw
+        np.testing.assert_allclose(found, slope, rtol=1e-12, err_msg=name)
+    assert (from_w.layers[:2, 1] == 0).all()
 
 
 def test_coordinates_are_of_three_kinds():
@@ -93,7 +130,7 @@ def test_tiny_and_huge_layers_do_not_overflow():
         ([[1j], [1.0]], "must be real, got complex"),
     ],
 )
-def test_bad_layers_are_named(layers, message):
+def test_invalid_layers_raise(layers, message):
     with pytest.raises(ValueError, match=message):
         ddln.effective_parameter(layers)
 

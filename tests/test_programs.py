@@ -1,4 +1,4 @@
-"""Compiled programs are dropped before the process has no memory maps left for more."""
+"""Compiled programs are dropped before the process runs out of memory maps."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ import ddln
 from ddln._internal import compiled_programs
 
 ROOM = 600
-"""Maps beyond those at the start from which on programs are dropped."""
+"""Maps beyond those at the start at which programs are dropped."""
 ONE = 1200
-"""Maps that a flow of a new shape adds, at most: seen 380."""
+"""The most maps that a flow of a new shape adds; 380 were measured."""
 
 needs_maps = pytest.mark.skipif(
     compiled_programs.memory_maps() is None, reason="memory maps are counted on Linux only"
@@ -50,11 +50,11 @@ def test_memory_maps_stay_bounded_over_many_shapes(monkeypatch):
 
 @pytest.fixture
 def drops(monkeypatch):
-    """How often programs were dropped; that they are is left out."""
+    """Record the calls of `jax.clear_caches` in place of making them."""
     times = []
     monkeypatch.setattr(jax, "clear_caches", lambda: times.append(1))
-    monkeypatch.setattr(compiled_programs._Counts, "looked", 0)
-    monkeypatch.setattr(compiled_programs._Counts, "dropped", 0)
+    monkeypatch.setattr(compiled_programs._Compiled, "since_count", 0)
+    monkeypatch.setattr(compiled_programs._Compiled, "since_drop", 0)
     return times
 
 
@@ -65,7 +65,7 @@ def test_programs_are_kept_while_there_is_room(drops, monkeypatch):
     assert not drops
 
 
-def test_maps_are_counted_only_after_something_was_compiled(drops, monkeypatch):
+def test_maps_are_counted_only_after_compilations(drops, monkeypatch):
     monkeypatch.setattr(compiled_programs, "memory_maps", lambda: (33_000, 65_530))
     compiled_programs.drop_programs()
     assert not drops
@@ -75,25 +75,25 @@ def test_maps_are_counted_only_after_something_was_compiled(drops, monkeypatch):
     assert len(drops) == 1
 
 
-def test_programs_are_counted_where_maps_cannot_be(drops, monkeypatch):
+def test_programs_are_dropped_by_number_without_a_count_of_maps(drops, monkeypatch):
     monkeypatch.setattr(compiled_programs, "memory_maps", lambda: None)
     compile_programs(10)
     compiled_programs.drop_programs()
     assert not drops
-    monkeypatch.setattr(compiled_programs, "_MOST_PROGRAMS", 20)
+    monkeypatch.setattr(compiled_programs, "_MAX_PROGRAMS", 20)
     compile_programs(25)
     compiled_programs.drop_programs()
     assert len(drops) == 1
 
 
-def test_nothing_is_dropped_while_something_is_traced(drops, monkeypatch):
+def test_no_program_is_dropped_under_a_transformation(drops, monkeypatch):
     monkeypatch.setattr(compiled_programs, "memory_maps", lambda: (1, 1))
     compile_programs(10)
     jax.jit(lambda x: (compiled_programs.drop_programs(), x)[1])(1.0)
     assert not drops
 
 
-@pytest.mark.parametrize("missing", ["_MAPS", "_MOST"])
+@pytest.mark.parametrize("missing", ["_MAPS", "_MAX_MAPS"])
 def test_maps_of_other_systems_are_not_counted(missing, monkeypatch, tmp_path):
     monkeypatch.setattr(compiled_programs, missing, tmp_path / "none")
     assert compiled_programs.memory_maps() is None
@@ -114,7 +114,7 @@ print(dict(dataset["gap"].sizes), bool((dataset["status"] == 0).all()))
 
 @pytest.mark.slow
 def test_a_sweep_over_two_hundred_shapes_ends(tmp_path):
-    """Each is a program of its own, of 1,000 to 1,800 memory maps."""
+    """Each shape compiles programs with 1,000 to 1,800 memory maps."""
     done = subprocess.run(
         [sys.executable, "-c", SWEEP],
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},

@@ -1,5 +1,6 @@
-"""Input validation and file handling shared by all packages.
+"""Helpers that all packages share and no user calls.
 
-`validation` checks and converts arrays and numbers from users; `files` reads and writes files
-atomically; `display` asks `ddln.plotting` for what a notebook shows, and `html` builds it.
+`validation` checks and converts user input; `files` writes files atomically and reads untrusted
+ones; `random` makes keys from seeds; `compiled_programs` bounds the memory maps of JAX's programs;
+`display` finds the notebook display of an object, and `html` builds it.
 """

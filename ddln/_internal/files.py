@@ -1,5 +1,4 @@
-"""Files that appear whole or not at all, files not to be trusted, and locks that die with their
-holder."""
+"""Write files atomically, read files of bounded size, and lock files for the life of a process."""
 
 import contextlib
 import errno
@@ -15,8 +14,13 @@ _TEMPORARY = ".part"
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> str:
-    """Writes a file under a temporary name, then renames it; returns its SHA-256."""
-    # A name of its own: on a cluster another process may be writing the same file.
+    """Write a file under a temporary name, rename it, and return its SHA-256.
+
+    Args:
+        target: the file's name.
+        write: writes the content to the path that it gets.
+    """
+    # The name is unique: on a cluster another process may be writing the same file.
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         write(temporary)
@@ -30,26 +34,26 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> str:
     return digest
 
 
-def read_limited(path: Path, most: int) -> bytes:
-    """The bytes of a file.
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """Read the bytes of a file.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
+        OSError: the file cannot be read, is not a regular file, or has more than `max_bytes` bytes.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes:,} bytes", str(path))
     return content
 
 
 def refuse_links(folder: Path) -> None:
-    """Sees to it that a folder's files are its own.
+    """Check that a folder holds no symbolic links.
 
     Raises:
-        ValueError: something below it is a symbolic link.
+        ValueError: a file or folder below it is a symbolic link.
     """
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -57,13 +61,13 @@ def refuse_links(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a process left under temporary names when it was killed."""
-    for left_over in folder.rglob(f"*{_TEMPORARY}"):
-        left_over.unlink()
+    """Remove the temporary files of processes that were killed."""
+    for temporary in folder.rglob(f"*{_TEMPORARY}"):
+        temporary.unlink()
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read."""
+    """SHA-256 of a file; an empty string if the file cannot be read."""
     try:
         return sha256_of(path)
     except OSError:
@@ -74,14 +78,14 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def try_lock(file: BinaryIO) -> bool:
-    """Locks an open file for this process; False where another one has it."""
+    """Lock an open file for this process; return False if another process holds the lock."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -100,7 +104,7 @@ def try_lock(file: BinaryIO) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename outlive a power cut, where the system lets a folder be opened."""
+    """Flush a rename to the disk, if the system can open a folder."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
-"""Seeds become the same numbers everywhere, whatever jax's settings are.
+"""Draw the same random numbers from a seed whatever JAX's settings are.
 
-The environment can choose another generator (`JAX_DEFAULT_PRNG_IMPL`), another way of cutting up
+Environment variables can select another generator (`JAX_DEFAULT_PRNG_IMPL`), another partition of
 its stream (`JAX_THREEFRY_PARTITIONABLE`) and an offset to every seed (`JAX_RANDOM_SEED_OFFSET`).
-None of these may change what a config stands for.
+None of these may change the numbers of a config.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ _GENERATOR = "threefry2x32"
 
 
 def key_from_seed(seed: Any) -> Any:
-    """The key that `jax.random.key(seed)` is under jax's default settings.
+    """The key that `jax.random.key(seed)` returns under JAX's default settings.
 
     Args:
-        seed: 0 ≤ seed < 2³², may be traced.
+        seed: an integer, 0 ≤ seed < 2³²; may be traced.
 
     >>> import jax
     >>> bool(key_from_seed(2**32 - 1) == jax.random.key(2**32 - 1))
@@ -30,7 +30,7 @@ def key_from_seed(seed: Any) -> Any:
 
 
 def fix_generator() -> None:
-    """Undo what the environment says of generators, for the whole process."""
+    """Select JAX's default generator for the whole process, whatever the environment selects."""
     import jax
 
     jax.config.update("jax_default_prng_impl", _GENERATOR)
@@ -40,10 +40,10 @@ def fix_generator() -> None:
 
 @contextlib.contextmanager
 def fixed_generator() -> Iterator[None]:
-    """Draw with jax's default generator while the context lasts; also a decorator.
+    """Draw with JAX's default generator while the context lasts; also a decorator.
 
-    Keys carry their generator, but how its stream is cut up is decided when a program is compiled:
-    the context must last until the program has run.
+    A key carries its generator, but compilation fixes the partition of its stream: the context must
+    last until the program has run.
     """
     import jax
 

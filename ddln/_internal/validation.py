@@ -1,4 +1,4 @@
-"""The door: what comes in becomes a floating-point array of the right shape, or one clear error."""
+"""Validate user input and convert it to floating-point arrays of the right shape."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +16,21 @@ ArrayLike = jaxtyping.ArrayLike | Sequence[Any]
 
 
 def is_concrete(*arrays: object) -> bool:
-    """Whether the values can be looked at now, that is, outside `jit`, `vmap` and `grad`."""
+    """Whether all arrays have values, that is, none is traced by `jit`, `vmap` or `grad`."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
 def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
-    """`values` as a floating-point array of `ndim` dimensions, finite where that can be seen.
+    """Convert `values` to a floating-point array of `ndim` dimensions.
 
-    Half precision becomes single, since LAPACK has no half.
+    Half precision becomes single, since LAPACK has no half precision.
+
+    Raises:
+        ValueError: the values are not real numbers, have another number of dimensions, or are
+            concrete and not finite.
     """
-    is_of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
-    if not is_of_jax and type(values) not in (float, complex):  # whose types are weak
+    is_jax_array = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
+    if not is_jax_array and type(values) not in (float, complex):  # their types are weak
         values = as_numpy_floats(name, values)
     array = jnp.asarray(values)
     if array.dtype not in (jnp.float32, jnp.float64):
@@ -34,18 +38,18 @@ def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
     if array.ndim != ndim:
         raise ValueError(f"`{name}` must have {ndim} dimension(s), got shape {array.shape}.")
     if is_concrete(array):
-        # In NumPy: even on constants, what jax.numpy computes inside `jit` is traced. By parts: one
-        # that is cut over devices may be too large for any, or partly another process's.
-        for part in array.addressable_shards:
-            refuse_infinite(name, np.asarray(part.data), [axis.start or 0 for axis in part.index])
+        # By NumPy: inside `jit`, jax.numpy traces even what it computes of constants. By shards: a
+        # sharded array may be too large for one device, or partly in another process.
+        for shard in array.addressable_shards:
+            refuse_infinite(name, np.asarray(shard.data), [axis.start or 0 for axis in shard.index])
     return array
 
 
 def as_numpy_floats(name: str, values: ArrayLike) -> np.ndarray:
-    """`values` as a floating-point NumPy array of a type that JAX has, in native byte order.
+    """Convert `values` to a NumPy array of JAX's floating-point types, in native byte order.
 
     Raises:
-        ValueError: they are not real numbers, some are masked, or too large for that type.
+        ValueError: the values are not real numbers, some are masked, or some overflow that type.
     """
     if np.ma.is_masked(values):
         raise ValueError(f"`{name}` must have no masked entries.")
@@ -56,7 +60,7 @@ def as_numpy_floats(name: str, values: ArrayLike) -> np.ndarray:
     dtype = _float_type(name, array.dtype)
     if array.dtype == dtype:
         return array
-    with np.errstate(over="ignore", invalid="ignore"):  # of signalling NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaN are invalid
         floats = array.astype(dtype)
     lost = np.isfinite(array) & ~np.isfinite(floats)
     if lost.any():
@@ -66,24 +70,24 @@ def as_numpy_floats(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _float_type(name: str, dtype: np.dtype) -> np.dtype:
-    """The type that numbers of this one are computed in."""
+    """The type to compute with for input of type `dtype`."""
     if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise ValueError(f"`{name}` must be real, got {dtype}.")
     is_short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
     return np.dtype(np.float32) if is_short else jnp.result_type(float)
 
 
-def refuse_infinite(name: str, values: np.ndarray, first: Sequence[int]) -> None:
-    """Raise a ValueError at the first entry that is not finite; `first`: the index of the first."""
+def refuse_infinite(name: str, values: np.ndarray, offset: Sequence[int]) -> None:
+    """Raise a ValueError if an entry is not finite; `offset` is the index of the first entry."""
     if not np.isfinite(values).all():
         inside = np.argwhere(~np.isfinite(values))[0]
-        where = tuple(int(i) + k for i, k in zip(inside, first, strict=True))
+        where = tuple(int(i) + k for i, k in zip(inside, offset, strict=True))
         value = values[tuple(inside)]
         raise ValueError(f"`{name}` must be finite, got {value} at index {where}.")
 
 
 def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth dim"]:
-    """`layers` as an array of shape (depth, dim), with depth ≥ 2 and dim ≥ 1, or the given one."""
+    """Convert `layers` to an array of shape (depth, dim), depth ≥ 2; dim ≥ 1 or as given."""
     shape = _shape("layers", layers)
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
         raise ValueError(
@@ -95,7 +99,7 @@ def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth 
 
 
 def as_vector(name: str, values: ArrayLike, size: int) -> Float[Array, " dim"]:
-    """`values` as a vector of `size` entries."""
+    """Convert `values` to a vector of `size` entries."""
     if (shape := _shape(name, values)) != (size,):
         raise ValueError(f"`{name}` must have shape ({size},), got {shape}.")
     return as_floats(name, values, 1)
@@ -109,7 +113,10 @@ def _shape(name: str, values: ArrayLike) -> tuple[int, ...]:
 
 
 def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
-    """`values`; where `wrong`, a `ValueError` if that can be seen now and NaN if it is traced."""
+    """Return `values` unless an entry of `wrong` is true.
+
+    A concrete `wrong` then raises a ValueError with the message, a traced one yields NaN there.
+    """
     if is_concrete(wrong):
         if np.asarray(wrong).any():
             raise ValueError(message)
@@ -120,7 +127,7 @@ def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
 def largest(
     values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> Array:
-    """The largest value; NaN where one of them is.
+    """The largest value; NaN if any value is NaN.
 
     `jnp.max` alone loses NaN among 4,096 numbers or more on CPUs (jaxlib 0.10.2).
 
@@ -134,7 +141,7 @@ def largest(
 def smallest(
     values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> Array:
-    """The smallest value; NaN where one of them is. See `largest`.
+    """The smallest value; NaN if any value is NaN. See `largest`.
 
     >>> float(smallest(jnp.ones(5000).at[7].set(jnp.nan)))
     nan
@@ -143,6 +150,6 @@ def smallest(
 
 
 def as_positive(name: str, value: Number) -> Float[Array, ""]:
-    """`value` as a number > 0; NaN where it is traced and is not."""
+    """Convert `value` to a number > 0; a traced number ≤ 0 becomes NaN."""
     number = as_floats(name, value, 0)
     return refuse(number <= 0, f"`{name}` must be > 0, got {number}.", number)

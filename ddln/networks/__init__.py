@@ -1,8 +1,10 @@
 """Deep diagonal linear networks and the geometry they induce on the effective parameter.
 
 A network is an array of layers, shape (depth, dim), with effective parameter θ = u¹ ⊙ … ⊙ u^L.
-`layers` defines θ, the imbalances, the mobility and the reduced coordinates; `init` draws initial
-layers; `entropy` evaluates the entropy Q of Theorem 1, its mirror map, conjugate and divergence.
+`layers` defines θ, its chain rule, the imbalances and the mobility; `reparametrisation` reduces
+each coordinate to one number; `init` draws initial layers; `entropy` evaluates the entropy Q of
+Theorem 1, its mirror map, conjugate and divergence, by way of `_coordinate_maps`,
+`_inverse_mirror_map` and `_quadrature`.
 
 Public: `ddln.effective_parameter`, `ddln.imbalance`, `ddln.mobility`, `ddln.coordinate_kinds`,
 `ddln.describe`, `ddln.Reduction`, `ddln.init`, `ddln.Entropy`.

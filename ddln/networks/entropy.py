@@ -26,9 +26,9 @@ from ddln.networks.reparametrisation import Reduction
 class Entropy(eqx.Module):
     """Q of a network, as a function of θ, anchored at the network's initialisation.
 
-    Each coordinate of θ ranges over the line or over a closed half-line. At the end 0 of a half-line
-    Q is finite and ∇Q infinite. A frozen coordinate has no entropy: Q is defined only at θ_k = 0,
-    where it adds 0.
+    Each coordinate of θ ranges over the line, or over a closed half-line at whose end 0 Q is finite
+    and ∇Q infinite. A frozen coordinate has no entropy: Q is defined only at θ_k = 0, where it adds
+    0.
 
     Args:
         layers: the initial layers, shape (depth, dim).

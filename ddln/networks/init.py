@@ -1,8 +1,8 @@
 """Initial layers: arrays of shape (depth, dim), drawn with an explicit key.
 
-A *law* is how single weights are drawn: any `law(key, shape) -> array`, for instance
-`functools.partial(jax.random.uniform, minval=0.5, maxval=1.2)` or `jax.random.normal`.
-Scaling is multiplication: `1.4 * layers` is the same network at 1.4 times the scale.
+A *law* draws single weights: any `law(key, shape) -> array`, for instance `jax.random.normal` or
+`functools.partial(jax.random.uniform, minval=0.5, maxval=1.2)`. Multiplication rescales: `1.4 *
+layers` is the same network at 1.4 times the scale.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,11 @@ def _check_shape(depth: int, dim: int) -> None:
 
 
 def constant(depth: int, dim: int, value: Number) -> Float[Array, "depth dim"]:
-    """Every weight equal to `value`: balanced, on the half-line of its sign.
+    """Set every weight to `value`: balanced layers, θ_k on a half-line.
+
+    Args:
+        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        value: any number; at 0 every coordinate is frozen.
 
     >>> ddln.init.constant(2, 3, 0.1).shape
     (2, 3)
@@ -38,7 +42,12 @@ def constant(depth: int, dim: int, value: Number) -> Float[Array, "depth dim"]:
 def balanced(
     key: PRNGKeyArray, depth: int, dim: int, *, law: Law = _positive
 ) -> Float[Array, "depth dim"]:
-    """All layers equal to one draw of shape (dim,): every imbalance is zero.
+    """Draw one layer and repeat it: every imbalance is zero.
+
+    Args:
+        key: from `jax.random.key`.
+        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        law: draws the layer; uniform on [0.5, 1.2) by default.
 
     >>> layers = ddln.init.balanced(jax.random.key(0), 3, 4)
     >>> bool((ddln.imbalance(layers) == 0).all())
@@ -51,7 +60,12 @@ def balanced(
 def independent(
     key: PRNGKeyArray, depth: int, dim: int, *, law: Law = jax.random.normal
 ) -> Float[Array, "depth dim"]:
-    """Every weight drawn on its own: almost surely every coordinate is open.
+    """Draw every weight independently: almost surely every coordinate is open.
+
+    Args:
+        key: from `jax.random.key`.
+        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        law: draws the weights; standard normal by default.
 
     >>> layers = ddln.init.independent(jax.random.key(0), 3, 4)
     >>> print(ddln.describe(layers))
@@ -64,7 +78,7 @@ def independent(
 def uniform(
     key: PRNGKeyArray, depth: int, dim: int, *, low: Number = -1.0, high: Number = 1.0
 ) -> Float[Array, "depth dim"]:
-    """Independent weights, uniform on [low, high).
+    """Draw independent weights, uniform on [low, high).
 
     >>> bool((ddln.init.uniform(jax.random.key(0), 2, 5, low=0.5, high=1.2) >= 0.5).all())
     True
@@ -75,7 +89,7 @@ def uniform(
 def normal(
     key: PRNGKeyArray, depth: int, dim: int, *, mean: Number = 0.0, std: Number = 1.0
 ) -> Float[Array, "depth dim"]:
-    """Independent weights, normal with the given mean and standard deviation.
+    """Draw independent weights, normal with the given mean and standard deviation.
 
     >>> ddln.init.normal(jax.random.key(0), 2, 5, std=0.1).shape
     (2, 5)
@@ -86,7 +100,12 @@ def normal(
 def zero_first_layer(
     key: PRNGKeyArray, depth: int, dim: int, *, law: Law = _positive
 ) -> Float[Array, "depth dim"]:
-    """First layer zero, the others independent: θ(0) = 0 at every scale.
+    """Draw all layers but the first, which is zero: θ(0) = 0 at every scale.
+
+    Args:
+        key: from `jax.random.key`.
+        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        law: draws the weights of the other layers; uniform on [0.5, 1.2) by default.
 
     Source: the initialisation of Figure 4, arXiv 2412.16765 (there the law is unspecified).
 
@@ -100,7 +119,7 @@ def zero_first_layer(
 
 
 def imbalanced(smallest: ArrayLike, imbalance: ArrayLike) -> Float[Array, "depth dim"]:
-    """Layers with the given smallest one and conserved imbalances, all others positive.
+    """Build layers from the smallest one and the conserved imbalances; all others are positive.
 
     Args:
         smallest: first layer, shape (dim,).
@@ -126,11 +145,11 @@ def imbalanced(smallest: ArrayLike, imbalance: ArrayLike) -> Float[Array, "depth
 
 
 def signed(positive: ArrayLike, negative: ArrayLike | None = None) -> Float[Array, "depth both"]:
-    """The layers of a signed model ∏u − ∏v side by side: u, then v, equal to it by default.
+    """Put the layers of a signed model ∏u − ∏v side by side: u, then v.
 
     Args:
         positive: u, shape (depth, dim).
-        negative: v, shape (depth, dim).
+        negative: v, shape (depth, dim); u by default.
 
     Returns:
         Layers of shape (depth, 2 · dim), for `ddln.signed(problem)`.
