@@ -1,8 +1,8 @@
-"""What does the mirror map cost, there and back? 10⁶ coordinates of a random network of depth 6.
+"""Time the mirror map and its inverse for 10⁶ coordinates of a random network of depth 6.
 
-Beside it, of the same numbers: SciPy's `quad`, and `brentq` on it for the inverse, one coordinate
-at a time (on a sample); and Gauss–Legendre with 200 nodes in NumPy, all coordinates at once, which
-has no inverse and does not know its own error.
+The alternatives evaluate the same numbers. SciPy's `quad`, with `brentq` on it for the inverse,
+takes one coordinate at a time and runs on a sample. Gauss–Legendre with 200 nodes in NumPy takes
+all coordinates at once; it has no inverse and no error estimate.
 """
 
 import time
@@ -20,69 +20,67 @@ DEPTH, DIM, SAMPLE, REPEATS = 6, 1_000_000, 100, 5
 
 
 def per_coordinate(call: Callable[[], object], count: int, repeats: int = REPEATS) -> list[float]:
-    """Nanoseconds per coordinate, of each repeat after a first one."""
+    """Nanoseconds per coordinate of each repeat, after one call that compiles."""
     jax.block_until_ready(call())
-    taken = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(call())
-        taken.append((time.perf_counter() - start) / count * 1e9)
-    return taken
+        times.append((time.perf_counter() - start) / count * 1e9)
+    return times
 
 
 def gauss_legendre(layers: np.ndarray, theta: np.ndarray, start: np.ndarray, end: np.ndarray):
     """∫ ds / Π √(s² + λ_j) from w(0) to w with 200 nodes in asinh(s/√λ_min), block by block."""
     squares = np.sort(layers**2, axis=0)
-    gaps = squares[1:] - squares[:1]
-    unit = np.sqrt(gaps[0])
+    imbalances = squares[1:] - squares[:1]
+    sqrt_min_imbalance = np.sqrt(imbalances[0])
     nodes, weights = np.polynomial.legendre.leggauss(200)
-    low, high = np.arcsinh(start / unit), np.arcsinh(end / unit)
+    low, high = (np.arcsinh(w / sqrt_min_imbalance) for w in (start, end))
     total = np.empty_like(theta)
     for block in np.array_split(np.arange(theta.size), max(1, theta.size // 2000)):
         half, middle = (high - low)[block] / 2, (high + low)[block] / 2
-        w = unit[block] * np.sinh(middle + half * nodes[:, None])
-        rest = np.sqrt(np.prod(w[:, None] ** 2 + gaps[None, 1:, block], axis=1))
-        total[block] = half * (weights @ (1 / rest))
+        w = sqrt_min_imbalance[block] * np.sinh(middle + half * nodes[:, None])
+        remaining = np.sqrt(np.prod(w[:, None] ** 2 + imbalances[None, 1:, block], axis=1))
+        total[block] = half * (weights @ (1 / remaining))
     return total
 
 
 def rows() -> Iterator[tuple[str, list[float], float]]:
-    """What was measured, its repeats in ns per coordinate, and its largest relative error."""
+    """Name, repeats in ns per coordinate, and largest relative error of each method."""
     rng = np.random.default_rng(0)
     layers = rng.normal(size=(DEPTH, DIM))
     theta = layers.prod(axis=0) * rng.uniform(-3, 3, DIM)
     entropy = ddln.Entropy(layers)
-    there = eqx.filter_jit(lambda entropy, x: entropy.mirror_map(x))
-    back = eqx.filter_jit(lambda entropy, x: entropy.inverse(x))
-    dual = np.asarray(there(entropy, theta))
+    mirror_map = eqx.filter_jit(lambda entropy, x: entropy.mirror_map(x))
+    inverse = eqx.filter_jit(lambda entropy, x: entropy.inverse(x))
+    dual = np.asarray(mirror_map(entropy, theta))
     condition = np.maximum(1, np.abs(dual / np.asarray(entropy.hessian(theta)) / theta))
 
     reduction = entropy.reduction
-    position = ddln.networks._coordinate_maps.coordinate_of_theta(
-        jax.numpy.asarray(theta), reduction
-    )
-    start, end = (np.asarray(reduction.smallest(v)) for v in (reduction.start, position))
+    v_end = ddln.networks._coordinate_maps.coordinate_of_theta(jax.numpy.asarray(theta), reduction)
+    start, end = (np.asarray(reduction.smallest(v)) for v in (reduction.start, v_end))
 
-    def one(k, stop):
+    def by_quad(k, stop):
         squares = np.sort(layers[:, k] ** 2)
-        gaps = squares[1:] - squares[0]
+        imbalances = squares[1:] - squares[0]
 
         def density(s):
-            return 1 / np.sqrt(np.prod(s * s + gaps))
+            return 1 / np.sqrt(np.prod(s * s + imbalances))
 
         return quad(density, start[k], stop, epsabs=0, epsrel=1e-12, limit=200)[0]
 
-    def invert(k):
+    def by_brentq(k):
         far = 10 * (abs(end[k]) + abs(start[k]))
-        return brentq(lambda w: one(k, w) - dual[k], -far, far, xtol=1e-300, rtol=1e-12)
+        return brentq(lambda w: by_quad(k, w) - dual[k], -far, far, xtol=1e-300, rtol=1e-12)
 
     chosen = np.arange(SAMPLE)
     with np.errstate(all="ignore"):
-        scipy = np.array([one(k, end[k]) for k in chosen])
+        scipy = np.array([by_quad(k, end[k]) for k in chosen])
         numpy = gauss_legendre(layers, theta, start, end)
         error = np.max(np.abs(dual[chosen] / scipy - 1))
-        found = np.asarray(back(entropy, dual))
-        yield "mirror map, ddln", per_coordinate(lambda: there(entropy, theta), DIM), error
+        found = np.asarray(inverse(entropy, dual))
+        yield "mirror map, ddln", per_coordinate(lambda: mirror_map(entropy, theta), DIM), error
         yield (
             "mirror map, NumPy Gauss–Legendre",
             per_coordinate(lambda: gauss_legendre(layers, theta, start, end), DIM, 1),
@@ -90,17 +88,17 @@ def rows() -> Iterator[tuple[str, list[float], float]]:
         )
         yield (
             "mirror map, SciPy quad",
-            per_coordinate(lambda: [one(k, end[k]) for k in chosen], SAMPLE),
+            per_coordinate(lambda: [by_quad(k, end[k]) for k in chosen], SAMPLE),
             0.0,
         )
         yield (
             "inverse, ddln",
-            per_coordinate(lambda: back(entropy, dual), DIM),
+            per_coordinate(lambda: inverse(entropy, dual), DIM),
             np.max(np.abs(found / theta - 1) / condition),
         )
         yield (
             "inverse, SciPy brentq on quad",
-            per_coordinate(lambda: [invert(k) for k in chosen[:20]], 20),
+            per_coordinate(lambda: [by_brentq(k) for k in chosen[:20]], 20),
             np.nan,
         )
 
@@ -113,8 +111,11 @@ def table() -> str:
         "| | ns per coordinate, median (least–most) | largest relative error |",
         "|---|---|---|",
     ]
-    for name, taken, error in rows():
-        spread = f"{np.median(taken):,.0f} ({min(taken):,.0f}–{max(taken):,.0f})"
+    for name, times, error in rows():
+        spread = f"{np.median(times):,.0f} ({min(times):,.0f}–{max(times):,.0f})"
         lines.append(f"| {name} | {spread} | {f'{error:.1e}' if error > 0 else '–'} |")
-    lines += ["", "Errors: of ddln's mirror map against SciPy's, of NumPy's against ddln's;"]
-    return "\n".join([*lines, "of the inverse after the mirror map, over the condition number."])
+    lines += [
+        "",
+        "Errors of ddln's mirror map are against SciPy's, those of NumPy's against ddln's;",
+    ]
+    return "\n".join([*lines, "those of the inverse are divided by the condition number."])

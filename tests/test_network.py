@@ -29,10 +29,12 @@ def test_mobility_is_exact_where_layers_vanish():
 
 @pytest.mark.parametrize("depth", [2, 3, 7])
 def test_layer_gradient_is_the_gradient_times_the_other_layers(depth):
-    layers, gradient = random_layers(depth, depth, 5), random_layers(0, 1, 5)[0]
+    layers, gradient = random_layers(depth, depth, 5), jnp.asarray(random_layers(0, 1, 5)[0])
     layers[0, 0] = layers[1, 1] = layers[0, 1] = 0.0
     expected = [gradient * np.prod(np.delete(layers, j, axis=0), axis=0) for j in range(depth)]
-    np.testing.assert_allclose(layer_gradient(layers, gradient), expected, rtol=ROUNDING)
+    np.testing.assert_allclose(
+        layer_gradient(jnp.asarray(layers), gradient), expected, rtol=ROUNDING
+    )
 
 
 @settings(max_examples=50, deadline=None)
