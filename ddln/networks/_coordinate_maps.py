@@ -101,12 +101,12 @@ def coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
 
 @coordinate_of_theta.def_jvp
 def _coordinate_of_theta_jvp(
-    primals: tuple[Vector, Reduction], tangents: tuple[Vector, Any]
+    primals: tuple[Vector, Reduction], tangents: tuple[Tangent, Any]
 ) -> tuple[Vector, Vector]:
     (theta, reduction), (theta_dot, reduction_dot) = primals, tangents
     refuse_layer_derivative(reduction_dot)
     v = coordinate_of_theta(theta, reduction)
-    return v, theta_dot / reduction.dtheta_dv(v)
+    return v, or_zero(theta_dot, theta) / reduction.dtheta_dv(v)
 
 
 def _coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
@@ -128,7 +128,7 @@ def _coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
     return jnp.where(jnp.isnan(theta), jnp.nan, v)
 
 
-def _log_start(log_theta: Vector, imbalances: Float[Array, "depth-1 dim"]) -> Vector:
+def _log_start(log_theta: Vector, imbalances: Float[Array, "others dim"]) -> Vector:
     """log w at which the maximum of straight lines reaches log|θ|."""
     halves = jnp.log(imbalances) / 2
     offsets = jnp.concatenate(
@@ -142,7 +142,7 @@ def _log_step(
     state: NewtonState,
     *,
     log_theta: Vector,
-    imbalances: Float[Array, "depth-1 dim"],
+    imbalances: Float[Array, "others dim"],
 ) -> NewtonState:
     """A Newton step for log w + ½ Σ log(w² + λ_j) = log|θ|."""
     x, is_active, count = state
@@ -258,10 +258,10 @@ def conjugate(v: Vector, step: Vector, reduction: Reduction) -> Vector:
 @conjugate.def_jvp
 def _conjugate_jvp(
     primals: tuple[Vector, Vector, Reduction],
-    tangents: tuple[Vector, Tangent, Any],
+    tangents: tuple[Tangent, Tangent, Any],
 ) -> tuple[Vector, Vector]:
     """w g dv: from w itself, since a small w is lost beside w(0) in w(0) plus its change."""
     (v, step, reduction), (v_dot, _, reduction_dot) = primals, tangents
     refuse_layer_derivative(reduction_dot)
     point = reduction.at(v)
-    return conjugate(v, step, reduction), point.smallest * point.second * v_dot
+    return conjugate(v, step, reduction), point.smallest * point.second * or_zero(v_dot, v)

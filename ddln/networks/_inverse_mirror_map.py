@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddln.networks import _quadrature
-from ddln.networks._elementwise import NewtonState, in_blocks, newton, refuse_layer_derivative
+from ddln.networks._elementwise import (
+    NewtonState,
+    Tangent,
+    in_blocks,
+    newton,
+    or_zero,
+    refuse_layer_derivative,
+)
 from ddln.networks._quadrature import Mask, Vector
 from ddln.networks.reparametrisation import Reduction
 
@@ -36,12 +43,12 @@ def coordinate_and_step_of_dual(xi: Vector, reduction: Reduction) -> tuple[Vecto
 
 @coordinate_and_step_of_dual.def_jvp
 def _coordinate_and_step_of_dual_jvp(
-    primals: tuple[Vector, Reduction], tangents: tuple[Vector, Any]
+    primals: tuple[Vector, Reduction], tangents: tuple[Tangent, Any]
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, None]]:
     (xi, reduction), (xi_dot, reduction_dot) = primals, tangents
     refuse_layer_derivative(reduction_dot)
     v, step, in_range = coordinate_and_step_of_dual(xi, reduction)
-    v_dot = xi_dot * reduction.remaining_product(v)
+    v_dot = or_zero(xi_dot, xi) * reduction.remaining_product(v)
     return (v, step, in_range), (v_dot, v_dot, None)
 
 

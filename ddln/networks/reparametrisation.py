@@ -172,7 +172,7 @@ class ReducedPoint(eqx.Module):
     """g = √(w² + λ_min) = dw/dv."""
 
     @property
-    def remaining_squares(self) -> Float[Array, "depth-2 dim *batch"]:
+    def remaining_squares(self) -> Float[Array, "remaining dim *batch"]:
         """w² + λ_j of all layers but the smallest two, ascending."""
         return self.smallest[None] ** 2 + self.reduction.other_imbalances
 
@@ -188,9 +188,10 @@ class ReducedPoint(eqx.Module):
 
     @property
     def _remaining_factors(self) -> list[Float[Array, "dim *batch"]]:
-        squares = list(self.remaining_squares)
         # One root for two layers: the product of more squares could overflow or underflow.
-        return [_sqrt(math.prod(squares[i : i + 2])) for i in range(0, len(squares), 2)]
+        squares, one = list(self.remaining_squares), jnp.ones_like(self.smallest)
+        pairs = (squares[i : i + 2] for i in range(0, len(squares), 2))
+        return [_sqrt(math.prod(pair, start=one)) for pair in pairs]
 
     @property
     def theta(self) -> Float[Array, "dim *batch"]:
