@@ -1,7 +1,6 @@
-"""Deep diagonal linear networks in JAX: their flows, their entropies, and every theorem checked.
+"""Deep diagonal linear networks in JAX: flows, entropies, and every theorem checked on every run.
 
-Names are imported when first used, so that `import ddln` costs nothing and the command line answers
-at once.
+Names are imported on first use, so that `import ddln` and `ddln --help` are fast.
 """
 
 import importlib
@@ -61,18 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "verification.flow_certificates": ("certify",),
-    "verification.claims": ("Certificates", "Claim"),
-    "config.experiment": ("Experiment", "load"),
-    "problems.custom": ("from_function",),
-    "solvers.gradient_descent": ("Descent", "descend"),
-    "solvers.batched_flow": ("Flows", "gradient_flows"),
     "networks.entropy": ("Entropy",),
-    "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
-    "theory.assumptions": ("check_hypotheses",),
-    "sweeps.compute": ("run", "sweep"),
-    "problems.convex": ("exponential", "huber", "logistic", "poisson"),
-    "solvers.mirror_descent": ("mirror_descent",),
     "networks.reparametrisation": ("Reduction",),
     "networks.layers": (
         "coordinate_kinds",
@@ -81,13 +69,24 @@ _HOMES = {
         "imbalance",
         "mobility",
     ),
+    "problems.custom": ("from_function",),
+    "problems.convex": ("exponential", "huber", "logistic", "poisson"),
+    "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
+    "config.experiment": ("Experiment", "load"),
+    "solvers.gradient_descent": ("Descent", "descend"),
+    "solvers.batched_flow": ("Flows", "gradient_flows"),
+    "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
+    "solvers.mirror_descent": ("mirror_descent",),
     "solvers.optimisers": ("optimiser",),
     "solvers.gradient_estimators": ("Sampling", "SharpnessAware"),
-    "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
-    "plotting.entropy_profile": ("entropy_profile",),
-    "verification.descent_certificates": ("discretisation_order",),
     "solvers.sde": ("Diffusion", "stochastic_flow"),
+    "theory.assumptions": ("check_hypotheses",),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
+    "verification.flow_certificates": ("certify",),
+    "verification.claims": ("Certificates", "Claim"),
+    "verification.descent_certificates": ("discretisation_order",),
+    "sweeps.compute": ("run", "sweep"),
+    "plotting.entropy_profile": ("entropy_profile",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {

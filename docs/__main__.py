@@ -156,27 +156,38 @@ def _links(members: list[type[BaseModel]]) -> str:
 
 
 def api() -> str:
-    """Every exported name under its module, whose own words come first."""
+    """Every exported name, package by package; modules that are called by name come last."""
     lines = []
-    for module in dict.fromkeys([*ddln._HOMES, *WHOLE]):
-        prefix = f"ddln.{module}" if module in WHOLE else "ddln"
-        names = _functions(module) if module in WHOLE else list(ddln._HOMES[module])
-        lines += [f"## {module}", ""]
-        lines += [f"::: ddln.{module}", "    options:", "      members: false"]
-        lines += ["      show_root_heading: false", "      show_root_toc_entry: false", ""]
-        lines += [f"::: {prefix}.{name}\n" for name in names]
+    for module, names in ddln._HOMES.items():
+        lines += _section(module, [f"ddln.{name}" for name in names])
+    for name in WHOLE:
+        module = ddln._MODULES[name]
+        lines += _section(module, [f"ddln.{module}.{member}" for member in _members_of(module)])
     return "\n".join(lines)
 
 
-def _functions(module: str) -> list[str]:
-    """What a module, or a package of one, defines for others."""
+def _section(module: str, names: list[str]) -> list[str]:
+    heading = f"""## {module}
+
+::: ddln.{module}
+    options:
+      members: false
+      show_root_heading: false
+      show_root_toc_entry: false
+"""
+    return [heading, *(f"::: {name}\n" for name in names)]
+
+
+def _members_of(module: str) -> list[str]:
+    """The functions and classes of a module, its own or from a private module beside it."""
     home = f"ddln.{module}"
+    private = f"{home.rpartition('.')[0]}._"
     return [
         name
         for name, value in vars(importlib.import_module(home)).items()
         if not name.startswith("_")
         and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__.startswith(home)
+        and value.__module__.startswith((home, private))
     ]
 
 

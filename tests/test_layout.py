@@ -69,6 +69,19 @@ def test_no_exported_name_is_a_package():
         assert getattr(ddln, name) is not None
 
 
+def test_names_for_type_checkers_are_those_imported_at_run_time():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    static = {
+        alias.name: node.module.removeprefix("ddln").lstrip(".")
+        for node in imports
+        if node.module.startswith("ddln")
+        for alias in node.names
+    }
+    modules = {name: home.rpartition(".")[0] for name, home in ddln._MODULES.items()}
+    assert static == ddln._MODULE_OF | modules
+
+
 def test_every_package_says_what_it_is_for():
     for package in sorted(PACKAGES):
         described = importlib.import_module(f"ddln.{package}").__doc__
