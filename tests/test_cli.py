@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from ddln.cli import main as cli
+from ddln.cli import output
 from ddln.sweeps import environment as runtime
 from ddln.sweeps import studies
 from ddln.verification import tables
@@ -312,9 +313,9 @@ def test_check_tells_of_a_descent_what_rule_and_how_many_steps(fakes):
     assert " dynamics  descent by sgd, 1,000 steps, 11 points\n" in told
 
 
-def test_durations_are_told_in_fitting_units():
-    told = [cli._duration(seconds) for seconds in (0.2, 95.0, 5400.0, 2e5)]
-    assert told == ["1 s", "95 s", "90 min", "56 h"]
+def test_durations_are_printed_in_readable_units():
+    durations = [output._duration(seconds) for seconds in (0.2, 95.0, 5400.0, 2e5)]
+    assert durations == ["1 s", "95 s", "90 min", "56 h"]
 
 
 def broken(study, kind):

@@ -1,13 +1,15 @@
-"""What the command line prints of a run."""
+"""Printed plans and results: what `check`, `run`, `show` and `verify` print."""
 
 import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ddln.sweeps.environment import nearby
+from ddln.sweeps.environment import relative_path
 
 if TYPE_CHECKING:
+    from ddln.config.experiment import Experiment
+    from ddln.sweeps.plan import Plan
     from ddln.sweeps.run_folder import RunFolder
 
 REMEDIES = {
@@ -16,15 +18,68 @@ REMEDIES = {
     "dynamics.until, or the step size of a descent",
 }
 ROWS = 40
-"""Rows of a table that are printed."""
+"""Most rows printed of one table."""
+
+
+def print_plan(plan: "Plan") -> None:
+    """A plan's problem, network, dynamics, axes and cost, one line each."""
+    from ddln.config.datasets import shape_of
+    from ddln.sweeps.plan import estimate
+
+    experiment = plan.experiment
+    network, dynamics, data = experiment.network, experiment.dynamics, experiment.problem.data
+    samples, features = shape_of(data)
+    programs = [chunk.experiment for chunk in plan.programs]
+    depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
+    widths = ", ".join(str(width) for width in dict.fromkeys(e.width for e in programs))
+    widest = max(chunk.width for chunk in plan.chunks)
+    axes: dict[str, list[str]] = {name: [] for name in plan.sizes}
+    for axis in sorted(plan.axes, key=lambda axis: axis.name != axis.dimension):
+        axes[axis.dimension].append(f"{axis.name} ({axis.span})")
+    for name, value in {
+        "study": experiment.study,
+        "digest": experiment.digest(),
+        "problem": f"{data.kind}, {samples} samples × {features} features",
+        "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
+        f"{network.init.kind} layers",
+        "dynamics": f"{dynamics.summary}, {dynamics.saved:,} points",
+        "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
+        "lanes": f"{plan.lanes:,}",
+        "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
+        f"{len(programs):,} compiled program(s)",
+        **_devices(experiment),
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
+        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
+        "time": f"about {_duration(estimate(plan))}, and compiling",
+    }.items():
+        typer.echo(f"{name:>9}  {value}")
+
+
+def _devices(experiment: "Experiment") -> dict[str, str]:
+    """The line on devices, if the config asks for several."""
+    if (devices := experiment.devices) is None:
+        return {}
+    groups = f"{devices.lanes} group(s) with lanes of their own"
+    return {"devices": f"{groups}, of {devices.features} with columns of their own"}
+
+
+def _duration(seconds: float) -> str:
+    """A duration to the second, minute or hour.
+
+    >>> _duration(95.0), _duration(5400.0)
+    ('95 s', '90 min')
+    """
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
-    """The tables of a run, and how its lanes ended.
+    """The tables of a run, the statuses of its lanes and the accuracy of its flows.
 
     Args:
-        folder: of the run.
-        tables: rows by title, as `RunFolder.read_claims` gives them.
+        folder: the run folder.
+        tables: rows by title, from `RunFolder.read_claims`.
     """
     for title, rows in tables.items():
         if rows:
@@ -38,11 +93,11 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     for name, remedy in REMEDIES.items():
         if name in ends:
             typer.echo(f"{name}: {remedy}")
-    typer.echo(nearby(folder.path))
+    typer.echo(relative_path(folder.path))
 
 
 def print_accuracy(lanes: int, off: int) -> None:
-    """How many lanes were solved again, and how many of them differ."""
+    """How many lanes were solved a second time, and how many of these differ."""
     from ddln.sweeps.dataset_schema import accuracy_in_words
 
     if lanes:
@@ -50,7 +105,7 @@ def print_accuracy(lanes: int, off: int) -> None:
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
-    """The rows, in colour on a terminal; of very many those that fail, and some."""
+    """The rows, in colour on a terminal; `ROWS` rows of a longer table, failures first."""
     from ddln.verification import tables
 
     shown = rows
@@ -67,5 +122,5 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def failed(rows: list[dict[str, Any]]) -> int:
-    """1 if a row applies and does not hold, else 0: the exit status."""
+    """The exit status: 1 if a claim that applies does not hold, else 0."""
     return int(any(row["applies"] and not row["holds"] for row in rows))

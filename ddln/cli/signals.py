@@ -1,4 +1,4 @@
-"""How a command ends that does not come to its end: bad input, a signal, too little memory."""
+"""Exit statuses and messages of commands that fail, run out of memory or are interrupted."""
 
 import contextlib
 import signal
@@ -14,53 +14,53 @@ from ddln.sweeps import _netcdf
 
 
 @contextlib.contextmanager
-def refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Bad input, or a full disk: one message, exit status 2."""
+def exit_on_error(errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
+    """Turn an error, such as bad input or a full disk, into one message and exit status 2."""
     try:
         yield
-    except kinds as error:
+    except errors as error:
         message = str(error)
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         from ddln.verification.tables import plain
 
-        say(f"ddln: {plain(message)}")
+        log(f"ddln: {plain(message)}")
         raise typer.Exit(2) from None
 
 
 @contextlib.contextmanager
 def interruptible(json_lines: bool = False) -> Iterator[None]:
-    """Ctrl-C or SIGTERM: says how to go on; the exit status is 128 and the signal's number."""
+    """On Ctrl-C or SIGTERM, log how to continue and exit with status 128 + the signal's number."""
     received: list[int] = []
 
     def stop(number: int, _: Any) -> None:
         if number != signal.SIGALRM:
             received.append(number)
-        # What is raised in a finaliser is swallowed: once more, until it is heard.
+        # Python swallows exceptions in finalisers, so raise again until one gets through.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         if not _netcdf.is_writing():
             raise KeyboardInterrupt
 
     hook = sys.unraisablehook
 
-    def swallowed(what: Any) -> None:
-        # Finalisers of what was half made when it was stopped have nothing to tell.
+    def ignore_after_signal(unraisable: Any) -> None:
+        # Finalisers of half-constructed objects fail after an interruption.
         if not received:
-            hook(what)
+            hook(unraisable)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, stop) for number in numbers}
-    sys.unraisablehook = swallowed
+    sys.unraisablehook = ignore_after_signal
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: say(f"ddln: {message}")
+            warnings.showwarning = lambda message, *_, **__: log(f"ddln: {message}")
             yield
     except MemoryError as error:
-        say(f"ddln: {str(error) or 'out of memory'}")
+        log(f"ddln: {str(error) or 'out of memory'}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stopped:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        traceback.clear_frames(stopped.__traceback__)  # so that they run now
+        traceback.clear_frames(stopped.__traceback__)  # runs these finalisers now
         from ddln.sweeps import progress
 
         status = 128 + (received or [signal.SIGINT])[-1]
@@ -74,6 +74,6 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def say(stage: str) -> None:
-    """A line for who waits, not for who reads the output."""
-    typer.echo(stage, err=True)
+def log(message: str) -> None:
+    """Print a line to standard error, apart from the results on standard output."""
+    typer.echo(message, err=True)

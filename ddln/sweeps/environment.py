@@ -96,7 +96,7 @@ def install_command(extra: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *parts])
 
 
-def nearby(path: Path) -> Path:
-    """Relative to the working folder where it is below it."""
+def relative_path(path: Path) -> Path:
+    """The path relative to the working directory, if it is below it; otherwise as it is."""
     absolute = path.absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path

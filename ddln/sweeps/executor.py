@@ -14,7 +14,7 @@ from typing import Any
 
 from ddln.config.schema import Devices
 from ddln.sweeps import progress, studies
-from ddln.sweeps.environment import nearby, provenance
+from ddln.sweeps.environment import provenance, relative_path
 from ddln.sweeps.plan import Chunk, Plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
@@ -147,7 +147,7 @@ def publish(
     if not folder.is_whole("dataset.nc"):
         say("assembling")
         folder.write_dataset(plan)
-        say(f"written {nearby(folder.path / 'dataset.nc')}")
+        say(f"written {relative_path(folder.path / 'dataset.nc')}")
     dataset = folder.read_dataset()
     say("certifying")
     rows, faults, claimed = claims.summary(dataset), [], []
