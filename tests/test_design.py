@@ -1,4 +1,4 @@
-"""The theorems read backwards, put back into them."""
+"""Designed initialisations against the rate bound and the entropy that they were designed for."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ PROBLEM = ddln.least_squares(RNG.normal(size=(4, 3)), RNG.normal(size=4))
 
 
 @pytest.mark.parametrize("depth", [2, 3, 6])
-def test_the_designed_rate_is_the_rate_bound(depth):
+def test_designed_scale_and_imbalance_give_the_prescribed_rate(depth):
     layers = RNG.normal(size=(depth, 3))
     scale = theory.scale_for_rate(PROBLEM, layers, 7.0)
     np.testing.assert_allclose(ddln.rate_bound(PROBLEM, scale * layers), 7.0, rtol=1e-12)
@@ -22,19 +22,19 @@ def test_the_designed_rate_is_the_rate_bound(depth):
     np.testing.assert_allclose(ddln.rate_bound(PROBLEM, network), 7.0, rtol=1e-12)
 
 
-def test_the_designed_network_has_the_wished_entropy():
-    wished = np.array([0.0, 0.4, 0.9, 1.7])
+def test_designed_layers_recover_a_known_network():
+    prescribed = np.array([0.0, 0.4, 0.9, 1.7])
     theta = np.linspace(-2, 2, 21)
-    curvature = ddln.Entropy(np.repeat(wished[:, None], 21, axis=1)).hessian(theta)
+    curvature = ddln.Entropy(np.repeat(prescribed[:, None], 21, axis=1)).hessian(theta)
     layers = theory.layers_for_entropy(theta, curvature, 4)
-    np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-5)
+    np.testing.assert_allclose(layers.ravel(), prescribed, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_curvature_of_any_network_is_met_to_the_tolerance(seed):
+def test_curvature_of_random_networks_is_met_to_the_tolerance(seed):
     rng = np.random.default_rng(seed)
     depth, reach = int(rng.integers(2, 6)), 10 ** rng.uniform(-1, 3)
-    wished = np.concatenate([[0.0], np.exp(rng.uniform(-2, 2, depth - 1))])
+    prescribed = np.concatenate([[0.0], np.exp(rng.uniform(-2, 2, depth - 1))])
     theta = reach * np.linspace(-1, 1, 15) if seed % 2 else reach * np.logspace(-4, 0, 15)
 
     def curvature(layers):
@@ -48,31 +48,35 @@ def test_the_curvature_of_any_network_is_met_to_the_tolerance(seed):
         shares = np.sum(w**2 / (w**2 + squares), axis=0)
         return 1 / (np.prod(w**2 + squares, axis=0) * (1 + shares))
 
-    layers = theory.layers_for_entropy(theta, curvature(wished), depth, tolerance=1e-8)
-    np.testing.assert_allclose(curvature(layers), curvature(wished), rtol=1.1e-8)
+    layers = theory.layers_for_entropy(theta, curvature(prescribed), depth, tolerance=1e-8)
+    np.testing.assert_allclose(curvature(layers), curvature(prescribed), rtol=1.1e-8)
 
 
-def test_the_fit_does_not_depend_on_the_callers_precision():
-    wished, theta = np.array([0.0, 0.4, 0.9, 1.7]), np.linspace(-2, 2, 21)
-    curvature = ddln.Entropy(np.repeat(wished[:, None], 21, axis=1)).hessian(theta)
+def test_fit_does_not_depend_on_the_callers_precision():
+    prescribed, theta = np.array([0.0, 0.4, 0.9, 1.7]), np.linspace(-2, 2, 21)
+    curvature = ddln.Entropy(np.repeat(prescribed[:, None], 21, axis=1)).hessian(theta)
     with jax.enable_x64(False):
         layers = theory.layers_for_entropy(theta, np.asarray(curvature, np.float32), 4)
         assert layers.dtype == jnp.float32
-    np.testing.assert_allclose(layers.ravel(), wished, rtol=1e-4)  # 1e-7 of Q'' is 1e-5 of λ here
+    np.testing.assert_allclose(
+        layers.ravel(), prescribed, rtol=1e-4
+    )  # 1e-7 of Q'' is 1e-5 of λ here
 
 
-def test_one_point_is_enough_at_depth_two():
+def test_one_point_determines_a_network_of_depth_two():
     layers = theory.layers_for_entropy([0.0], [1 / 9], 2, tolerance=1e-9)
     np.testing.assert_allclose(layers, [[0.0], [3.0]], rtol=1e-9)
 
 
-def test_a_curvature_that_no_network_has_is_refused_with_how_near_the_best_comes():
+def test_impossible_curvature_is_an_error_with_the_best_error_and_status():
     theta = np.linspace(-1, 1, 9)
-    with pytest.raises(ValueError, match=r"depth 2 within 1e-06; the nearest found is .* off"):
+    with pytest.raises(
+        ValueError, match=r"depth 2 within 1e-06; the nearest found is .* off .*tol"
+    ):
         theory.layers_for_entropy(theta, 1 + theta**2, 2)
 
 
-def test_time_to_a_gap_is_kept_by_the_flow_and_is_the_bounds_own():
+def test_time_to_gap_is_an_upper_bound_and_matches_its_formulas():
     layers = RNG.normal(size=(3, 3))
     start = PROBLEM.gap(jnp.prod(layers, axis=0))
     for gap in (0.1, 1e-6):
@@ -99,6 +103,6 @@ def test_time_to_a_gap_is_kept_by_the_flow_and_is_the_bounds_own():
         ),
     ],
 )
-def test_bad_wishes_are_named(call, message):
+def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""What the theorems assume: seen where it holds, and where it does not."""
+"""Hypotheses of the theorems that hold, and that fail."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ TIMES = jnp.linspace(0.0, 0.5, 5)
 
 
 class Wrong(ddln.LeastSquares):
-    """A constant larger than the true one."""
+    """Least squares with a wrong PL constant."""
 
     def __init__(self, problem, factor):
         super().__init__(problem.features, problem.targets, 1.0)
@@ -25,26 +25,26 @@ def holding(problem, layers):
     return {name for name, holds in ddln.check_hypotheses(problem, run).items() if holds}
 
 
-def test_a_random_network_on_least_squares_meets_every_hypothesis():
+def test_random_network_on_least_squares_meets_every_hypothesis():
     layers = RNG.normal(size=(3, 3))
     assert holding(PROBLEM, layers) == set(assumptions.STATEMENTS)
     assert holding(ddln.signed(PROBLEM), RNG.normal(size=(3, 6))) == set(assumptions.STATEMENTS)
 
 
-def test_tied_layers_break_the_unique_smallest_layer_alone():
+def test_tied_layers_violate_the_unique_smallest_layer_only():
     missing = set(assumptions.STATEMENTS) - holding(PROBLEM, jnp.full((3, 3), 0.5))
     assert missing == {"unique smallest layer"}
 
 
-def test_a_pl_constant_that_is_too_large_is_found_on_the_run():
+def test_pl_constant_too_large_is_detected():
     layers = RNG.normal(size=(3, 3))
     assert "PL condition" in holding(Wrong(PROBLEM, 1.0), layers)
     assert "PL condition" not in holding(Wrong(PROBLEM, 1e3), layers)
 
 
 @pytest.mark.parametrize("least", [0.0, -1e6, pytest.param(3.0, marks=pytest.mark.slow)])
-def test_a_converged_run_on_a_function_with_any_minimum_keeps_its_pl_condition(least):
-    # The gap of a function is a difference: near its end it is the rounding of the minimum.
+def test_converged_run_with_any_minimum_meets_the_pl_condition(least):
+    # The gap is a difference: near the end it is as inexact as the minimum's rounding.
     curvature = jnp.array([1.0, 2.0, 4.0])
 
     def loss(theta):
@@ -59,7 +59,7 @@ def test_a_converged_run_on_a_function_with_any_minimum_keeps_its_pl_condition(l
 
 
 @pytest.mark.parametrize("signed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed):
+def test_dataset_has_hypotheses_and_the_predictor_of_a_signed_network(signed):
     experiment = ddln.load("configs/figure4.toml").with_(
         {
             "dynamics.points": 11,
@@ -82,7 +82,7 @@ def test_verify_lists_hypotheses_and_a_signed_config_brings_its_predictor(signed
         assert "predictor" not in dataset
 
 
-def test_explicit_layers_of_a_signed_network_have_twice_the_width():
+def test_explicit_layers_of_a_signed_network_need_twice_the_width():
     plain = ddln.load("configs/figure4.toml").with_({"sweep": {}})
     rows = [[0.0] * 8, [1.0] * 8]
     message = r"network.init.layers\[0\]: 8 weights for 2 × 8 features"

@@ -1,14 +1,15 @@
-"""The limit point against the flow's own end, published numbers and closed forms."""
+"""Limit points and reference solutions against long flows, published numbers, closed forms."""
 
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from scipy.optimize import linprog, minimize, nnls
+from scipy.optimize import OptimizeResult, linprog, minimize, nnls
 
 import ddln
 from ddln import theory
+from ddln.theory import reference_solutions
 
 RNG = np.random.default_rng(0)
 PROBLEM = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
@@ -39,13 +40,13 @@ def test_limit_point_is_where_the_flow_ends(signed, depth):
     limit = ddln.limit_point(problem, layers)
     np.testing.assert_allclose(limit, run.theta[-1], atol=1e-8)
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
-    # The residual sees a minimiser that is not the limit.
+    # The residual detects a minimiser that is not the limit ...
     assert theory.kkt_residual(problem, layers, problem.minimiser + 0.01)[0] > 1e-3
-    # And, to its size, a point that is no minimiser.
+    # ... and measures the distance of a point from the minimisers.
     np.testing.assert_allclose(theory.kkt_residual(problem, layers, 1.01 * limit)[1], 0.01)
 
 
-def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
+def test_limit_point_with_deficient_features_and_a_frozen_coordinate():
     features = RNG.normal(size=(4, 2)) @ RNG.normal(size=(2, 6))
     problem = ddln.least_squares(features, RNG.normal(size=4))
     layers = np.random.default_rng(2).normal(size=(3, 6))
@@ -55,29 +56,29 @@ def test_limit_point_of_deficient_features_and_with_a_frozen_coordinate():
     assert max(theory.kkt_residual(problem, layers, limit)) < KKT
 
 
-FLAT = 1e-8  # of a condition where θ changes by orders of magnitude with the dual
+FLAT = 1e-8  # θ changes by orders of magnitude with the dual, so that the residual is less exact
 
 
 @pytest.mark.parametrize(
     ("depth", "scale", "steps"), [(2, 1e-60, 124), (2, 1e-3, 10), (3, 1e-2, 16), (4, 1e-3, 31)]
 )
-def test_a_limit_point_takes_few_steps_where_the_dual_is_flat(depth, scale, steps):
-    # It took so many when written; over 1000 where only the residual may not grow.
+def test_limit_point_takes_few_steps_where_the_dual_is_flat(depth, scale, steps):
+    # `steps` as measured; a line search on the residual alone takes over 1000.
     problem = ddln.signed(PROBLEM)
     layers = balanced(depth, scale, 6)
     limit = ddln.limit_point(problem, layers, max_steps=steps * 3 // 2)
     assert max(theory.kkt_residual(problem, layers, limit)) < FLAT
 
 
-def test_a_limit_point_is_not_held_up_where_the_dual_itself_is_only_rounding():
+def test_limit_point_converges_when_the_dual_changes_by_rounding_only():
     rng = np.random.default_rng(1)
     problem = ddln.signed(ddln.least_squares(rng.normal(size=(40, 200)), rng.normal(size=40)))
-    layers = balanced(2, 1e-3, 200)  # 31 steps; were the dual to fall at each, 449
+    layers = balanced(2, 1e-3, 200)  # 31 steps; 449 if every step must decrease the dual
     limit = ddln.limit_point(problem, layers, max_steps=45)
     assert max(theory.kkt_residual(problem, layers, limit)) < FLAT
 
 
-def test_equal_samples_change_no_limit_point():
+def test_repeated_samples_leave_the_limit_point_unchanged():
     layers = np.random.default_rng(2).normal(size=(3, 2))
     once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))
     np.testing.assert_allclose(
@@ -85,14 +86,14 @@ def test_equal_samples_change_no_limit_point():
     )
 
 
-def test_limit_point_under_transformations_is_the_eager_one():
+def test_limit_point_under_jit_and_vmap_equals_the_eager_one():
     layers = np.random.default_rng(3).normal(size=(4, 3, 6))
-    one_by_one = jnp.stack([ddln.limit_point(PROBLEM, lane) for lane in layers])
-    together = jax.jit(jax.vmap(lambda lane: ddln.limit_point(PROBLEM, lane)))(layers)
+    one_by_one = jnp.stack([ddln.limit_point(PROBLEM, network) for network in layers])
+    together = jax.jit(jax.vmap(lambda layers: ddln.limit_point(PROBLEM, layers)))(layers)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-10, atol=1e-12)
 
 
-def test_what_has_no_limit_point_is_said():
+def test_missing_limit_point_is_an_error_or_nan():
     frozen = jnp.zeros((2, 6))
     with pytest.raises(RuntimeError, match="no minimiser is within reach"):
         ddln.limit_point(PROBLEM, frozen)
@@ -135,7 +136,7 @@ def single_datum(depth, scale):
 
 
 @pytest.mark.parametrize(("depth", "scale"), [(2, "1"), (2, "0.1"), (3, "0.1"), (4, "0.3")])
-def test_limit_of_a_single_datum_has_its_closed_form(depth, scale):
+def test_limit_of_a_single_datum_matches_the_closed_form(depth, scale):
     limit = DATUM.predictor(ddln.limit_point(DATUM, balanced(depth, float(scale), 2)))
     np.testing.assert_allclose(limit, single_datum(depth, scale), rtol=1e-11)
     published = {
@@ -165,7 +166,7 @@ def test_distance_to_the_least_l1_norm_falls_like_a_power_of_the_scale(depth, po
     np.testing.assert_allclose(slope, power, rtol=2e-2)
 
 
-def test_kernel_and_rich_regimes_have_their_published_numbers():
+def test_kernel_and_rich_regimes_match_published_numbers():
     # Woodworth et al. 2020, in the setting of Azulay et al. 2021: u² − v², u = v = √α.
     state = np.random.RandomState(1993)
     features = state.multivariate_normal(np.zeros(1000), np.eye(1000), 100)
@@ -215,14 +216,29 @@ def test_lasso_meets_its_optimality_conditions():
         theory.lasso(PROBLEM, 0.0)
 
 
-def test_references_are_of_plain_least_squares():
+def test_unconverged_lasso_is_an_error(monkeypatch):
+    monkeypatch.setattr(reference_solutions, "_LASSO_ITERATIONS", 1)
+    with pytest.raises(
+        RuntimeError, match=r"lasso of `problem` at penalty 0\.001 did not converge"
+    ):
+        theory.lasso(PROBLEM, 1e-3)
+
+
+def test_failure_of_the_linear_program_for_min_l1_is_an_error(monkeypatch):
+    failed = OptimizeResult(status=4, message="numerical difficulties")
+    monkeypatch.setattr("scipy.optimize.linprog", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="`problem`: numerical difficulties"):
+        theory.min_l1(PROBLEM)
+
+
+def test_references_reject_signed_problems():
     for reference in (theory.min_l1, theory.min_l2, lambda problem: theory.lasso(problem, 1.0)):
         with pytest.raises(ValueError, match=r"least squares \(of a signed one, its `.unsigned`\)"):
             reference(DATUM)
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-def test_largest_margins_are_those_of_a_general_solver(norm):
+def test_largest_margins_match_a_general_solver(norm):
     rng = np.random.default_rng(5)
     features = rng.normal(size=(6, 9))
     labels = np.sign(features @ rng.normal(size=9))
@@ -247,7 +263,7 @@ def test_largest_margins_are_those_of_a_general_solver(norm):
 
 @pytest.mark.parametrize("norm", [1, 2])
 @pytest.mark.parametrize("unit", [1e-8, 1.0, 1e5, 1e7, 1e10])
-def test_the_largest_margin_does_not_depend_on_units(norm, unit):
+def test_largest_margin_scales_with_the_units(norm, unit):
     # −θ₁ − kθ₂ ≥ 1 and θ₁ + 2kθ₂ ≥ 1, k the unit: either norm is least where both are equalities.
     features = np.array([[1.0, unit], [1.0, 2 * unit]])
     for factor in (1e-9, 1.0, 1e9):
@@ -259,7 +275,7 @@ def test_the_largest_margin_does_not_depend_on_units(norm, unit):
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-def test_largest_margins_are_proved_by_their_duals(norm):
+def test_largest_margins_are_optimal_by_duality(norm):
     rng = np.random.default_rng(3)
     for _ in range(20):
         features = rng.integers(-5, 6, size=(rng.integers(2, 9), 3)) + np.array([0.0, 0.0, 2020.0])
@@ -279,6 +295,6 @@ def test_largest_margins_are_proved_by_their_duals(norm):
             np.testing.assert_allclose(np.abs(theta).sum(), dual, rtol=1e-6)
 
 
-def test_a_margin_of_another_norm_is_refused():
+def test_max_margin_rejects_other_norms():
     with pytest.raises(ValueError, match="`norm` must be 1 or 2, got 3"):
         theory.max_margin(ddln.logistic([[1.0]], [1.0]), norm=3)

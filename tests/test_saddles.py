@@ -12,6 +12,7 @@ import ddln
 from ddln import theory
 
 ONE = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+HALF = ddln.least_squares([[1.0]], [2.0], normalisation="half")
 STAIRS = ddln.least_squares(
     [[1.0, 0.5, 0.7, 0.0], [0.5, 1.0, 0.1, 0.7]], [1.0, 0.0], normalisation="half"
 )
@@ -82,7 +83,7 @@ def test_escape_time_has_its_closed_form_and_the_flow_escapes_then(depth, publis
 
 
 @pytest.mark.parametrize("target", [3.0, -2.0])
-def test_escape_time_is_the_integral_of_its_definition_over_the_gradient(target):
+def test_escape_time_matches_quadrature(target):
     layers = np.array([[0.3], [0.01], [0.2]])
     first, second = 0.3**2 - 0.01**2, 0.2**2 - 0.01**2
     # As w, the smallest layer, moves, ∇Q changes by dw over the product of the others.
@@ -93,7 +94,7 @@ def test_escape_time_is_the_integral_of_its_definition_over_the_gradient(target)
     np.testing.assert_allclose(ddln.escape_times(problem, layers)[0], expected, rtol=QUAD)
 
 
-def test_escape_is_never_without_a_gradient_at_depth_two_or_where_frozen():
+def test_escape_time_is_infinite_without_gradient_at_depth_two_or_frozen():
     assert jnp.isinf(ddln.escape_times(ONE, zero_last(2, 0.1))[0])
     assert jnp.isinf(ddln.escape_times(ONE, zero_last(3, 0.1), [1.0])[0])
     assert jnp.isinf(ddln.escape_times(ONE, jnp.zeros((3, 1)))[0])
@@ -101,7 +102,7 @@ def test_escape_is_never_without_a_gradient_at_depth_two_or_where_frozen():
     assert jnp.isinf(ddln.escape_times(down, jnp.full((3, 1), 0.1))[0])  # towards the end 0
 
 
-def test_saddle_path_of_depth_two_has_its_published_visits():
+def test_saddle_path_of_depth_two_matches_published_visits():
     path = theory.saddle_path(STAIRS, zero_last(2, 1.0, 4))
     np.testing.assert_allclose(path.times, [0, 1, 4, 5.63265306], atol=1e-8)
     visits = [[0, 0, 0, 0], [0.8, 0, 0, 0], [0, 0, 1.4, 0], [0, 0, 10 / 7, -10 / 49]]
@@ -123,7 +124,7 @@ def test_flow_climbs_the_staircase_at_scale_1e_minus_60():
     np.testing.assert_allclose(found, jumps, atol=CHORD * unit)
 
 
-def test_saddle_path_of_depth_three_is_the_flows_at_small_scale():
+def test_saddle_path_of_depth_three_matches_the_flow_at_small_scale():
     scale = 1e-3
     path = theory.saddle_path(STAIRS, zero_last(3, 1.0, 4))
     times = np.linspace(0, 1.3 * path.times[-1] / scale, 1301)
@@ -153,7 +154,7 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_a_frozen_coordinate_is_at_no_saddle(depth):
+def test_frozen_coordinate_leaves_the_saddle_path_unchanged(depth):
     without = ddln.least_squares(
         np.delete(np.asarray(STAIRS.features), 2, axis=1), STAIRS.targets, normalisation="half"
     )
@@ -163,7 +164,7 @@ def test_a_frozen_coordinate_is_at_no_saddle(depth):
     np.testing.assert_allclose(frozen.theta, np.insert(path.theta, 2, 0.0, axis=1), atol=1e-12)
 
 
-def test_a_jump_whose_time_is_rounded_is_one_jump():
+def test_rounded_jump_time_gives_one_jump():
     assert 1 / 49 * 49 < 1  # so that at its end it is not quite there
     problem = ddln.least_squares([[1.0]], [49.0], normalisation="half")
     path = theory.saddle_path(problem, zero_last(2, 1.0))
@@ -172,15 +173,28 @@ def test_a_jump_whose_time_is_rounded_is_one_jump():
 
 
 @pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
-def test_saddle_path_of_another_loss_is_refused(wrap):
+def test_saddle_path_rejects_other_losses(wrap):
     problem = wrap(ddln.logistic([[1.0], [1.0]], [1, -1]))
     with pytest.raises(ValueError, match="must be least squares, signed or not, got Logistic"):
         theory.saddle_path(problem, zero_last(2, 1.0, problem.dim))
 
 
-def test_saddle_path_is_the_same_in_single_precision():
+def test_saddle_path_in_single_precision_is_the_same():
     problem = ddln.least_squares(
         *(np.asarray(part, np.float32) for part in STAIRS.minimisers()), normalisation="half"
     )
     path = theory.saddle_path(problem, np.asarray(zero_last(2, 1.0, 4), np.float32))
     np.testing.assert_allclose(path.times, [0, 1, 4, 5.63265306], rtol=1e-5)
+
+
+def test_wrong_saddle_from_scipy_is_an_error(monkeypatch):
+    monkeypatch.setattr("scipy.optimize.nnls", lambda columns, _: (np.ones(columns.shape[1]), 0.0))
+    with pytest.raises(RuntimeError, match=r"violates the optimality conditions by 5\.0e-01"):
+        theory.saddle_path(HALF, zero_last(2, 1.0, 1))
+
+    def failing(*_):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr("scipy.optimize.nnls", failing)
+    with pytest.raises(RuntimeError, match="find a saddle of `problem`: Maximum number"):
+        theory.saddle_path(HALF, zero_last(2, 1.0, 1))

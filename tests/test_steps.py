@@ -14,7 +14,7 @@ LAYERS = RNG.normal(size=(3, 4))
 EIGENVALUE = 1e-12  # relative; LOBPCG stops at 20 · depth · dim roundings, here 1e-12
 
 
-def test_sharpness_at_a_minimiser_is_that_of_the_mobile_hessian():
+def test_sharpness_at_a_minimiser_matches_its_formula():
     limit = ddln.limit_point(PROBLEM, LAYERS)
     run = ddln.gradient_flow(PROBLEM, LAYERS, [0.0, 300.0], rtol=1e-11)
     end = run.layers[-1]
@@ -42,8 +42,8 @@ def test_gradient_descent_stays_at_a_minimiser_up_to_the_stable_step(share, stay
     assert (losses[-1] < losses[0]) == stays
 
 
-def test_the_stable_step_in_a_flat_valley_is_long():
-    # At θ = y the Hessian's only eigenvalue but 0 is 2 (0.1² + 0.2²).
+def test_stable_step_in_a_flat_valley_is_long():
+    # At θ = y the only nonzero eigenvalue of the Hessian is 2 (0.1² + 0.2²).
     problem = ddln.least_squares([[1.0]], [0.1 * 0.2])
     step = theory.largest_stable_step(problem, [[0.1], [0.2]])
     np.testing.assert_allclose(step, 20.0, rtol=EIGENVALUE)
@@ -66,7 +66,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(samples, dtype):
     np.testing.assert_allclose(found, expected[-1], rtol=rounding)
 
 
-def test_sharpness_of_a_wide_network_takes_little_memory():
+def test_sharpness_of_a_wide_network_never_forms_the_hessian():
     rng = np.random.default_rng(0)
     problem = ddln.least_squares(rng.normal(size=(20, 2000)), rng.normal(size=20))
     layers = rng.normal(size=(3, 2000))
@@ -80,7 +80,7 @@ def test_sharpness_of_a_wide_network_takes_little_memory():
 
 
 @pytest.mark.parametrize("dim", [4, 40], ids=["formed", "multiplied"])
-def test_sharpness_has_its_derivative(dim):
+def test_derivative_of_sharpness_matches_finite_differences(dim):
     rng = np.random.default_rng(0)
     problem = ddln.least_squares(rng.normal(size=(3, dim)), rng.normal(size=3))
     layers, direction = rng.normal(size=(2, 3, dim))
@@ -90,13 +90,13 @@ def test_sharpness_has_its_derivative(dim):
     np.testing.assert_allclose(jax.jit(jax.grad(sharpness))(0.0), difference, rtol=1e-6)
 
 
-def test_sharpness_under_transformations_is_the_eager_one():
+def test_sharpness_under_jit_and_vmap_equals_the_eager_one():
     batch = jnp.stack([LAYERS, 1.4 * LAYERS])
     together = jax.jit(jax.vmap(lambda layers: theory.sharpness(PROBLEM, layers)))(batch)
-    np.testing.assert_allclose(together, [theory.sharpness(PROBLEM, lane) for lane in batch])
+    np.testing.assert_allclose(together, [theory.sharpness(PROBLEM, layers) for layers in batch])
 
 
 @pytest.mark.parametrize("dim", [2, 40], ids=["formed", "multiplied"])
-def test_a_flat_point_has_no_largest_step(dim):
+def test_stable_step_at_a_flat_point_is_infinite(dim):
     flat = ddln.least_squares(np.zeros((1, dim)), [1.0])
     assert jnp.isinf(theory.largest_stable_step(flat, jnp.ones((2, dim))))

@@ -1,3 +1,5 @@
+"""Rates and bounds against their formulas, long runs and the Hessian."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ PROBLEM = ddln.least_squares(RNG.normal(size=(10, 6)), RNG.normal(size=10))
 LAYERS = RNG.uniform(0.5, 1.2, size=(4, 6))
 
 
-def test_rate_bound_is_its_formula():
+def test_rate_bound_matches_its_formula():
     squares = np.sort(LAYERS**2, axis=0)
     gaps = squares[1:] - squares[:1]
     expected = float(PROBLEM.pl_constant) * gaps.prod(axis=0).min()
@@ -19,28 +21,28 @@ def test_rate_bound_is_its_formula():
 
 
 @pytest.mark.parametrize("scale", [1.4, 1.8])
-def test_scaling_multiplies_the_rate_bound(scale):
+def test_rate_bound_scales_with_the_layers(scale):
     ratio = ddln.rate_bound(PROBLEM, scale * LAYERS) / ddln.rate_bound(PROBLEM, LAYERS)
     np.testing.assert_allclose(ratio, scale ** (2 * (4 - 1)), rtol=1e-10)
 
 
-def test_a_rate_bound_needs_a_pl_constant():
+def test_rate_bound_needs_a_pl_constant():
     with pytest.raises(ValueError, match=r"must have a PL constant .*, got None"):
         ddln.rate_bound(ddln.logistic([[1.0]], [1.0]), [[0.0], [1.0]])
 
 
-def test_tied_layers_have_no_rate_bound():
+def test_rate_bound_of_tied_layers_is_zero():
     assert ddln.rate_bound(PROBLEM, jnp.ones((3, 6))) == 0
 
 
 @pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_asymptotic_rate_is_what_a_long_run_shows(depth):
+def test_asymptotic_rate_matches_a_long_run(depth):
     rng = np.random.default_rng(depth)
     problem = ddln.least_squares(rng.normal(size=(4, 2)), rng.normal(size=4))
     layers = rng.uniform(0.6, 1.2, size=(depth, 2))
     rough = ddln.gradient_flow(problem, layers, [0.0, 50.0])
     rates, _ = theory.mode_rates(problem, rough.theta[-1], layers)
-    # Late enough for the faster mode to be e^20 times smaller, if the gap can still be told.
+    # Late enough for the faster mode to be e^20 times smaller, while the gap is above rounding.
     late = min(10 / float(rates[1] - rates[0]), 12 / float(rates[0]))
     times = jnp.array([0.0, late, late * 1.2])
     run = ddln.gradient_flow(problem, layers, times, rtol=1e-12, atol=1e-15)
@@ -57,7 +59,7 @@ def test_asymptotic_rate_ignores_directions_that_do_not_move():
 
 
 @pytest.mark.parametrize(("samples", "dim"), [(3, 6), (8, 3)], ids=["wide", "tall"])
-def test_asymptotic_rate_of_deficient_data_is_the_smallest_rate_but_0(samples, dim):
+def test_asymptotic_rate_of_deficient_data_is_the_smallest_nonzero_rate(samples, dim):
     rng = np.random.default_rng(samples)
     features = 0.1 * rng.normal(size=(samples, 2)) @ rng.normal(size=(2, dim))
     problem, layers = ddln.least_squares(features, rng.normal(size=samples)), LAYERS[:, :dim]
@@ -69,7 +71,7 @@ def test_asymptotic_rate_of_deficient_data_is_the_smallest_rate_but_0(samples, d
 
 
 @pytest.mark.parametrize("kind", ["least squares", "signed", "logistic"])
-def test_modes_of_few_samples_are_those_of_the_whole_hessian(kind):
+def test_modes_of_few_samples_are_eigenvectors_of_the_hessian(kind):
     features, targets = RNG.normal(size=(3, 6)), np.array([1.0, -1.0, 1.0])
     make = ddln.logistic if kind == "logistic" else ddln.least_squares
     problem, layers = make(features, targets), np.abs(LAYERS) + 0.1
@@ -96,30 +98,30 @@ def test_mobility_integral_converges_with_the_saved_times():
     assert abs(integrals[1][0] - truth) < abs(integrals[0][0] - truth) / 5
 
 
-def test_divergence_bound_is_infinite_at_the_start_and_nan_out_of_the_domain():
+def test_divergence_bound_is_infinite_at_the_start_and_nan_outside_the_domain():
     times = jnp.array([0.0, 1.0])
     assert jnp.isinf(theory.divergence_bound(PROBLEM, LAYERS, times)[0])
     negative = ddln.least_squares([[1.0]], [-1.0])
     assert jnp.isnan(theory.divergence_bound(negative, [[1.0], [1.0]], times)[1])
 
 
-INTEGRATOR = 1e-6  # of a run with the default tolerances, over the saved times' quadrature
+INTEGRATOR = 1e-6  # global error at the default tolerances, and of the quadrature
 
 
-def test_posterior_bound_is_the_gap_itself_in_one_dimension():
-    # There gap' = −2μM gap with equality.
+def test_posterior_bound_equals_the_gap_in_one_dimension():
+    # In one dimension gap' = −2μM gap.
     problem = ddln.least_squares([[1.5]], [2.0])
     run = ddln.gradient_flow(problem, [[0.2], [1.0], [1.1]], jnp.linspace(1.0, 1.2, 41))
     assert run.gap[-1] < run.gap[0] / 5
     np.testing.assert_allclose(theory.posterior_bound(problem, run), run.gap, rtol=INTEGRATOR)
     predicted = theory.predict(problem, run)
     np.testing.assert_allclose(predicted.posterior_bound, run.gap, rtol=INTEGRATOR)
-    # The error of the bound is that of its exponent.
+    # The relative error of the bound is the error of its exponent.
     _, error = theory.smallest_mobility_integral(run)
     np.testing.assert_allclose(predicted.posterior_error, 2 * problem.pl_constant * error)
 
 
-def test_a_frozen_coordinate_leaves_the_posterior_bound_at_the_first_gap():
+def test_posterior_bound_is_constant_with_a_frozen_coordinate():
     layers = np.vstack([np.zeros((2, 6)), np.ones((1, 6))])
     layers[0, 1:] = 0.5
     layers[1, 1:] = 0.8
@@ -128,7 +130,7 @@ def test_a_frozen_coordinate_leaves_the_posterior_bound_at_the_first_gap():
     assert theory.predict(PROBLEM, run).posterior_error == 0
 
 
-def test_bounds_count_time_from_their_first():
+def test_bounds_count_time_from_the_first():
     times = jnp.array([0.0, 0.1, 0.4])
     for bound in (theory.exponential_bound, theory.divergence_bound):
         late = bound(PROBLEM, LAYERS, times + 3.0)
@@ -158,7 +160,7 @@ EDGES = {
     ),
     "a slope, depth 3": ([[1, 0], [0, 1]], [1, -1], np.full((3, 2), 0.5), [1, 0], 0),
     "leaving": ([[1, 0], [0, 1]], [1, 1], np.full((2, 2), 0.5), [1, 0], 0),
-    # The first coordinate makes up for the second: the gap is 0 whatever that is.
+    # The first coordinate adapts to the second: the gap is 0 for every value of the second.
     "not needed": ([[1, 1]], [1], np.full((2, 2), 0.5), [1, 0], 4),
     "frozen beside": ([[1, 0], [0, 1]], [1, 0], [[0.5, 0], [0.5, 0]], [1, 0], 4),
 }
@@ -175,7 +177,7 @@ def test_asymptotic_rate_on_the_edge_of_a_half_line(name):
 @pytest.mark.parametrize(
     "name", ["a slope", pytest.param("a slope beside another layer", marks=pytest.mark.slow)]
 )
-def test_the_rate_on_an_edge_is_what_a_run_shows(name):
+def test_edge_rate_matches_a_run(name):
     features, targets, layers, theta, expected = EDGES[name]
     problem = ddln.least_squares(np.asarray(features, float), np.asarray(targets, float))
     run = ddln.gradient_flow(problem, layers, [0.0, 3.0, 4.0], rtol=1e-11, atol=1e-14)
@@ -185,7 +187,7 @@ def test_the_rate_on_an_edge_is_what_a_run_shows(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "power"), [("no slope", 1), ("a slope, depth 3", 3)])
-def test_where_the_rate_is_0_theta_falls_like_a_power_of_time(name, power):
+def test_theta_decays_like_a_power_of_time_if_the_rate_is_zero(name, power):
     features, targets, layers, *_ = EDGES[name]
     problem = ddln.least_squares(np.asarray(features, float), np.asarray(targets, float))
     theta = ddln.gradient_flow(problem, layers, [0.0, 1e4, 1e5], rtol=1e-11, atol=1e-14).theta
@@ -195,7 +197,7 @@ def test_where_the_rate_is_0_theta_falls_like_a_power_of_time(name, power):
 @pytest.mark.parametrize(
     ("layers", "theta"), [([[0.5], [0.5]], [-1.0]), ([[-0.5], [0.5]], [1.0]), ([[0], [0]], [1.0])]
 )
-def test_a_theta_outside_its_domain_has_no_rate(layers, theta):
+def test_rate_outside_the_domain_is_an_error_or_nan(layers, theta):
     problem = ddln.least_squares([[1.0]], [2.0])
     with pytest.raises(ValueError, match=r"keep the sign of θ\(0\) on half-lines .* at index 0"):
         ddln.asymptotic_rate(problem, theta, layers)
@@ -203,7 +205,7 @@ def test_a_theta_outside_its_domain_has_no_rate(layers, theta):
     assert jnp.isnan(traced(jnp.asarray(theta)))
 
 
-def test_a_bound_of_traced_layers_with_a_nan_is_nan_at_every_width():
+def test_rate_bound_of_traced_nan_layers_is_nan_at_every_width():
     for dim in (2, 5000):
         layers = jnp.ones((2, dim)).at[0].set(0.5).at[0, 1].set(jnp.nan)
         problem = ddln.least_squares(np.ones((1, dim)), [1.0])

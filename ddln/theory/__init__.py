@@ -1,7 +1,13 @@
-"""What the theorems predict for a network and a problem, one statement a function.
+"""Predictions of the theorems for a network and a problem, one statement a function.
 
-Rates are those of the distance to the minimisers, so that the gap ℒ − ℒ* decays like
+`assumptions` checks the theorems' hypotheses; `convergence` has rates and bounds, `implicit_bias`
+limit points, `saddle_to_saddle` the small-scale limit, `stability` sharpness, `inverse_design`
+initialisations with prescribed properties and `reference_solutions` the least norms and margins to
+compare limits with. A rate is that of the distance to the minimisers: the gap ℒ − ℒ* decays like
 exp(−2 · rate · t) in flow time t.
+
+Public: `ddln.theory` and, from it, `ddln.rate_bound`, `asymptotic_rate`, `escape_times`,
+`limit_point` and `check_hypotheses`.
 """
 
 from ddln.theory.convergence import Predictions as Predictions

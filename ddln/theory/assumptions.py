@@ -1,4 +1,4 @@
-"""What the theorems assume of a network and a loss, checked on a run."""
+"""The hypotheses of the theorems on a network and a loss, checked on a run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,22 @@ STATEMENTS = {
         "½‖∇ℒ‖² ≥ μ (ℒ − ℒ*) for a known μ > 0, all along",
     ),
 }
-"""name: (what needs it, what it says)."""
+"""name: (theorems that need it, statement)."""
 
 
 @eqx.filter_jit
 def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, Bool[Array, ""]]:
-    """Which of the theorems' hypotheses hold; the names are those of `STATEMENTS`.
+    """Check each hypothesis of `STATEMENTS`.
 
-    Where a smallest layer is tied the theorems still hold on the half-lines that the coordinates
-    cannot leave (docs/theory.md); only the rate bound μc is then 0.
+    If a smallest layer is tied, the theorems still hold on the half-lines that the coordinates
+    cannot leave (docs/theory.md), but the rate bound μc is 0.
 
     Args:
         problem: the loss.
         run: from `gradient_flow`, `mirror_flow` or `descend`.
+
+    Returns:
+        Whether each hypothesis holds, by name.
 
     Source: arXiv 2412.16765.
 
@@ -51,10 +54,11 @@ def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, B
     mu = problem.pl_constant
     satisfied = jnp.asarray(False)
     if mu is not None:
-        steepness = jnp.sum(jax.vmap(problem.gradient)(run.theta) ** 2, axis=1) / 2
+        half_square = jnp.sum(jax.vmap(problem.gradient)(run.theta) ** 2, axis=1) / 2
         rounding = 1e3 * jnp.finfo(run.gap.dtype).eps
-        doubt = rounding**2 * run.gap[0] + rounding * jnp.abs(problem.minimum)
-        satisfied = (mu > 0) & jnp.all(steepness >= mu * (run.gap - doubt) * (1 - rounding))
+        gap_error = rounding**2 * run.gap[0] + rounding * jnp.abs(problem.minimum)
+        lower = mu * (run.gap - gap_error) * (1 - rounding)
+        satisfied = (mu > 0) & jnp.all(half_square >= lower)
     return {
         "unique smallest layer": jnp.all(coordinate_kinds(run.layers[0]) == OPEN),
         "convex loss": jnp.asarray(problem.convex),
@@ -64,29 +68,32 @@ def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, B
 
 
 def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
-    """One row per hypothesis over all lanes of a dataset from `ddln.run`.
+    """One row per hypothesis over all networks of a dataset.
+
+    Args:
+        dataset: from `ddln.run`.
 
     Returns:
-        Rows with name, source, statement, lanes, lanes_holding and holds (on every lane).
+        Rows with name, source, statement, lanes (networks), lanes_holding and holds (for all).
     """
     rows = []
     for name, (source, statement) in STATEMENTS.items():
-        here = dataset["hypothesis_holds"].sel(hypothesis=name).values
+        holds = dataset["hypothesis_holds"].sel(hypothesis=name).values
         rows.append(
             {
                 "name": name,
                 "source": source,
                 "statement": statement,
-                "lanes": int(here.size),
-                "lanes_holding": int(here.sum()),
-                "holds": bool(here.all()),
+                "lanes": int(holds.size),
+                "lanes_holding": int(holds.sum()),
+                "holds": bool(holds.all()),
             }
         )
     return rows
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """The rows as plain text, 80 columns wide."""
+    """The rows of `summary` as plain text, 80 columns wide."""
     lines = ["Hypotheses"]
     for row in rows:
         of_all = f" {row['lanes_holding']}/{row['lanes']}" if row["lanes"] > 1 else ""

@@ -1,4 +1,4 @@
-"""How fast: bounds and rates, one statement a function."""
+"""Rates of convergence: bounds and asymptotic rates, one statement a function."""
 
 import equinox as eqx
 import jax
@@ -13,7 +13,9 @@ from ddln._internal.validation import (
     as_positive,
     as_vector,
     is_concrete,
+    largest,
     refuse,
+    smallest,
 )
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import imbalance, mobility_of_squares
@@ -24,14 +26,14 @@ from ddln.theory import _hermite
 
 
 def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
-    """μ · c with c = min_k Π_{j≠m_k} λ_jk: the gap is at most gap(0) · exp(−2 μ c t).
+    """The rate μc with c = min_k Π_{j≠m_k} λ_jk: the gap is at most gap(0) · exp(−2 μ c t).
 
     m_k is the smallest layer at coordinate k and λ_jk = (u^j_k)² − (u^{m_k}_k)² at time 0. Scaling
-    the layers by a multiplies it by a^{2(depth−1)}. It is 0, and says nothing, where a smallest
-    layer is tied.
+    the layers by a multiplies the rate by a^{2(depth−1)}. The rate is 0, and the bound trivial, if
+    any coordinate's smallest layer is tied.
 
     Args:
-        problem: with its `pl_constant` μ.
+        problem: a loss with a PL constant μ.
         layers: initial layers, shape (depth, dim).
 
     Returns:
@@ -47,13 +49,24 @@ def rate_bound(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     18.0
     """
     ascending = jnp.sort(imbalance(as_layers(layers)), axis=0)
-    return _pl_constant(problem) * _least(jnp.prod(ascending[1:], axis=0))
+    return _pl_constant(problem) * smallest(jnp.prod(ascending[1:], axis=0))
 
 
 def exponential_bound(
     problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
 ) -> Float[Array, " times"]:
-    """gap(0) · exp(−2 μ c t) ≥ gap(t), at each time from the start `times[0]`.
+    """The bound gap(0) · exp(−2 μ c t) ≥ gap(t), with t counted from `times[0]`.
+
+    Args:
+        problem: a loss with a PL constant μ.
+        layers: initial layers, shape (depth, dim).
+        times: shape (times,).
+
+    Returns:
+        The bound at each time, shape (times,).
+
+    Raises:
+        ValueError: the problem has no PL constant.
 
     Source: Theorem 2 and Corollary 1, arXiv 2412.16765.
 
@@ -68,10 +81,18 @@ def exponential_bound(
 def divergence_bound(
     problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
 ) -> Float[Array, " times"]:
-    """D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*; infinite at the start
-    (NaN if that is a minimiser).
+    """The bound D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*.
 
-    NaN where there is no minimiser, or it lies outside the domain of Q.
+    It is infinite at the start, or NaN if the start is the minimiser. It is NaN if there is no
+    minimiser or θ* lies outside the domain of Q.
+
+    Args:
+        problem: a convex loss.
+        layers: initial layers, shape (depth, dim).
+        times: shape (times,); t is counted from the first.
+
+    Returns:
+        The bound at each time, shape (times,).
 
     Source: Theorem 2, arXiv 2412.16765.
 
@@ -85,7 +106,17 @@ def divergence_bound(
 
 
 def posterior_bound(problem: Problem, run: Trajectory) -> Float[Array, " times"]:
-    """gap(0) · exp(−2 μ ∫₀ᵗ min_k M_k(s) ds) ≥ gap(t), from the mobilities the run went through.
+    """The bound gap(0) · exp(−2 μ ∫₀ᵗ min_k M_k(s) ds) ≥ gap(t), from the mobilities of a run.
+
+    Args:
+        problem: a loss with a PL constant μ.
+        run: from `gradient_flow` or `mirror_flow`.
+
+    Returns:
+        The bound at each saved time, shape (times,).
+
+    Raises:
+        ValueError: the problem has no PL constant.
 
     Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765.
 
@@ -104,7 +135,15 @@ def smallest_mobility_integral(
 ) -> tuple[Float[Array, " times"], Float[Array, ""]]:
     """∫₀ᵗ min_k M_k(s) ds at each saved time of a run, and an estimate of its error at the end.
 
-    Between two saved times log M is the cubic through its values and slopes there.
+    Between saved times log M is interpolated by the cubic Hermite polynomial through its values and
+    slopes, and the exponential of the smallest interpolant is integrated by Simpson's rule.
+
+    Args:
+        run: from `gradient_flow` or `mirror_flow`.
+
+    Returns:
+        The integrals, shape (times,), and the estimated error of the last one, shape (). Both are 0
+        if a coordinate is frozen, because its mobility is 0.
 
     Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765.
 
@@ -115,26 +154,24 @@ def smallest_mobility_integral(
     """
     squares, moves = run.layers**2, ~Reduction(run.layers[0]).is_frozen
 
-    def mobility_of(squares):
-        # A half-line can be followed until its M is nothing.
+    def mobility_of(squares: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        # On a half-line M can underflow to 0.
         least = jnp.finfo(squares.dtype).tiny
         return jnp.where(moves, jnp.maximum(mobility_of_squares(squares), least), 1.0)
 
-    def log_mobility(squares):
-        return jnp.log(mobility_of(squares))
-
-    # Along the flow the squares of all layers grow by the same, 2θ dθ/dt / M.
+    # Along the flow the squares of all layers grow at the same rate, 2θ dθ/dt / M.
     mobility = jax.vmap(mobility_of)(squares)
     growth = jnp.broadcast_to((2 * run.theta * run.velocity / mobility)[:, None], squares.shape)
-    value, slope = jax.vmap(lambda x, dx: jax.jvp(log_mobility, (x,), (dx,)))(squares, growth)
+    log_mobility, slope = jax.vmap(
+        lambda squares, growth: jax.jvp(lambda x: jnp.log(mobility_of(x)), (squares,), (growth,))
+    )(squares, growth)
     step = jnp.diff(run.times)
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
-    curve = _hermite.interpolate(run.times, value, slope, nodes)
-    smallest = jnp.exp(_least(curve, axis=2))
+    interpolated = _hermite.interpolate(run.times, log_mobility, slope, nodes)
     simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
-    pieces = step * (smallest @ simpson)
-    doubt = _hermite.relative_error(run.times, mobility, mobility * slope)
-    error = jnp.sum(pieces * -_least(-doubt, axis=1))
+    pieces = step * (jnp.exp(smallest(interpolated, axis=2)) @ simpson)
+    relative_error = _hermite.relative_error(run.times, mobility, mobility * slope)
+    error = jnp.sum(pieces * largest(relative_error, axis=1))
     integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])
     some_frozen = ~jnp.all(moves)
     return jnp.where(some_frozen, 0.0, integral), jnp.where(some_frozen, 0.0, error)
@@ -143,10 +180,11 @@ def smallest_mobility_integral(
 def mode_rates(
     problem: Problem, theta: ArrayLike, layers: ArrayLike
 ) -> tuple[Float[Array, " modes"], Float[Array, "dim modes"]]:
-    """Eigenvalues, ascending, and eigenvectors of M^{1/2} ∇²ℒ(θ) M^{1/2}: the flow linearised at θ.
+    """Eigenvalues and eigenvectors of M^{1/2} ∇²ℒ(θ) M^{1/2}, the flow linearised at θ.
 
-    A mode with eigenvalue r decays like exp(−r t); one with eigenvalue 0 to rounding does not move.
-    Of n < dim samples there are only n modes to look at, found in n² · dim operations.
+    A mode with eigenvalue r decays like exp(−r t). An eigenvalue that is 0 to rounding is set to 0;
+    its mode does not move. With n < dim samples at most n modes move, and an SVD finds them in
+    n² · dim operations.
 
     Args:
         problem: the loss.
@@ -154,8 +192,9 @@ def mode_rates(
         layers: initial layers of the run, shape (depth, dim).
 
     Returns:
-        Rates, shape (modes,), and the modes as columns, shape (dim, modes), in the coordinates
-        M^{−1/2} θ: dim of them, or n where there are fewer samples; what is left does not move.
+        Rates, ascending, shape (modes,), and the modes as columns, shape (dim, modes), in the
+        coordinates M^{−1/2} θ. The number of modes is min(n, dim) if the loss has n samples, else
+        dim.
 
     Raises:
         ValueError: θ outside the domain of the flow, see `asymptotic_rate` (traced: NaN).
@@ -170,7 +209,7 @@ def mode_rates(
 
 
 def _in_domain(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> tuple[Array, Array]:
-    """θ and the layers; where no layers of the same imbalance have this θ it is refused."""
+    """θ and the layers; an error (traced: NaN) if no layers of the same imbalance have this θ."""
     theta, layers = as_vector("theta", theta, problem.dim), as_layers(layers, problem.dim)
     reduction = Reduction(layers)
     outward = theta * jnp.prod(jnp.sign(layers), axis=0) < 0
@@ -186,7 +225,9 @@ def _in_domain(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> tuple[A
 
 
 @eqx.filter_jit
-def _mode_rates(problem, theta, layers):
+def _mode_rates(
+    problem: Problem, theta: Float[Array, " dim"], layers: Float[Array, "depth dim"]
+) -> tuple[Float[Array, " modes"], Float[Array, "dim modes"]]:
     root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
     thin = problem.hessian_root(theta)
     if thin is not None and thin.shape[0] < problem.dim:
@@ -199,31 +240,31 @@ def _mode_rates(problem, theta, layers):
 
 
 def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Float[Array, ""]:
-    """r, the smallest nonzero eigenvalue of M^{1/2} ∇²ℒ(θ) M^{1/2}: the gap ends like exp(−2 r t).
+    """The smallest nonzero eigenvalue r of M^{1/2} ∇²ℒ(θ) M^{1/2}: the gap decays like exp(−2 r t).
 
-    Sharp at the limit point θ = θ_∞. Where θ_∞ is on the edge θ_k = 0 of a half-line M_k is 0, and
-    the flow is not linear in θ_k. With m smallest layers w tied, C the product of the others and
-    g = |∂ℒ/∂θ_k| at the edge,
+    The rate is sharp at the limit point θ = θ_∞. If θ_∞ is on the edge θ_k = 0 of a half-line, M_k
+    is 0 and the flow is not linear in θ_k. Let m be the number of tied smallest layers w, C the
+    product of the others and g = |∂ℒ/∂θ_k| at the edge. Then
 
-        ẇ = −C g w^{m−1}        if g > 0: θ_k = C w^m falls like exp(−2 C g t) if m = 2, and r is at
-                                most C g; like a power of t if m > 2, and r = 0;
-        θ̇_k ∝ −θ_k^{3−2/m}      if g = 0 and ℒ grows with θ_k, whatever the other coordinates do:
-                                θ_k and the gap fall like powers of t, and r = 0.
+        ẇ = −C g w^{m−1}        if g > 0: θ_k = C w^m decays like exp(−2 C g t) for m = 2, so that
+                                r ≤ C g, and like a power of t for m > 2, so that r = 0;
+        θ̇_k ∝ −θ_k^{3−2/m}      if g = 0 and ℒ increases with θ_k even when the other coordinates
+                                adapt: θ_k and the gap decay like powers of t, so that r = 0.
 
-    There the gap is that to ℒ(θ_∞), should this not be ℒ*.
+    The gap here is ℒ − ℒ(θ_∞), also where ℒ(θ_∞) is not ℒ*.
 
     Args:
         problem: the loss.
-        theta: the limit point, or where a run has got to, shape (dim,).
+        theta: the limit point, or the last θ of a run, shape (dim,).
         layers: initial layers of the run, shape (depth, dim).
 
     Returns:
-        A rate per unit of flow time, shape (): 0 where the gap falls more slowly than any
-        exponential, infinite where nothing moves.
+        A rate per unit of flow time, shape (): 0 if the gap decays more slowly than any
+        exponential, infinite if nothing moves.
 
     Raises:
-        ValueError: θ outside the domain of the flow: not 0 where a coordinate is frozen, or of the
-            other sign than θ(0) on a half-line (traced: NaN).
+        ValueError: θ outside the domain of the flow, that is, not 0 on a frozen coordinate or of
+            the sign opposite to θ(0) on a half-line (traced: NaN).
 
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
@@ -235,52 +276,73 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
 
 
 @eqx.filter_jit
-def _asymptotic_rate(problem, theta, layers):
+def _asymptotic_rate(
+    problem: Problem, theta: Float[Array, " dim"], layers: Float[Array, "depth dim"]
+) -> Float[Array, ""]:
     rates, modes = _mode_rates(problem, theta, layers)
     moves = rates > 0
-    interior = _least(jnp.where(moves, rates, jnp.inf))
+    interior = smallest(jnp.where(moves, rates, jnp.inf))
     rate = jnp.minimum(interior, _edge_rate(problem, theta, layers, rates, modes))
     known = jnp.all(jnp.isfinite(theta)) & jnp.all(jnp.isfinite(rates))
     return jnp.where(known, rate, jnp.nan)
 
 
-def _edge_rate(problem, theta, layers, rates, modes):
-    """The slowest rate of the coordinates on the edge of their half-lines; inf where none is."""
+def _edge_rate(
+    problem: Problem,
+    theta: Float[Array, " dim"],
+    layers: Float[Array, "depth dim"],
+    rates: Float[Array, " modes"],
+    modes: Float[Array, "dim modes"],
+) -> Float[Array, ""]:
+    """The smallest rate of a coordinate on the edge of its half-line; inf if there is none."""
     reduction = Reduction(layers)
     on_edge = (theta == 0) & ~reduction.is_open & ~reduction.is_frozen
-    tied = jnp.sum(imbalance(layers) == 0, axis=0)
-    others = jnp.prod(jnp.sqrt(jnp.where(imbalance(layers) == 0, 1.0, imbalance(layers))), axis=0)
+    is_smallest = imbalance(layers) == 0
+    tied = jnp.sum(is_smallest, axis=0)
+    others = jnp.prod(jnp.sqrt(jnp.where(is_smallest, 1.0, imbalance(layers))), axis=0)
     gradient = problem.gradient(theta) * jnp.prod(jnp.sign(layers), axis=0)
+    curvature, total = _curvature_after_adapting(problem, theta, layers, rates, modes)
+    precision = jnp.finfo(theta.dtype).eps
+    increases = curvature > jnp.sqrt(precision) * total
+    noise = 1e3 * precision * jnp.max(total) * jnp.max(jnp.abs(theta))
+    rate = jnp.where(increases, 0.0, jnp.inf)
+    rate = jnp.where(gradient > noise, jnp.where(tied == 2, others * gradient, 0.0), rate)
+    rate = jnp.where(gradient < -noise, 0.0, rate)  # the coordinate leaves the edge again
+    return smallest(jnp.where(on_edge, rate, jnp.inf))
 
-    # What ℒ grows by with θ_k when all coordinates inside follow: a Schur complement.
+
+def _curvature_after_adapting(
+    problem: Problem,
+    theta: Float[Array, " dim"],
+    layers: Float[Array, "depth dim"],
+    rates: Float[Array, " modes"],
+    modes: Float[Array, "dim modes"],
+) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+    """∂²ℒ/∂θ_k² with the moving modes minimised out (a Schur complement), and ∂²ℒ/∂θ_k² itself."""
     root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
     thin = problem.hessian_root(theta)
     if thin is None:
         hessian = problem.hessian(theta)
-        own, shared = jnp.diagonal(hessian), modes.T @ (root[:, None] * hessian)
+        total, coupling = jnp.diagonal(hessian), modes.T @ (root[:, None] * hessian)
     else:
-        own, shared = jnp.sum(thin**2, axis=0), ((thin * root[None]) @ modes).T @ thin
-    followed = shared**2 / jnp.where(rates > 0, rates, jnp.inf)[:, None]
-    precision = jnp.finfo(theta.dtype).eps
-    counts = own - jnp.sum(followed, axis=0) > jnp.sqrt(precision) * own
-    noise = 1e3 * precision * jnp.max(own) * jnp.max(jnp.abs(theta))
-    exponential = jnp.where(tied == 2, others * gradient, 0.0)
-    slowest = jnp.where(counts, 0.0, jnp.inf)
-    slowest = jnp.where(gradient > noise, exponential, slowest)
-    slowest = jnp.where(gradient < -noise, 0.0, slowest)  # leaves the edge again
-    return _least(jnp.where(on_edge, slowest, jnp.inf))
+        total, coupling = jnp.sum(thin**2, axis=0), ((thin * root[None]) @ modes).T @ thin
+    removed = coupling**2 / jnp.where(rates > 0, rates, jnp.inf)[:, None]
+    return total - jnp.sum(removed, axis=0), total
 
 
 def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array, ""]:
-    """Flow time by which a theorem guarantees ℒ(θ(t)) − ℒ* ≤ gap: the earlier of both bounds'.
+    """The flow time by which Theorem 2 guarantees ℒ(θ(t)) − ℒ* ≤ gap.
 
-    log(gap(0)/gap) / (2μc) of the exponential bound, D_Q(θ*, θ(0)) / gap of the other. Infinite
-    where neither has anything to say.
+    The smaller of log(gap(0)/gap) / (2μc), from the exponential bound, and D_Q(θ*, θ(0)) / gap,
+    from the divergence bound; infinite if neither applies.
 
     Args:
         problem: the loss.
         layers: initial layers, shape (depth, dim).
         gap: > 0, shape ().
+
+    Returns:
+        A flow time ≥ 0, shape ().
 
     Raises:
         ValueError: the gap is not positive.
@@ -298,16 +360,16 @@ def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array
         rate = rate_bound(problem, layers)
         times.append(jnp.where(rate > 0, jnp.log(start / gap) / (2 * rate), jnp.inf))
     if problem.convex:
-        later = divergence_bound(problem, layers, jnp.asarray([0.0, 1.0], gap.dtype))[1] / gap
-        times.append(jnp.where(jnp.isnan(later), jnp.inf, later))
-    return jnp.maximum(_least(jnp.stack(times)), 0.0)
+        time = divergence_bound(problem, layers, jnp.asarray([0.0, 1.0], gap.dtype))[1] / gap
+        times.append(jnp.where(jnp.isnan(time), jnp.inf, time))
+    return jnp.maximum(smallest(jnp.stack(times)), 0.0)
 
 
 class Predictions(eqx.Module):
-    """What the theorems bound of a run; NaN where a hypothesis of theirs fails."""
+    """The theorems' bounds for a run; NaN where their hypotheses fail."""
 
     rate_bound: Float[Array, ""]
-    """μc, of `rate_bound`."""
+    """μc, see `rate_bound`."""
     exponential_bound: Float[Array, " times"]
     divergence_bound: Float[Array, " times"]
     posterior_bound: Float[Array, " times"]
@@ -316,7 +378,11 @@ class Predictions(eqx.Module):
 
 
 def predict(problem: Problem, run: Trajectory) -> Predictions:
-    """Every bound for a run.
+    """All bounds for a run.
+
+    Args:
+        problem: the loss.
+        run: from `gradient_flow` or `mirror_flow`.
 
     >>> problem = ddln.least_squares([[1.0]], [2.0])
     >>> run = ddln.gradient_flow(problem, [[0.0], [3.0]], jnp.linspace(0.0, 0.2, 11))
@@ -328,9 +394,9 @@ def predict(problem: Problem, run: Trajectory) -> Predictions:
     if problem.pl_constant is not None:
         rate = rate_bound(problem, layers)
         exponential = exponential_bound(problem, layers, run.times)
-        integral, doubt = smallest_mobility_integral(run)
+        integral, integral_error = smallest_mobility_integral(run)
         posterior = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
-        error = 2 * problem.pl_constant * doubt
+        error = 2 * problem.pl_constant * integral_error
     return Predictions(
         rate_bound=rate,
         exponential_bound=exponential,
@@ -344,9 +410,3 @@ def _pl_constant(problem: Problem) -> Float[Array, ""]:
     if problem.pl_constant is None:
         raise ValueError("`problem` must have a PL constant for an exponential bound, got None.")
     return problem.pl_constant
-
-
-def _least(values: Array, axis: int | None = None) -> Array:
-    """The minimum; NaN where there is one, which XLA's own on the CPU drops from large arrays."""
-    unknown = jnp.any(jnp.isnan(values), axis=axis)
-    return jnp.where(unknown, jnp.nan, jnp.min(values, axis=axis))

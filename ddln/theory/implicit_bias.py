@@ -1,16 +1,19 @@
-"""Where it converges: the minimiser of the loss that is nearest to the start as Q measures it.
+"""The limit of gradient flow: the minimiser of the loss nearest to θ(0) in Bregman divergence.
 
     θ_∞ = argmin { D_Q(θ, θ(0)) : Aθ = b },        ∇Q(θ_∞) = Aᵀν for some ν,
 
-with {Aθ = b} the minimisers of the loss. Its dual, min over ν of Q*(Aᵀν) − bᵀν, is smooth and
-convex with gradient Aθ − b and Hessian A diag(M) Aᵀ at θ = ∇Q*(Aᵀν).
+where {Aθ = b} is the set of minimisers of the loss. The dual problem, min over ν of Q*(Aᵀν) − bᵀν,
+is smooth and convex, with gradient Aθ − b and Hessian A diag(M) Aᵀ at θ = ∇Q*(Aᵀν).
 """
+
+from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
@@ -19,9 +22,11 @@ from ddln.networks.entropy import Entropy
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 
-_MOST_HALVINGS = 1100  # from a step of 1e308 to one of 1e-16
+_MOST_HALVINGS = 1100
+"""Enough to go from a step of 1e308 to one of 1e-16."""
 _ARMIJO = 1e-4
-_LONGEST = 4.0  # step of a position where the dual is flat
+_LONGEST = 4.0
+"""Longest step of a reparametrised coordinate where the dual is flat."""
 
 
 def limit_point(
@@ -32,28 +37,29 @@ def limit_point(
     max_steps: int = 1000,
     throw: bool = True,
 ) -> Float[Array, " dim"]:
-    """θ_∞ = argmin { D_Q(θ, θ(0)) : θ minimises ℒ }, where gradient flow from the layers ends.
+    """θ_∞ = argmin { D_Q(θ, θ(0)) : θ minimises ℒ }, the limit of gradient flow from the layers.
 
-    Newton's method on the dual, each step halved until the dual falls: the plain method overshoots,
-    since θ grows exponentially in ν, or without bound at an end of the range of ∇Q. Where the dual
-    is flat, near small initialisations, a damping in proportion to ‖Aθ − b‖ bounds the step.
+    Newton's method on the dual problem with a backtracking line search. Undamped steps overshoot,
+    because θ grows exponentially in ν, or without bound at an end of the range of ∇Q. The dual is
+    flat near small initialisations; a damping proportional to ‖Aθ − b‖ bounds the step there.
 
     Args:
-        problem: a loss whose minimisers are an affine set, such as least squares.
+        problem: a loss whose minimisers form an affine set, such as least squares.
         layers: initial layers, shape (depth, dim).
-        rtol: on Aθ = b, with A's rows made orthonormal, beside what the rounding of ξ = Aᵀν and θ
-            leaves of it; `None` is 2e-12, or 50 roundings
-            where that is more.
-        max_steps: of Newton's method.
-        throw: raise without convergence; else, and under transformations, the result is NaN.
+        rtol: relative tolerance on Aθ = b, after A's rows have been made orthonormal, in addition
+            to the rounding errors of ξ = Aᵀν and θ. `None` means 2e-12 or 50 machine epsilons,
+            whichever is larger.
+        max_steps: the largest number of Newton steps.
+        throw: raise if the method does not converge. Otherwise, and under transformations, the
+            result is NaN.
 
     Returns:
-        θ_∞, shape (dim,). `theory.kkt_residual` says how well it meets its conditions.
+        θ_∞, shape (dim,). `theory.kkt_residual` measures how well it meets its conditions.
 
     Raises:
-        ValueError: the minimisers are no affine set.
-        RuntimeError: no convergence: no minimiser is within reach (a coordinate is frozen, or
-            confined to a half-line), or ξ no longer tells one θ from another.
+        ValueError: the minimisers do not form an affine set.
+        RuntimeError: no convergence. Either the network cannot reach a minimiser (a coordinate is
+            frozen, or confined to a half-line), or rounding of ξ no longer determines θ.
 
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
@@ -64,9 +70,10 @@ def limit_point(
     [0.975649, 0.060879]
     """
     drop_programs()
-    affine, layers = _minimisers(problem), as_layers(layers, problem.dim)
+    matrix, values = _minimisers(problem)
+    layers = as_layers(layers, problem.dim)
     precision = max(2e-12, 50 * float(jnp.finfo(layers.dtype).eps)) if rtol is None else rtol
-    theta = _dual_newton(*affine, Reduction(layers), precision, max_steps)
+    theta = _solve_dual(matrix, values, Reduction(layers), precision, max_steps)
     if throw and is_concrete(theta) and np.isnan(np.asarray(theta)).any():
         raise RuntimeError(
             "No limit point was found: no minimiser is within reach of the network (see "
@@ -75,7 +82,8 @@ def limit_point(
     return theta
 
 
-def _minimisers(problem):
+def _minimisers(problem: Problem) -> tuple[Float[Array, "rows dim"], Float[Array, " rows"]]:
+    """A and b of the minimisers {Aθ = b}."""
     affine = problem.minimisers()
     if affine is None:
         raise ValueError(
@@ -85,90 +93,165 @@ def _minimisers(problem):
     return affine
 
 
-@eqx.filter_jit
-def _dual_newton(matrix, values, reduction, rtol, max_steps):
-    # Orthonormal rows: rank-deficient and badly scaled data become masked ones.
+class _Dual(NamedTuple):
+    """The dual problem, min over ν of Q*(Aᵀν) − bᵀν, with orthonormal rows A.
+
+    Rows beyond the rank of the data are 0.
+    """
+
+    rows: Float[Array, "rows dim"]
+    """A."""
+    target: Float[Array, " rows"]
+    """b."""
+    in_range: Bool[Array, " rows"]
+    """False for the rows that are 0."""
+    reduction: Reduction
+
+
+class _Point(NamedTuple):
+    """The dual problem evaluated at ν."""
+
+    nu: Float[Array, " rows"]
+    value: Float[Array, ""]
+    """Q*(Aᵀν) − bᵀν; infinite outside the domain."""
+    residual: Float[Array, " rows"]
+    """Aθ − b, the gradient."""
+    rounding: Float[Array, ""]
+    """Estimated rounding error in the norm of the residual."""
+    mobility: Float[Array, " dim"]
+    """M."""
+    smallest_product: Float[Array, ""]
+    """The smallest R of a coordinate that is not frozen."""
+
+
+class _NewtonState(NamedTuple):
+    """The carry of Newton's method."""
+
+    point: _Point
+    step: Int[Array, ""] | int
+    stuck: Bool[Array, ""]
+    """No step decreases the dual."""
+
+
+class _Trial(NamedTuple):
+    """The carry of the line search."""
+
+    length: Float[Array, ""]
+    halvings: Int[Array, ""] | int
+    point: _Point
+
+
+def _orthonormal_dual(
+    matrix: Float[Array, "samples dim"], values: Float[Array, " samples"], reduction: Reduction
+) -> _Dual:
+    """The dual of {matrix θ = values}; an SVD handles rank-deficient and badly scaled data."""
     left, singular, rows = jnp.linalg.svd(matrix, full_matrices=False)
-    kept = singular > jnp.finfo(singular.dtype).eps * max(matrix.shape) * singular[0]
-    rows = jnp.where(kept[:, None], rows, 0.0)
-    target = jnp.where(kept, left.T @ values / jnp.where(kept, singular, 1.0), 0.0)
-    size = jnp.linalg.norm(target)
-    size = jnp.where(size > 0, size, 1.0)
+    in_range = singular > jnp.finfo(singular.dtype).eps * max(matrix.shape) * singular[0]
+    target = jnp.where(in_range, left.T @ values / jnp.where(in_range, singular, 1.0), 0.0)
+    return _Dual(jnp.where(in_range[:, None], rows, 0.0), target, in_range, reduction)
+
+
+def _evaluate(dual: _Dual, nu: Float[Array, " rows"]) -> _Point:
+    reduction = dual.reduction
+    xi = dual.rows.T @ nu
+    v, inside = coordinate_of_dual(xi, reduction)
+    w, theta, mobility = reduction.smallest(v), reduction.theta(v), reduction.mobility(v)
     start = reduction.smallest(reduction.start)
+    value = jnp.sum((w - start) * (w + start)) / 2 - dual.target @ nu
+    residual = dual.rows @ theta - dual.target
+    magnitude = jnp.linalg.norm(jnp.abs(theta) + mobility * jnp.abs(xi))
+    finite = jnp.all(inside) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
+    return _Point(
+        nu=nu,
+        value=jnp.where(finite, value, jnp.inf),
+        residual=residual,
+        rounding=8 * jnp.finfo(v.dtype).eps * magnitude,
+        mobility=mobility,
+        smallest_product=jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v))),
+    )
 
-    def at(nu):
-        """The dual's value, its gradient, how much of that is rounding, M, and the least R."""
-        dual = rows.T @ nu
-        v, inside = coordinate_of_dual(dual, reduction)
-        w, theta, mobility = reduction.smallest(v), reduction.theta(v), reduction.mobility(v)
-        value = jnp.sum((w - start) * (w + start)) / 2 - target @ nu
-        residual = rows @ theta - target
-        doubt = jnp.linalg.norm(jnp.abs(theta) + mobility * jnp.abs(dual))
-        rounding = 8 * jnp.finfo(v.dtype).eps * doubt
-        finite = jnp.all(inside) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
-        slowest = jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v)))
-        return jnp.where(finite, value, jnp.inf), residual, rounding, mobility, slowest
 
-    def newton(state):
-        nu, value, residual, rounding, mobility, slowest, step, _ = state
-        hessian = (rows * mobility[None]) @ rows.T
-        least = jnp.finfo(nu.dtype).eps * jnp.max(jnp.diagonal(hessian))
-        bound = jnp.linalg.norm(residual) * slowest / _LONGEST
-        damping = jnp.where(kept, least + bound, 1.0)
-        direction = -jax.scipy.linalg.cho_solve(
-            jax.scipy.linalg.cho_factor(hessian + jnp.diag(damping)), residual
-        )
-        slope = direction @ residual
+def _newton_direction(dual: _Dual, point: _Point) -> Float[Array, " rows"]:
+    hessian = (dual.rows * point.mobility[None]) @ dual.rows.T
+    least = jnp.finfo(point.nu.dtype).eps * jnp.max(jnp.diagonal(hessian))
+    bound = jnp.linalg.norm(point.residual) * point.smallest_product / _LONGEST
+    damping = jnp.where(dual.in_range, least + bound, 1.0)
+    factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(damping))
+    return -jax.scipy.linalg.cho_solve(factor, point.residual)
 
-        def too_long(trial):
-            length, halvings, new_value, new_residual, *_ = trial
-            falls = new_value <= value + _ARMIJO * length * slope
-            # Near the end the dual's own changes are rounding.
-            shrinks = jnp.linalg.norm(new_residual) <= (1 - length / 4) * jnp.linalg.norm(residual)
-            fine = jnp.isfinite(new_value) & (falls | shrinks)
-            return ~fine & (halvings < _MOST_HALVINGS)
 
-        def halve(trial):
-            length, halvings, *_ = trial
-            return length / 2, halvings + 1, *at(nu + length / 2 * direction)
+def _must_shorten(trial: _Trial, *, point: _Point, slope: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether the line search goes on: the trial decreases neither the dual nor its gradient."""
+    decreases = trial.point.value <= point.value + _ARMIJO * trial.length * slope
+    # Near the solution the dual's own changes are rounding errors.
+    before, after = jnp.linalg.norm(point.residual), jnp.linalg.norm(trial.point.residual)
+    contracts = after <= (1 - trial.length / 4) * before
+    acceptable = jnp.isfinite(trial.point.value) & (decreases | contracts)
+    return ~acceptable & (trial.halvings < _MOST_HALVINGS)
 
-        length, halvings, *there = jax.lax.while_loop(
-            too_long, halve, (jnp.ones_like(value), 0, *at(nu + direction))
-        )
-        stuck = (halvings == _MOST_HALVINGS) | ~jnp.all(jnp.isfinite(direction))
-        moved = (nu + length * direction, *there)
-        kept_state = (nu, value, residual, rounding, mobility, slowest)
-        moved = jax.tree.map(lambda new, old: jnp.where(stuck, old, new), moved, kept_state)
-        return *moved, step + 1, stuck
 
-    def converged(state):
-        _, value, residual, rounding, *_ = state
-        return jnp.isfinite(value) & (jnp.linalg.norm(residual) <= rtol * size + rounding)
+def _halve(
+    trial: _Trial, *, dual: _Dual, point: _Point, direction: Float[Array, " rows"]
+) -> _Trial:
+    length = trial.length / 2
+    return _Trial(length, trial.halvings + 1, _evaluate(dual, point.nu + length * direction))
 
-    def unfinished(state):
-        *_, step, stuck = state
-        return ~converged(state) & (step < max_steps) & ~stuck
 
-    nu = jnp.zeros_like(target)
-    first = nu, *at(nu), 0, jnp.asarray(False)
-    last = jax.lax.while_loop(unfinished, newton, first)
-    v, _ = coordinate_of_dual(rows.T @ last[0], reduction)
-    return jnp.where(converged(last), reduction.theta(v), jnp.nan)
+def _newton_step(state: _NewtonState, *, dual: _Dual) -> _NewtonState:
+    """One damped Newton step with a backtracking line search."""
+    point = state.point
+    direction = _newton_direction(dual, point)
+    last = jax.lax.while_loop(
+        partial(_must_shorten, point=point, slope=direction @ point.residual),
+        partial(_halve, dual=dual, point=point, direction=direction),
+        _Trial(jnp.ones_like(point.value), 0, _evaluate(dual, point.nu + direction)),
+    )
+    stuck = (last.halvings == _MOST_HALVINGS) | ~jnp.all(jnp.isfinite(direction))
+    accepted = jax.tree.map(lambda new, old: jnp.where(stuck, old, new), last.point, point)
+    return _NewtonState(accepted, state.step + 1, stuck)
+
+
+def _converged(dual: _Dual, point: _Point, *, rtol: float) -> Bool[Array, ""]:
+    size = jnp.linalg.norm(dual.target)
+    tolerance = rtol * jnp.where(size > 0, size, 1.0) + point.rounding
+    return jnp.isfinite(point.value) & (jnp.linalg.norm(point.residual) <= tolerance)
+
+
+@eqx.filter_jit
+def _solve_dual(
+    matrix: Float[Array, "samples dim"],
+    values: Float[Array, " samples"],
+    reduction: Reduction,
+    rtol: float,
+    max_steps: int,
+) -> Float[Array, " dim"]:
+    """The limit point by Newton's method on the dual; NaN without convergence."""
+    dual = _orthonormal_dual(matrix, values, reduction)
+    converged = partial(_converged, dual, rtol=rtol)
+    first = _NewtonState(_evaluate(dual, jnp.zeros_like(dual.target)), 0, jnp.asarray(False))
+    last = jax.lax.while_loop(
+        lambda state: ~converged(state.point) & (state.step < max_steps) & ~state.stuck,
+        partial(_newton_step, dual=dual),
+        first,
+    )
+    v, _ = coordinate_of_dual(dual.rows.T @ last.point.nu, reduction)
+    return jnp.where(converged(last.point), reduction.theta(v), jnp.nan)
 
 
 def kkt_residual(
     problem: Problem, layers: ArrayLike, theta: ArrayLike
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """How far θ is from the limit point's two conditions, each relative.
+    """The relative violation of the limit point's two optimality conditions at θ.
 
     Args:
-        problem: a loss whose minimisers {Aθ = b} are an affine set.
+        problem: a loss whose minimisers {Aθ = b} form an affine set.
         layers: initial layers, shape (depth, dim).
         theta: shape (dim,).
 
     Returns:
-        Stationarity, the distance of ∇Q(θ) from the range of Aᵀ over ‖∇Q(θ)‖ (frozen coordinates
-        left out), and infeasibility, ‖Aθ − b‖ / ‖b‖; shape () each. NaN where ∇Q(θ) is not defined.
+        Stationarity, the distance of ∇Q(θ) from the range of Aᵀ over ‖∇Q(θ)‖ (without frozen
+        coordinates), and infeasibility, ‖Aθ − b‖ / ‖b‖; shape () each. NaN where ∇Q(θ) is not
+        defined.
 
     Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
@@ -184,11 +267,17 @@ def kkt_residual(
 
 
 @eqx.filter_jit
-def _kkt_residual(matrix, values, entropy, theta):
+def _kkt_residual(
+    matrix: Float[Array, "samples dim"],
+    values: Float[Array, " samples"],
+    entropy: Entropy,
+    theta: Float[Array, " dim"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     mobile = ~entropy.reduction.is_frozen
     dual = jnp.where(mobile, entropy.mirror_map(theta), 0.0)
     columns = matrix.T * mobile[:, None]
     nu = jnp.linalg.lstsq(columns, dual)[0]
-    size, wanted = jnp.linalg.norm(dual), jnp.linalg.norm(values)
-    off = jnp.linalg.norm(dual - columns @ nu) / jnp.where(size > 0, size, 1.0)
-    return off, jnp.linalg.norm(matrix @ theta - values) / jnp.where(wanted > 0, wanted, 1.0)
+    dual_size, value_size = jnp.linalg.norm(dual), jnp.linalg.norm(values)
+    stationarity = jnp.linalg.norm(dual - columns @ nu) / jnp.where(dual_size > 0, dual_size, 1.0)
+    residual = jnp.linalg.norm(matrix @ theta - values)
+    return stationarity, residual / jnp.where(value_size > 0, value_size, 1.0)

@@ -1,4 +1,6 @@
-"""The theorems read backwards: initialisations that have a wished rate, or a wished entropy."""
+"""Inverse problems: initialisations with a prescribed rate bound or a prescribed entropy."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,15 @@ from ddln.theory.convergence import rate_bound
 
 
 def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[Array, ""]:
-    """a with μ · c(a · layers) = rate: a = (rate / (μ c))^{1 / (2 (depth − 1))}.
+    """The a at which a · layers have this rate bound: (rate / μc)^{1 / (2 (depth − 1))}.
 
     Args:
         problem: with its PL constant μ.
         layers: shape (depth, dim).
         rate: > 0, per unit of flow time.
+
+    Returns:
+        a, shape ().
 
     Raises:
         ValueError: the bound of these layers is 0 at every scale, or the rate is not positive.
@@ -41,18 +46,21 @@ def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[A
     if is_concrete(bound) and not np.asarray(bound) > 0:
         raise ValueError(
             "`layers` must have a unique smallest layer in every coordinate, and the problem "
-            "μ > 0, for a rate bound that a scale can change: it is 0."
+            "μ > 0, for a rate bound that depends on the scale; this one is 0."
         )
     return (rate / bound) ** (0.5 / (layers.shape[0] - 1))
 
 
 def imbalance_for_rate(problem: Problem, depth: int, rate: Number) -> Float[Array, ""]:
-    """λ with μ λ^{depth−1} = rate: of a network all of whose imbalances are λ.
+    """The λ at which a network with all imbalances λ has this rate bound: μ λ^{depth−1} = rate.
 
     Args:
         problem: with its PL constant μ.
         depth: ≥ 2.
         rate: > 0, per unit of flow time.
+
+    Returns:
+        λ, shape ().
 
     Raises:
         ValueError: depth < 2, no positive PL constant, or the rate is not positive.
@@ -72,82 +80,98 @@ def imbalance_for_rate(problem: Problem, depth: int, rate: Number) -> Float[Arra
 
 
 _SPREADS = (0.5, 2.0, 8.0)
-"""Of log λ at the start of a fit."""
+"""Half-widths of log λ in the successive initial guesses of a fit."""
+_MOST_EVALUATIONS = 200
 
 
 def layers_for_entropy(
     theta: ArrayLike, curvature: ArrayLike, depth: int, *, tolerance: Number = 1e-6
 ) -> Float[Array, "depth 1"]:
-    """Layers of one coordinate, the first of them 0, whose Q'' is the wished one at the given θ.
+    """Layers of one coordinate, the first of them 0, with prescribed Q'' at the given θ.
 
-    The imbalances λ_j are fitted by least squares on log Q'', in double precision on the host, from
-    a few starts in turn until the tolerance is met. Several networks can meet it: a curvature
-    seen only at large θ, or at small ones, says little of single λ_j.
+    A least-squares fit of the imbalances λ_j to log Q'', in double precision on the host, from a
+    few initial guesses in turn until one meets the tolerance. The solution need not be unique: a
+    curvature known only at large θ, or only at small θ, hardly determines the single λ_j.
 
     Args:
         theta: shape (points,).
-        curvature: the wished Q''(θ) > 0, shape (points,).
-        depth: of the network.
-        tolerance: > 0, largest relative error of Q'' at the points.
+        curvature: the prescribed Q''(θ) > 0, shape (points,).
+        depth: ≥ 2.
+        tolerance: > 0, the largest relative error of Q'' at the points.
 
     Returns:
-        Layers (0, √λ_1, …), ascending, shape (depth, 1); within the tolerance but for their
-        rounding to the working precision.
+        Layers (0, √λ_1, …), ascending, shape (depth, 1); rounding to the working precision comes on
+        top of the tolerance.
 
     Raises:
-        ValueError: shapes, depth or signs that make no sense; or no network of this depth has such
-            an entropy within the tolerance, and how near the best comes.
+        ValueError: invalid shapes, depth or signs; or no fit meets the tolerance, with the error of
+            the best one.
+
+    Source: as derived in docs/theory.md from Theorem 1, arXiv 2412.16765.
 
     >>> wished = 1 / jnp.sqrt(4 * jnp.linspace(-2.0, 2.0, 9) ** 2 + 3.0**4)  # layers 0 and 3
     >>> layers = ddln.theory.layers_for_entropy(jnp.linspace(-2.0, 2.0, 9), wished, 2)
     >>> layers.ravel().round(6).tolist()
     [0.0, 3.0]
     """
-    theta, curvature, tolerance = (
-        np.asarray(part, float)
-        for part in (
-            as_floats("theta", theta, 1),
-            as_floats("curvature", curvature, 1),
-            as_positive("tolerance", tolerance),
-        )
-    )
+    theta = np.asarray(as_floats("theta", theta, 1), float)
+    curvature = np.asarray(as_floats("curvature", curvature, 1), float)
+    limit = float(as_positive("tolerance", tolerance))
     if depth < 2 or theta.size < 1 or theta.shape != curvature.shape or (curvature <= 0).any():
         raise ValueError(
             "`theta` and `curvature` must have one shape (points,), points ≥ 1, `curvature` be "
             f"> 0 and `depth` ≥ 2, got {theta.shape}, {curvature.shape}, "
             f"{curvature.min(initial=np.inf):g} and {depth}."
         )
-    # The wished accuracy is beyond float32, whatever the caller computes in.
+    # The tolerance is finer than float32, whatever the caller's precision.
     with jax.enable_x64(True):
-        layers, error = _fit_entropy(theta, curvature, depth, tolerance)
-    if not error <= tolerance:
+        fit = _fit_entropy(theta, curvature, depth, limit)
+    if not fit.error <= limit:
         raise ValueError(
-            f"`curvature` must be that of a network of depth {depth} within {tolerance:g}; "
-            f"the nearest found is {error:.2g} off."
+            f"`curvature` must be that of a network of depth {depth} within {limit:g}; "
+            f"the nearest found is {fit.error:.2g} off (SciPy's least_squares: {fit.message})"
         )
-    return jnp.asarray(layers, jnp.result_type(float))
+    return jnp.asarray(fit.layers, jnp.result_type(float))
 
 
-def _fit_entropy(theta, curvature, depth, tolerance):
-    """The first fit within the tolerance, or else the nearest, and its error."""
+class _Fit(NamedTuple):
+    """The best fit so far."""
+
+    error: float
+    """Largest relative error of Q''."""
+    layers: Float[np.ndarray, "depth 1"]
+    message: str
+    """Why SciPy's `least_squares` stopped."""
+
+
+def _fit_entropy(
+    theta: Float[np.ndarray, " points"],
+    curvature: Float[np.ndarray, " points"],
+    depth: int,
+    tolerance: float,
+) -> _Fit:
+    """The first fit that meets the tolerance, or else the best one."""
     from scipy.optimize import least_squares
 
-    def layers_of(logarithms):
-        return np.concatenate([[0.0], np.exp(np.sort(logarithms) / 2)])[:, None]
-
-    def misfit(logarithms):
-        copies = np.repeat(layers_of(logarithms), theta.size, axis=1)
+    def residual(log_imbalances: np.ndarray) -> np.ndarray:
+        copies = np.repeat(_layers_of(log_imbalances), theta.size, axis=1)
         return np.log(np.asarray(Entropy(copies).hessian(theta)) / curvature)
 
     # At θ = 0 the curvature is 1 / Π λ_j.
-    middle = -np.log(curvature[np.argmin(np.abs(theta))]) / (depth - 1)
-    best, least = np.zeros((depth, 1)), np.inf
+    centre = -np.log(curvature[np.argmin(np.abs(theta))]) / (depth - 1)
+    fits: list[_Fit] = []
     for spread in _SPREADS:
-        start = middle + np.linspace(-spread, spread, depth - 1)
-        fit = least_squares(misfit, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=200)
-        error = float(np.max(np.abs(np.expm1(fit.fun))))
-        if error < least:
-            best, least = layers_of(fit.x), error
-        if least <= tolerance:
+        guess = centre + np.linspace(-spread, spread, depth - 1)
+        # The tightest tolerances that SciPy allows; the error decides, not the status.
+        found = least_squares(
+            residual, guess, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=_MOST_EVALUATIONS
+        )
+        error = float(np.max(np.abs(np.expm1(found.fun))))
+        fits.append(_Fit(error, _layers_of(found.x), found.message))
+        if error <= tolerance:
             break
-    return best, least
+    return min(fits, key=lambda fit: fit.error)
+
+
+def _layers_of(log_imbalances: Float[np.ndarray, " others"]) -> Float[np.ndarray, "depth 1"]:
+    return np.concatenate([[0.0], np.exp(np.sort(log_imbalances) / 2)])[:, None]

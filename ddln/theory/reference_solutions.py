@@ -1,6 +1,12 @@
-"""What limits are compared with: minimisers of least ℓ1 and ℓ2 norm, the lasso, largest margins."""
+"""Reference solutions for limits: least ℓ1 and ℓ2 norm, the lasso, and largest margins.
+
+All are computed on the host by NumPy, SciPy and scikit-learn, and independently of the flow.
+"""
+
+import warnings
 
 import numpy as np
+from jaxtyping import Float
 from scipy.linalg import solve_triangular
 
 from ddln._internal.validation import Number
@@ -9,12 +15,114 @@ from ddln.problems._infimum import escaping
 from ddln.problems.base import LeastSquares, LinearRisk, Problem
 
 _GAP = 1e-10
-"""How far margins, and the share of the norm that duality proves necessary, may stay below 1."""
+"""Largest shortfall below 1 of a margin, and of the dual bound on the norm over the norm found."""
 _ROUNDING = 4 * np.finfo(float).eps
-"""Of a feature: as exactly as multipliers can be feasible."""
+"""Relative accuracy with which multipliers can be feasible."""
+_LASSO_TOLERANCE = 1e-12
+_LASSO_ITERATIONS = 1_000_000
 
 
-def _unsigned(problem: Problem) -> LeastSquares:
+def min_l1(problem: Problem) -> Float[np.ndarray, " dim"]:
+    """argmin { ‖θ‖₁ : Xθ = ŷ }, basis pursuit, with ŷ the projection of y on the range of X.
+
+    Solved as a linear program in the positive and negative parts of θ by SciPy's HiGHS.
+
+    Args:
+        problem: least squares, not signed.
+
+    Returns:
+        θ, shape (dim,), a NumPy array: the function does not work under transformations.
+
+    Raises:
+        ValueError: another loss.
+        RuntimeError: HiGHS found no optimum.
+
+    Source: Chen, Donoho & Saunders, SIAM Review 43, 2001.
+
+    >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
+    >>> ddln.theory.min_l1(problem).tolist()
+    [1.0, 0.0]
+    """
+    from scipy.optimize import linprog
+
+    problem = _least_squares(problem)
+    matrix = np.asarray(problem.features)
+    doubled = np.hstack([matrix, -matrix])
+    found = linprog(np.ones(doubled.shape[1]), A_eq=doubled, b_eq=np.asarray(problem.fitted))
+    if found.status != 0:
+        raise RuntimeError(
+            "HiGHS found no interpolator of least ℓ1 norm for the features and fitted targets of "
+            f"`problem`: {found.message}"
+        )
+    positive, negative = np.split(found.x, 2)
+    return positive - negative
+
+
+def min_l2(problem: Problem) -> Float[np.ndarray, " dim"]:
+    """argmin { ‖θ‖₂ : Xθ = ŷ }, with ŷ the projection of y on the range of X.
+
+    Args:
+        problem: least squares, not signed.
+
+    Returns:
+        θ, shape (dim,).
+
+    Raises:
+        ValueError: another loss.
+
+    >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
+    >>> ddln.theory.min_l2(problem).round(6).tolist()
+    [0.862069, 0.344828]
+    """
+    return np.asarray(_least_squares(problem).minimiser)
+
+
+def lasso(problem: Problem, penalty: Number) -> Float[np.ndarray, " dim"]:
+    """argmin ℒ(θ) + penalty · ‖θ‖₁ by scikit-learn's coordinate descent.
+
+    scikit-learn minimises ‖Xθ − y‖²/(2n) + a ‖θ‖₁, so that a = penalty / (2cn) for ℒ = c‖Xθ − y‖².
+
+    Args:
+        problem: least squares, not signed.
+        penalty: > 0.
+
+    Returns:
+        θ, shape (dim,).
+
+    Raises:
+        ValueError: another loss, or a penalty that is not positive.
+        RuntimeError: coordinate descent did not converge.
+
+    Source: Tibshirani, Journal of the Royal Statistical Society B 58, 1996.
+
+    >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
+    >>> ddln.theory.lasso(problem, 0.25).round(9).tolist()  # soft thresholding
+    [0.75]
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Lasso
+
+    problem = _least_squares(problem)
+    weight = float(np.asarray(penalty))
+    if not weight > 0:
+        raise ValueError(f"`penalty` must be > 0, got {weight}.")
+    strength = weight / (2 * problem.factor * problem.samples)
+    model = Lasso(
+        alpha=strength, fit_intercept=False, tol=_LASSO_TOLERANCE, max_iter=_LASSO_ITERATIONS
+    )
+    with warnings.catch_warnings():
+        # A warning is the only sign of failure that scikit-learn gives.
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model.fit(np.asarray(problem.features), np.asarray(problem.targets))
+        except ConvergenceWarning as warning:
+            raise RuntimeError(
+                f"The lasso of `problem` at penalty {weight:g} did not converge: {warning}"
+            ) from None
+    return model.coef_
+
+
+def _least_squares(problem: Problem) -> LeastSquares:
     if not isinstance(problem, LeastSquares):
         raise ValueError(
             "`problem` must be least squares (of a signed one, its `.unsigned`), "
@@ -23,86 +131,25 @@ def _unsigned(problem: Problem) -> LeastSquares:
     return problem
 
 
-def min_l1(problem: Problem) -> np.ndarray:
-    """argmin { ‖θ‖₁ : Xθ = ŷ }, basis pursuit by SciPy's HiGHS; ŷ is y projected on X's range.
+def max_margin(problem: Problem, *, norm: int) -> Float[np.ndarray, " dim"]:
+    """argmin { ‖θ‖ : y_i x_iᵀθ ≥ 1 }, the direction of largest margin; the margin is 1 / ‖θ‖.
 
-    Args:
-        problem: least squares, not signed.
-
-    Returns:
-        shape (dim,), of NumPy: not for use under transformations.
-
-    Raises:
-        ValueError: another loss.
-        RuntimeError: HiGHS found no optimum.
-
-    >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
-    >>> ddln.theory.min_l1(problem).tolist()
-    [1.0, 0.0]
-    """
-    from scipy.optimize import linprog
-
-    problem = _unsigned(problem)
-    matrix = np.asarray(problem.features)
-    doubled = np.hstack([matrix, -matrix])
-    found = linprog(np.ones(doubled.shape[1]), A_eq=doubled, b_eq=np.asarray(problem.fitted))
-    if found.status != 0:
-        raise RuntimeError(f"HiGHS found no solution of least ℓ1 norm: {found.message}")
-    positive, negative = np.split(found.x, 2)
-    return positive - negative
-
-
-def min_l2(problem: Problem) -> np.ndarray:
-    """argmin { ‖θ‖₂ : Xθ = ŷ }, shape (dim,).
-
-    >>> problem = ddln.least_squares([[1.0, 0.4]], [1.0])
-    >>> ddln.theory.min_l2(problem).round(6).tolist()
-    [0.862069, 0.344828]
-    """
-    return np.asarray(_unsigned(problem).minimiser)
-
-
-def lasso(problem: Problem, penalty: Number) -> np.ndarray:
-    """argmin ℒ(θ) + penalty · ‖θ‖₁ by scikit-learn's coordinate descent, shape (dim,).
-
-    scikit-learn minimises ‖Xθ − y‖²/(2n) + a ‖θ‖₁: its a is penalty / (2cn) for ℒ = c‖Xθ − y‖².
-
-    Args:
-        problem: least squares, not signed.
-        penalty: > 0.
-
-    Raises:
-        ValueError: the penalty is not positive.
-
-    >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
-    >>> ddln.theory.lasso(problem, 0.25).round(9).tolist()  # soft thresholding
-    [0.75]
-    """
-    from sklearn.linear_model import Lasso
-
-    problem = _unsigned(problem)
-    weight = float(np.asarray(penalty))
-    if not weight > 0:
-        raise ValueError(f"`penalty` must be > 0, got {weight}.")
-    strength = weight / (2 * problem.factor * problem.samples)
-    model = Lasso(alpha=strength, fit_intercept=False, tol=1e-12, max_iter=1_000_000)
-    return model.fit(np.asarray(problem.features), np.asarray(problem.targets)).coef_
-
-
-def max_margin(problem: Problem, *, norm: int) -> np.ndarray:
-    """argmin { ‖θ‖ : y_i x_iᵀθ ≥ 1 }, the direction of largest margin, shape (dim,).
-
-    In the ℓ1 norm a linear program (SciPy's HiGHS, refined), in the ℓ2 norm a quadratic one by the
-    dual active set method (Goldfarb & Idnani 1983). Its margin is 1 / ‖θ‖. That the margins reach 1
-    and that multipliers prove the norm least is checked in doubled precision.
+    In the ℓ1 norm this is a linear program, solved by SciPy's HiGHS with iterative refinement; in
+    the ℓ2 norm a quadratic program, solved by the dual active set method. The margins, and the
+    multipliers that prove the norm minimal, are verified in doubled precision.
 
     Args:
         problem: a loss of labels ±1 on a linear model, not signed.
         norm: 1 or 2.
 
+    Returns:
+        θ, shape (dim,).
+
     Raises:
-        ValueError: another problem or norm, labels that no θ separates, or data whose
-            largest margin float64 does not tell.
+        ValueError: another problem or norm, labels that no θ separates, or data whose largest
+            margin cannot be determined in float64.
+
+    Source: Goldfarb & Idnani, Mathematical Programming 27, 1983, for the dual active set method.
 
     >>> problem = ddln.logistic([[2.0, 1.0]], [1.0])
     >>> ddln.theory.max_margin(problem, norm=1).tolist()
@@ -123,114 +170,171 @@ def max_margin(problem: Problem, *, norm: int) -> np.ndarray:
     if not escaping(features, labels, np.zeros(labels.size, bool), precision)[0].all():
         raise ValueError("`problem` must have labels that some θ separates: no margin is positive.")
     exponent = np.frexp(np.max(np.abs(features)))[1]
-    signed = labels[:, None] * np.ldexp(features, -exponent)
-    theta, multipliers = (_least_l1 if norm == 1 else _least_l2)(signed)
-    margin, pull = np.min(_times(signed, theta)), _times(signed.T, multipliers)
-    # Bounds of the least norm from below, by duality, over the norm found.
-    if norm == 1:
-        pull = np.abs(pull) - _ROUNDING * (multipliers @ np.abs(signed))
-        bound = np.sum(multipliers) / np.sum(np.abs(theta)) / max(1.0, np.max(pull))
-    else:
-        bound = (2 * np.sum(multipliers) - pull @ pull) / (theta @ theta)
-    if not (margin >= 1 - _GAP and bound >= 1 - _GAP and np.all(multipliers >= 0)):
-        raise ValueError(
-            "`problem` must have a largest margin that float64 tells, but the θ found has the "
-            f"margin {margin:.12g} for 1, and of its norm {bound:.12g} is proved to be necessary: "
-            "give features in like units, centred."
-        )
+    rows = labels[:, None] * np.ldexp(features, -exponent)
+    theta, multipliers = _min_l1_margin(rows) if norm == 1 else _min_l2_margin(rows)
+    _verify_margin(rows, theta, multipliers, norm)
     return np.ldexp(theta, -exponent)
 
 
-def _times(matrix, vector):
+def _verify_margin(
+    rows: Float[np.ndarray, "samples dim"],
+    theta: Float[np.ndarray, " dim"],
+    multipliers: Float[np.ndarray, " samples"],
+    norm: int,
+) -> None:
+    """Raise unless rows θ ≥ 1 and, by duality, no smaller norm reaches this margin."""
+    margin, combined = np.min(_times(rows, theta)), _times(rows.T, multipliers)
+    # Lower bounds on the least norm (its square for ℓ2), relative to what was found.
+    if norm == 1:
+        combined = np.abs(combined) - _ROUNDING * (multipliers @ np.abs(rows))
+        bound = np.sum(multipliers) / np.sum(np.abs(theta)) / max(1.0, np.max(combined))
+    else:
+        bound = (2 * np.sum(multipliers) - combined @ combined) / (theta @ theta)
+    if not (margin >= 1 - _GAP and bound >= 1 - _GAP and np.all(multipliers >= 0)):
+        raise ValueError(
+            "`problem` must have a largest margin that float64 can determine, but the θ found has "
+            f"margin {margin:.12g} instead of 1, and duality proves only {bound:.12g} of its norm "
+            "necessary: give features in similar units, centred."
+        )
+
+
+def _times(
+    matrix: Float[np.ndarray, "rows columns"], vector: Float[np.ndarray, " columns"]
+) -> Float[np.ndarray, " rows"]:
+    """matrix @ vector in doubled precision."""
     return product(matrix, vector[:, None])[:, 0]
 
 
-def _least_l2(rows):
-    """argmin { ‖θ‖₂ : rows θ ≥ 1 } and λ ≥ 0 with θ = rowsᵀ λ.
+class _ActiveSet:
+    """The state of the dual active set method for min ‖θ‖₂ subject to rows θ ≥ 1.
 
-    A violated row at a time becomes active; on its way there those leave whose λ falls to 0.
+    `theta` is always Σ multipliers_i rows_i, and the rows in `active` have margin 1 whenever no row
+    is being added.
+    """
+
+    def __init__(self, rows: Float[np.ndarray, "samples dim"]):
+        samples, dim = rows.shape
+        self.rows, self.theta = rows, np.zeros(dim)
+        self.multipliers, self.active = np.zeros(samples), list[int]()
+
+    def add(self, row: int) -> bool:
+        """Make a violated row active; drop rows whose multiplier falls to 0 on the way.
+
+        Returns:
+            False if rounding leaves no step to take.
+        """
+        while True:
+            basis, triangle = np.linalg.qr(self.rows[[*self.active, row]].T)
+            count = len(self.active)
+            weights = solve_triangular(triangle[:count, :count], triangle[:count, count])
+            lengths = np.full(count, np.inf)
+            np.divide(self.multipliers[self.active], weights, out=lengths, where=weights > 0)
+            partial = np.min(lengths, initial=np.inf)
+            full = self._full_step(row, weights, basis, triangle)
+            length = min(partial, full)
+            if not np.isfinite(length):
+                return False
+            self.multipliers[self.active] -= length * weights
+            self.multipliers[row] += length
+            if full <= partial:
+                self.active.append(row)
+                return True
+            if np.isfinite(full):
+                self.theta = self.theta + length * triangle[count, count] * basis[:, count]
+            leaving = int(np.argmin(lengths))
+            self.multipliers[self.active.pop(leaving)] = 0.0
+
+    def _full_step(
+        self,
+        row: int,
+        weights: Float[np.ndarray, " active"],
+        basis: Float[np.ndarray, "dim rank"],
+        triangle: Float[np.ndarray, "rank columns"],
+    ) -> float:
+        """The step that gives the row margin 1; inf if the row depends on the active ones."""
+        count = len(self.active)
+        if count == self.theta.size:
+            return np.inf
+        terms = np.abs(self.rows[row]) + np.abs(weights) @ np.abs(self.rows[self.active])
+        rounding = np.finfo(float).eps * (np.abs(basis[:, count]) @ terms)
+        if abs(triangle[count, count]) <= 100 * rounding:
+            return np.inf
+        return (1 - _times(self.rows[[row]], self.theta)[0]) / triangle[count, count] ** 2
+
+    def refine(self) -> None:
+        """Recompute θ and the multipliers from the active rows, with iterative refinement."""
+        rows = self.rows[self.active]
+        basis, triangle = np.linalg.qr(rows.T)
+        coefficients = solve_triangular(triangle.T, np.ones(len(self.active)), lower=True)
+        theta = basis @ coefficients
+        for _ in range(2):
+            missing = 1 - _times(rows, theta)
+            theta = theta + basis @ solve_triangular(triangle.T, missing, lower=True)
+        self.theta = theta
+        self.multipliers[self.active] = solve_triangular(triangle, coefficients)
+
+
+def _min_l2_margin(
+    rows: Float[np.ndarray, "samples dim"],
+) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " samples"]]:
+    """argmin { ‖θ‖₂ : rows θ ≥ 1 } and λ ≥ 0 with θ = rowsᵀ λ, by the dual active set method.
+
+    If rounding stops the method early, the result is its last iterate, to be verified.
     """
     samples, dim = rows.shape
-    order = np.argsort(-np.max(np.abs(rows), axis=0))  # from large to small, for the QR's rounding
-    turned, sizes = rows[:, order], np.linalg.norm(rows, axis=1)
-    theta, multipliers, active = np.zeros(dim), np.zeros(samples), []
+    # Columns from large to small reduce the rounding errors of the QR factorisation.
+    order = np.argsort(-np.max(np.abs(rows), axis=0))
+    state, sizes = _ActiveSet(rows[:, order]), np.linalg.norm(rows, axis=1)
     for _ in range(10 * (samples + dim)):
-        margins = _times(turned, theta)
+        margins = _times(state.rows, state.theta)
         row = int(np.argmin((margins - 1) / sizes))
-        if margins[row] >= 1 - _GAP / 100 or row in active:
+        if margins[row] >= 1 - _GAP / 100 or row in state.active or not state.add(row):
             break
-        while True:
-            turn, triangle = np.linalg.qr(turned[[*active, row]].T)
-            count = len(active)
-            weights = solve_triangular(triangle[:count, :count], triangle[:count, count:][:, 0])
-            room = np.full(count, np.inf)
-            np.divide(multipliers[active], weights, out=room, where=weights > 0)
-            longest, full = np.min(room, initial=np.inf), np.inf
-            if count < dim:
-                across = np.abs(turn[:, count])
-                terms = across @ (np.abs(turned[row]) + np.abs(weights) @ np.abs(turned[active]))
-                if abs(triangle[count, count]) > 100 * np.finfo(float).eps * terms:
-                    full = (1 - _times(turned[[row]], theta)[0]) / triangle[count, count] ** 2
-            length = min(longest, full)
-            if not np.isfinite(length):
-                return theta, multipliers  # as good as it gets: the caller looks
-            multipliers[active] -= length * weights
-            multipliers[row] += length
-            if full <= longest:
-                active.append(row)
-                break
-            if np.isfinite(full):
-                theta = theta + length * triangle[count, count] * turn[:, count]
-            leaving = int(np.argmin(room))
-            multipliers[active.pop(leaving)] = 0.0
-        turn, triangle = np.linalg.qr(turned[active].T)
-        along = solve_triangular(triangle.T, np.ones(len(active)), lower=True)
-        theta = turn @ along
-        for _ in range(2):
-            missing = 1 - _times(turned[active], theta)
-            theta = theta + turn @ solve_triangular(triangle.T, missing, lower=True)
-        multipliers[active] = solve_triangular(triangle, along)
-    found = np.empty(dim)
-    found[order] = theta
-    return found, multipliers
+        state.refine()
+    theta = np.empty(dim)
+    theta[order] = state.theta
+    return theta, state.multipliers
 
 
-def _least_l1(rows):
+def _min_l1_margin(
+    rows: Float[np.ndarray, "samples dim"],
+) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " samples"]]:
     """argmin { ‖θ‖₁ : rows θ ≥ 1 } and ν ≥ 0 with |rowsᵀ ν| ≤ 1 and Σν = ‖θ‖₁.
 
-    HiGHS's tolerances are absolute. So what one solve leaves is solved again, magnified (Gleixner,
-    Steffy and Wolter, INFORMS Journal on Computing 28, 2016).
+    HiGHS's tolerances are absolute, so the residual problem is magnified and solved again.
+
+    Source: Gleixner, Steffy & Wolter, INFORMS Journal on Computing 28, 2016.
     """
     from scipy.optimize import linprog
 
     exponents = np.frexp(np.max(np.abs(rows), axis=0))[1]
     scaled = np.ldexp(rows, -exponents)
     matrix, cost = np.hstack([scaled, -scaled]), np.ldexp(1.0, np.tile(-exponents, 2))
-    place, multipliers, magnified = np.zeros(cost.size), np.zeros(len(rows)), np.ones(2)
+    point, multipliers, magnification = np.zeros(cost.size), np.zeros(len(rows)), np.ones(2)
     for _ in range(12):
-        missing, slack = 1 - _times(matrix, place), cost - _times(matrix.T, multipliers)
+        missing, slack = 1 - _times(matrix, point), cost - _times(matrix.T, multipliers)
         slack = np.maximum(slack, 0.0)
         found = linprog(
-            magnified[1] * slack,
+            magnification[1] * slack,
             A_ub=-matrix,
-            b_ub=-magnified[0] * missing,
-            bounds=np.column_stack([-magnified[0] * place, np.full(cost.size, np.inf)]),
+            b_ub=-magnification[0] * missing,
+            bounds=np.column_stack([-magnification[0] * point, np.full(cost.size, np.inf)]),
         )
         if found.status != 0:
             raise ValueError(
                 "`problem` must have a largest margin in the ℓ1 norm that HiGHS finds, but: "
                 f"{found.message}"
             )
-        place = np.maximum(place + found.x / magnified[0], 0.0)
-        multipliers = np.maximum(multipliers - found.ineqlin.marginals / magnified[1], 0.0)
-        # Shrunk until they are feasible, they leave the next program bounded.
+        point = np.maximum(point + found.x / magnification[0], 0.0)
+        multipliers = np.maximum(multipliers - found.ineqlin.marginals / magnification[1], 0.0)
+        # Feasible multipliers keep the next program bounded, so shrink them until they are.
         rounding = _ROUNDING * (multipliers @ np.abs(matrix))
-        pull = np.max((_times(matrix.T, multipliers) - rounding) / cost)
-        multipliers = multipliers / max(pull, 1.0)
-        left = np.array([np.max(1 - _times(matrix, place)), pull - 1])
-        gap = 1 - np.sum(multipliers) / (cost @ place)
-        if max(*left, gap) <= _GAP / 100:
+        ratio = np.max((_times(matrix.T, multipliers) - rounding) / cost)
+        multipliers = multipliers / max(ratio, 1.0)
+        residuals = np.array([np.max(1 - _times(matrix, point)), ratio - 1])
+        gap = 1 - np.sum(multipliers) / (cost @ point)
+        if max(*residuals, gap) <= _GAP / 100:
             break
-        magnified = np.minimum(1e6 * magnified, 1 / np.maximum(left, 1e-12))
-    positive, negative = np.split(place, 2)
+        magnification = np.minimum(1e6 * magnification, 1 / np.maximum(residuals, 1e-12))
+    positive, negative = np.split(point, 2)
     return np.ldexp(positive - negative, -exponents), multipliers

@@ -1,8 +1,9 @@
 """Small initialisations: how long the flow stays near a saddle, and which saddles it visits.
 
-Of layers α·u, α → 0, θ_k is of order one only where ∇Q(θ)_k is at an end of its range to leading
-order: ± log(1/α) at depth 2, and the range of ∇Q for u times α^{2−L} from depth 3 on. In between
-∇Q(θ) = −∫∇ℒ moves in a straight line, and θ rests at a minimiser over the coordinates at an end.
+From layers α·u with α → 0, θ_k is of order one only where ∇Q(θ)_k is at an end of its range to
+leading order. These ends are ± log(1/α) at depth 2 and, from depth 3 on, the range of ∇Q for u
+times α^{2−L}. In between, the dual ∇Q(θ) = −∫∇ℒ moves in a straight line while θ rests at a
+minimiser over the coordinates at an end.
 """
 
 from typing import NamedTuple
@@ -16,23 +17,26 @@ from ddln.networks.entropy import Entropy
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import LeastSquares, Problem, Signed
 
-_NOTHING = 1e-9
-"""A gradient below this share of the first one is none."""
+_NEGLIGIBLE = 1e-9
+"""A gradient below this fraction of the first one counts as zero."""
+_KKT = 1e-6
+"""Largest violation of the optimality conditions of a saddle, relative to ‖column‖ · ‖targets‖."""
 
 
 def escape_times(
     problem: Problem, layers: ArrayLike, theta: ArrayLike | None = None
 ) -> Float[Array, " dim"]:
-    """Flow time in which every θ_k would grow without bound if the gradient stayed as it is at θ.
+    """The flow time in which each θ_k would grow without bound under the constant gradient at θ.
 
-    The end of the range of ∇Q_k in the direction of −∇ℒ_k, over |∇ℒ_k|. For layers (s, …, s, 0) it
-    is s^{2−L} (√π/2) Γ((L−2)/2) / Γ((L−1)/2) per unit of gradient. Infinite at depth 2, where
-    growth is exponential; without a gradient; towards the end 0 of a half-line; and where frozen.
+    It is the end of the range of ∇Q_k in the direction of −∇ℒ_k, divided by |∇ℒ_k|. For layers
+    (s, …, s, 0) this end is s^{2−L} (√π/2) Γ((L−2)/2) / Γ((L−1)/2). The time is infinite at
+    depth 2, where growth is exponential, without a gradient, towards the end 0 of a half-line, and
+    on frozen coordinates.
 
     Args:
         problem: the loss.
         layers: initial layers, shape (depth, dim).
-        theta: where the gradient is taken, shape (dim,); θ(0) by default.
+        theta: where to evaluate the gradient, shape (dim,); θ(0) by default.
 
     Returns:
         Flow times, shape (dim,).
@@ -55,33 +59,34 @@ def escape_times(
 class SaddlePath(NamedTuple):
     """The saddles of the small-scale limit, in the order of the flow.
 
-    The last is a minimiser of the loss over what the network can reach.
+    The last one minimises the loss over the θ that the network can reach.
     """
 
     times: np.ndarray
-    """When each is reached, shape (saddles,), in units of log(1/α) or α^{2−L}; the first is 0."""
+    """When the flow reaches each, shape (saddles,), in units of log(1/α) or α^{2−L}; first 0."""
     theta: np.ndarray
     """shape (saddles, dim)."""
 
 
 def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000) -> SaddlePath:
-    """The saddles that gradient flow from α·layers visits as α → 0, and when it jumps.
+    """The saddles that gradient flow from α·layers visits as α → 0, and the times of its jumps.
 
-    Time is in units of log(1/α) at depth 2, of α^{2−depth} from there on. The dual s = −∫∇ℒ grows
-    linearly until a coordinate reaches an end of its range; then θ jumps to the minimiser of the
-    loss over the coordinates at an end, with that end's sign.
+    The unit of time is log(1/α) at depth 2 and α^{2−depth} at larger depths. The dual s = −∫∇ℒ
+    grows linearly until a coordinate reaches an end of its range. Then θ jumps to the minimiser of
+    the loss over the coordinates at an end, each with the sign of that end.
 
     Args:
         problem: least squares, signed or not.
-        layers: shape (depth, dim); at depth 2 only their kinds of coordinate count.
-        max_jumps: at most.
+        layers: shape (depth, dim); at depth 2 only the kinds of their coordinates matter.
+        max_jumps: the largest number of jumps.
 
     Returns:
         The times and saddles, from θ = 0 at time 0.
 
     Raises:
         ValueError: another loss.
-        RuntimeError: more jumps than `max_jumps`.
+        RuntimeError: more jumps than `max_jumps`, or SciPy's non-negative least squares did not
+            find a saddle.
 
     Source: depth 2: Pesme & Flammarion 2023; other depths as derived in docs/theory.md.
 
@@ -90,42 +95,91 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
     >>> path.times.tolist(), path.theta.tolist()
     ([0.0, 0.5], [[0.0, 0.0], [2.0, 0.0]])
     """
-    from scipy.optimize import nnls
-
     inner = problem.unsigned if isinstance(problem, Signed) else problem
     if not isinstance(inner, LeastSquares):
         raise ValueError(
             f"`problem` must be least squares, signed or not, got {type(inner).__name__}."
         )
-    entropy = Entropy(as_layers(layers, problem.dim))
     affine = problem.minimisers()
     matrix, values = (np.asarray(part, float) for part in affine or ())
-    low, high = (np.asarray(end) for end in entropy.range())
-    if entropy.reduction.other_imbalances.shape[0] == 0:
-        side = np.asarray(entropy.reduction.half_line_sign)
-        frozen = np.asarray(entropy.reduction.is_frozen)
-        high = np.where(frozen, 0.0, np.where(side < 0, np.inf, 1.0))
-        low = np.where(frozen, 0.0, np.where(side > 0, -np.inf, -1.0))
+    low, high = _dual_range(Entropy(as_layers(layers, problem.dim)))
     movable = high > low
     theta, dual, time = np.zeros(problem.dim), np.zeros(problem.dim), 0.0
     times, saddles, first = [time], [theta], None
     for _ in range(max_jumps):
         drive = 2 * inner.factor * matrix.T @ (values - matrix @ theta)
         first = np.max(np.abs(drive)) if first is None else first
-        sign = np.where(np.abs(drive) > _NOTHING * first, np.sign(drive), 0.0)
-        room = np.where(sign > 0, high - dual, np.where(sign < 0, dual - low, np.inf))
-        wait = np.where(movable & (room > 0) & (sign != 0), room, np.inf)
-        wait = wait / np.where(sign == 0, 1.0, np.abs(drive))
+        drive = np.where(movable & (np.abs(drive) > _NEGLIGIBLE * first), drive, 0.0)
+        wait = _times_to_end(dual, drive, low, high)
         step = np.min(wait)
         if not np.isfinite(step):
             return SaddlePath(np.array(times), np.array(saddles))
-        time, dual = time + step, np.where(movable, dual + step * drive * (sign != 0), dual)
-        reached = wait <= step * (1 + _NOTHING)
-        dual = np.where(reached, np.where(sign > 0, high, low), dual)
-        ends = np.where(dual >= high, 1.0, np.where(dual <= low, -1.0, 0.0)) * movable
-        active = ends != 0
-        theta = np.zeros(problem.dim)
-        theta[active] = ends[active] * nnls(matrix[:, active] * ends[None, active], values)[0]
+        arrived = wait <= step * (1 + _NEGLIGIBLE)
+        time, dual = time + step, dual + step * drive
+        dual = np.where(arrived, np.where(drive > 0, high, low), dual)
+        signs = np.where(dual >= high, 1.0, np.where(dual <= low, -1.0, 0.0)) * movable
+        theta = _constrained_minimiser(matrix, values, signs)
         times.append(time)
         saddles.append(theta)
     raise RuntimeError(f"The path has more than {max_jumps} jumps: raise `max_jumps`.")
+
+
+def _dual_range(
+    entropy: Entropy,
+) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]:
+    """The ends of each coordinate's range of ∇Q, in the units of time of `saddle_path`."""
+    reduction = entropy.reduction
+    if reduction.other_imbalances.shape[0] > 0:
+        low, high = entropy.range()
+        return np.asarray(low), np.asarray(high)
+    side, frozen = np.asarray(reduction.half_line_sign), np.asarray(reduction.is_frozen)
+    high = np.where(frozen, 0.0, np.where(side < 0, np.inf, 1.0))
+    low = np.where(frozen, 0.0, np.where(side > 0, -np.inf, -1.0))
+    return low, high
+
+
+def _times_to_end(
+    dual: Float[np.ndarray, " dim"],
+    drive: Float[np.ndarray, " dim"],
+    low: Float[np.ndarray, " dim"],
+    high: Float[np.ndarray, " dim"],
+) -> Float[np.ndarray, " dim"]:
+    """When each coordinate of the dual reaches an end at the speed `drive`; inf if it never does.
+
+    A coordinate already at the end it moves towards stays there, and its time is infinite too.
+    """
+    distance = np.where(drive > 0, high - dual, dual - low)
+    moves = (drive != 0) & (distance > 0)
+    return np.where(moves, distance, np.inf) / np.where(moves, np.abs(drive), 1.0)
+
+
+def _constrained_minimiser(
+    matrix: Float[np.ndarray, "samples dim"],
+    values: Float[np.ndarray, " samples"],
+    signs: Float[np.ndarray, " dim"],
+) -> Float[np.ndarray, " dim"]:
+    """argmin { ‖matrix θ − values‖ : signs_k θ_k ≥ 0, and θ_k = 0 where signs_k = 0 }.
+
+    SciPy's `nnls` can return a point that is not optimal, so that its optimality conditions are
+    verified: with g = Aᵀ(Ax − b) for x ≥ 0, g ≥ 0 and g = 0 where x > 0.
+    """
+    from scipy.optimize import nnls
+
+    active = signs != 0
+    columns = matrix[:, active] * signs[active]
+    try:
+        x, _ = nnls(columns, values)
+    except RuntimeError as error:
+        raise RuntimeError(f"SciPy's nnls did not find a saddle of `problem`: {error}") from None
+    gradient = columns.T @ (columns @ x - values)
+    violation = np.where(x > 0, np.abs(gradient), -gradient)
+    allowed = _KKT * np.linalg.norm(columns, axis=0) * np.linalg.norm(values)
+    if (x < 0).any() or not (violation <= allowed).all():
+        worst = np.max(violation / np.where(allowed > 0, allowed, 1.0)) * _KKT
+        raise RuntimeError(
+            "SciPy's nnls did not find a saddle of `problem`: its result violates the optimality "
+            f"conditions by {worst:.1e} relative to the data, of which {_KKT:.0e} is allowed."
+        )
+    theta = np.zeros(signs.size)
+    theta[active] = signs[active] * x
+    return theta

@@ -1,19 +1,20 @@
-"""What gradient descent can do of the flow: its largest stable step."""
+"""Linear stability of gradient descent: sharpness and the largest stable step."""
 
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ddln._internal.random import key_from_seed
 from ddln._internal.validation import ArrayLike, as_layers
 from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.problems.base import Problem
 
-_DENSE = 64
-"""Up to this many weights the Hessian is formed; LOBPCG needs more than 5."""
+_LARGEST_DENSE = 64
+"""With at most this many weights the Hessian is formed; LOBPCG needs more than 5."""
 _MOST_STEPS = 10_000
 
 
@@ -21,18 +22,19 @@ _MOST_STEPS = 10_000
 def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     """Largest eigenvalue of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) with respect to the layers.
 
-    At a minimiser it is the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2}. Of more than 64 weights the
-    Hessian is never formed, only multiplied by vectors, in LOBPCG (from a fixed random start): the
-    result is then the Rayleigh quotient of its eigenvector, so that it has one derivative.
+    At a minimiser it is the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2}. With more than 64 weights
+    the Hessian is not formed: LOBPCG, from a fixed random start, needs Hessian-vector products
+    only. The result is then the Rayleigh quotient of the eigenvector, which can be differentiated
+    once.
 
     Args:
         problem: the loss.
         layers: shape (depth, dim).
 
     Returns:
-        shape (), to 20 · depth · dim roundings of the largest |eigenvalue|; NaN without
-        convergence. Scaling the layers by a multiplies that of a minimiser by a^{2(depth−1)} at a
-        given loss.
+        shape (), accurate to 20 · depth · dim machine epsilons of the largest |eigenvalue|; NaN
+        without convergence. Scaling the layers by a multiplies the sharpness at a minimiser by
+        a^{2(depth−1)} if the loss as a function of θ stays the same.
 
     Source: as derived in docs/theory.md from Proposition 1, arXiv 2412.16765; Knyazev 2001.
 
@@ -45,7 +47,7 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     def gradient(problem: Problem, layers: Array) -> Array:
         return layer_gradient(layers, problem.gradient(effective_parameter(layers)))
 
-    if layers.size <= _DENSE:
+    if layers.size <= _LARGEST_DENSE:
         hessian = jax.jacfwd(gradient, 1)(problem, layers)
         return jnp.linalg.eigvalsh(hessian.reshape(layers.size, layers.size))[-1]
 
@@ -60,12 +62,19 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     return jnp.where(converged, top @ times(top), jnp.nan)
 
 
-def _top_eigenvector(times, start):
-    """Of the largest eigenvalue of a symmetric matrix, and whether LOBPCG converged to it."""
-    from jax.experimental.sparse.linalg import lobpcg_standard  # half a second
+def _top_eigenvector(
+    times: Callable[[Float[Array, " size"]], Float[Array, " size"]], start: Float[Array, " size"]
+) -> tuple[Float[Array, " size"], Bool[Array, ""]]:
+    """The eigenvector of a symmetric matrix's largest eigenvalue, and whether LOBPCG converged.
+
+    Args:
+        times: the product of the matrix and a vector.
+        start: the initial guess, shape (size,).
+    """
+    from jax.experimental.sparse.linalg import lobpcg_standard  # takes half a second to import
 
     start = start / jnp.linalg.norm(start)
-    # LOBPCG stops at a share of the eigenvalue found: shifted, that is not 0 in a flat place.
+    # LOBPCG's tolerance is relative to the eigenvalue: a shift keeps it positive where ℒ is flat.
     shift = 2 * jnp.linalg.norm(times(start))
     shift = jnp.where(shift > 0, shift, 1.0)
     _, vectors, steps = lobpcg_standard(
@@ -75,9 +84,14 @@ def _top_eigenvector(times, start):
 
 
 def largest_stable_step(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
-    """2 / sharpness: with a larger step gradient descent on the layers leaves this minimiser.
+    """2 / sharpness, the step above which gradient descent on the layers leaves this minimiser.
 
-    Infinite where no direction curves upwards.
+    Args:
+        problem: the loss.
+        layers: a minimiser, shape (depth, dim).
+
+    Returns:
+        shape (); infinite if the sharpness is not positive.
 
     Source: as derived in docs/theory.md.
 
