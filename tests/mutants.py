@@ -37,6 +37,7 @@ TESTS = {
     "theory/implicit_bias": ["test_limit.py"],
     "theory/reference_solutions": ["test_limit.py"],
     "theory/saddle_to_saddle": ["test_saddles.py"],
+    "theory/linearised_flow": ["test_theory.py"],
     "theory/stability": ["test_steps.py"],
 }
 PRELOADED = ["diffrax", "optax", "pytest", "beartype.beartype", "scipy.integrate", "mpmath"]

@@ -148,7 +148,9 @@ def test_the_page_of_a_run_opens_without_a_fault(tab, tmp_path):
 @pytest.mark.slow
 def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp_path):
     with served(tmp_path, "explore", "dynamics.points=41") as address:
-        base = session.begin(load(ROOT / "configs" / "explore.toml", ["dynamics.points=41"]))
+        base = session.initial_state(
+            load(ROOT / "configs" / "explore.toml", ["dynamics.points=41"])
+        )
         tab.goto(address)
         tab.wait_for_selector("#gap svg")
         keep(tab, "explore")
@@ -156,7 +158,7 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
         scales = [f"network.scale={a}" for a in (1.12, 1.26, 1.41)]
         move(tab, names.index("network.scale"), "#link", scales)
         query = dict(urllib.parse.parse_qsl(tab.locator("#link").inner_text().lstrip("?")))
-        state = session.read(base, query)
+        state = session.from_query(base, query)
         assert state.network.scale == 1.41
         assert dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(tab.url).query)) == query
         problem, layers = build.problem_of(state), build.layers_of(state)

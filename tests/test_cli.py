@@ -283,7 +283,7 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     assert told["lanes"] == "2,000"
     assert told["chunks"] == "8 of up to 250 lanes, 2 compiled program(s)"
     assert told["memory"] == "0.55 GB a chunk, of 2 GB"
-    assert told["files"] == "59.2 MB: loss of every lane, twice"
+    assert told["files"] == "59.5 MB: loss of every lane, twice"
     assert told["time"].endswith(" s, and compiling")
     assert not any(tmp_path.iterdir())
 

@@ -21,14 +21,14 @@ HOSTILE = "<script>alert('x')</script>"
 
 @pytest.fixture(scope="module")
 def base():
-    return session.begin(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
+    return session.initial_state(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
 
 
 @pytest.fixture(scope="module")
 def seen(base):
     """The network at another scale, and what is seen of it."""
-    state = session.move(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
-    return state, session.look(state)
+    state = session.with_values(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
+    return state, session.run_state(state)
 
 
 @pytest.mark.slow
@@ -75,9 +75,9 @@ def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
 
 @pytest.mark.slow
 def test_a_descent_is_drawn_against_its_steps(base):
-    state = session.choose(base, {"dynamics": "sgd"})
-    state = session.move(state, {"dynamics.steps": 100})
-    view = session.look(state)
+    state = session.with_kinds(base, {"dynamics": "sgd"})
+    state = session.with_values(state, {"dynamics.steps": 100})
+    view = session.run_state(state)
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     layers, gaps = np.asarray(view.layers), []
     for _ in range(101):
@@ -100,30 +100,30 @@ def test_another_number_compiles_nothing(base, seen):
         counts.extend([event] if "backend_compile" in event else [])
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    state = session.move(base, {"network.scale": 1.26, "problem.data.seed": 3})
-    network_view.overview(session.look(state))
+    state = session.with_values(base, {"network.scale": 1.26, "problem.data.seed": 3})
+    network_view.overview(session.run_state(state))
     first = len(counts)
-    state = session.move(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
-    network_view.overview(session.look(state))
+    state = session.with_values(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
+    network_view.overview(session.run_state(state))
     assert len(counts) == first
 
 
 def test_an_address_leads_back_to_its_state(base):
-    state = session.choose(base, {"network.init": "normal", "dynamics": "heavy_ball"})
-    state = session.move(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
-    query = session.query(base, state)
+    state = session.with_kinds(base, {"network.init": "normal", "dynamics": "heavy_ball"})
+    state = session.with_values(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
+    query = session.to_query(base, state)
     assert query == {
         "network.init": "normal",
         "dynamics": "heavy_ball",
         "network.scale": "1.41",
         "dynamics.optimiser.momentum": "0.5",
     }
-    assert session.read(base, query) == state
-    assert session.read(base, {**query, "session_id": "s_1"}) == state
+    assert session.from_query(base, query) == state
+    assert session.from_query(base, {**query, "session_id": "s_1"}) == state
 
 
 def test_what_is_saved_is_a_config_that_can_be_run(base):
-    state = session.choose(base, {"dynamics": "nesterov"})
+    state = session.with_kinds(base, {"dynamics": "nesterov"})
     assert parse(state.to_toml()) == state
     assert plan.make_plan(parse(state.to_toml())).lanes == 1
 
@@ -141,26 +141,26 @@ def test_what_is_saved_is_a_config_that_can_be_run(base):
 )
 def test_an_address_can_set_controls_only_within_their_ranges(base, query, told):
     with pytest.raises(ValueError, match=told):
-        session.read(base, query)
+        session.from_query(base, query)
 
 
 def test_values_that_do_not_fit_together_are_told(base):
-    state = session.choose(base, {"problem.data": "sparse"})
+    state = session.with_kinds(base, {"problem.data": "sparse"})
     with pytest.raises(ConfigError, match="nonzeros must be ≤ features"):
-        session.move(state, {"problem.data.nonzeros": 30})
+        session.with_values(state, {"problem.data.nonzeros": 30})
 
 
 def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
     for table in session.TABLES:
         for kind in session.choices(base, table):
-            state = session.choose(base, {table: kind})
+            state = session.with_kinds(base, {table: kind})
             for control in session.controls(state):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
                     continue  # an order between two of them
                 for end in {control.steps[0], control.steps[-1]}:
-                    moved = session.move(state, {control.name: end})
-                    assert session.read(base, session.query(base, moved)) == moved
+                    moved = session.with_values(state, {control.name: end})
+                    assert session.from_query(base, session.to_query(base, moved)) == moved
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_number_of_every_lane_is_drawn(swept):
 def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = network_view.view(run_browser.pick(swept, places))
-    alone = session.look(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
+    alone = session.run_state(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
     np.testing.assert_allclose(view.theta, alone.theta, rtol=1e-9, atol=1e-12)
     assert run_browser.name_of(swept, places) == "scale = 1.5, imbalance = 0.4"
     kept = {"one": view, HOSTILE: alone}
@@ -209,19 +209,19 @@ def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
 
 
 def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base):
-    page, words = server.opened("figure4", ["network.depth=3"], tmp_path)
+    page, words = server.open_subject("figure4", ["network.depth=3"], tmp_path)
     assert page == "network"
     assert words[0].endswith("figure4.toml")
     assert words[1:] == ["network.depth=3"]
     with pytest.raises(ValueError, match=r"no such file(.|\n)*not a run folder"):
-        server.opened("nothing", [], tmp_path)
+        server.open_subject("nothing", [], tmp_path)
     with pytest.raises(ConfigError, match=r"network\.depth"):
-        server.opened("figure4", ["network.depth=0"], tmp_path)
+        server.open_subject("figure4", ["network.depth=0"], tmp_path)
     folder = RunFolder.of(base, tmp_path)
     with folder.locked():
         folder.open(plan.make_plan(base), versions={}, device="cpu", dtype="float64")
     with pytest.raises(ValueError, match=r"dataset\.nc is missing"):
-        server.opened(folder.path.name, [], tmp_path)
+        server.open_subject(folder.path.name, [], tmp_path)
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])

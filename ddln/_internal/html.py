@@ -1,7 +1,7 @@
-"""HTML that is put together from text, all of it escaped.
+"""HTML elements with escaped content.
 
-An element's content is escaped unless it is `Markup`, which only the functions here make: so no
-text from a config, a data file or a run folder becomes markup by being forgotten.
+An element's content is escaped unless it is `Markup`, which only the functions here return. Text
+from a config, a data file or a run folder therefore cannot become markup by oversight.
 """
 
 import math
@@ -11,20 +11,20 @@ from typing import Any
 
 
 class Markup(str):
-    """Text that is HTML already, and not to be escaped; a notebook shows it as such."""
+    """Text that is HTML already and is not escaped; a notebook renders it."""
 
     def _repr_html_(self) -> str:
         return str(self)
 
 
 def element(tag: str, content: str | None, attributes: Mapping[str, Any] | None = None) -> Markup:
-    """One element; `content` is escaped unless it is `Markup`, and None for a void element.
+    """An element; `content` is escaped unless it is `Markup`, and None makes a void element.
 
     >>> element("b", "1 < 2", {"title": '"'})
     '<b title="&quot;">1 &lt; 2</b>'
     """
-    given = (attributes or {}).items()
-    opening = "".join(f' {name}="{escape(str(value))}"' for name, value in given)
+    items = (attributes or {}).items()
+    opening = "".join(f' {name}="{escape(str(value))}"' for name, value in items)
     if content is None:
         return Markup(f"<{tag}{opening}>")
     inner = content if isinstance(content, Markup) else escape(content)
@@ -32,41 +32,41 @@ def element(tag: str, content: str | None, attributes: Mapping[str, Any] | None 
 
 
 def join(*parts: Markup) -> Markup:
-    """The parts, one after the other."""
+    """The parts in order."""
     return Markup("".join(parts))
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
-    """A table that a narrow screen shows as cards: each cell carries its column's name."""
-    head = [element("th", name, {"scope": "col"}) for name in heads]
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+    """A table; each cell carries its column's name, which a narrow page shows beside the cell."""
+    head = [element("th", name, {"scope": "col"}) for name in headers]
     body = [
-        [element("td", cell, {"data-of": name}) for name, cell in zip(heads, row, strict=True)]
+        [element("td", cell, {"data-of": name}) for name, cell in zip(headers, row, strict=True)]
         for row in rows
     ]
     lines = [element("tr", join(*cells)) for cells in body]
-    top, rest = element("tr", join(*head)), join(*lines)
-    return element("table", join(element("thead", top), element("tbody", rest)))
+    header = element("thead", element("tr", join(*head)))
+    return element("table", join(header, element("tbody", join(*lines))))
 
 
 def card(title: str, facts: Mapping[str, str], *more: Markup) -> str:
-    """What a notebook shows of a value: its title, a line of facts, then drawings or tables.
+    """A notebook's display of a value: a title, a line of facts, then charts or tables.
 
-    In the reader's own font and colours, so that it is at home on light and on dark.
+    It has the font and the colours of the notebook, light or dark.
 
     >>> card("A network", {"depth": "3"}).count("depth")
     1
     """
-    told = [
+    items = [
         element("span", join(element("i", f"{name} "), element("b", value)), {"style": _FACT})
         for name, value in facts.items()
     ]
-    head = join(element("div", title, {"style": "font-weight: 600"}), element("div", join(*told)))
-    # Plain text: what serialises a notebook need not know what else text can be.
+    head = join(element("div", title, {"style": "font-weight: 600"}), element("div", join(*items)))
+    # A plain string, which every notebook can serialise.
     return str(element("div", join(head, *more), {"style": _CARD, "class": "ddln"}))
 
 
 def number(value: float) -> str:
-    """Four digits: enough to compare, few enough to read.
+    """A number to four significant digits.
 
     >>> number(-0.123456), number(float("nan"))
     ('−0.1235', '–')
@@ -74,13 +74,13 @@ def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def count(things: int, noun: str) -> str:
-    """A number of things.
+def count(number_of: int, noun: str) -> str:
+    """A number with its noun, in the plural if needed.
 
     >>> count(1, "lane"), count(2000, "lane")
     ('1 lane', '2,000 lanes')
     """
-    return f"{things:,} {noun}{'' if things == 1 else 's'}"
+    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
 
 
 _CARD = "max-width: 46rem; overflow-x: auto; font-size: .9em; line-height: 1.5"

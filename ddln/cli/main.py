@@ -223,7 +223,7 @@ def explore(
     from ddln.plotting.explorer import server
 
     with exit_on_error():
-        page, words = server.opened(subject, overrides or [], out)
+        page, words = server.open_subject(subject, overrides or [], out)
         if page == "run":
             log(f"browsing {words[0]}")
         start_jax()

@@ -1,4 +1,4 @@
-"""Words, symbols and units of variables as labels, and a figure's labels as its description."""
+"""Labels from the words, symbols and units of variables, and descriptions of figures."""
 
 import re
 from collections.abc import Callable
@@ -48,7 +48,7 @@ _SPOKEN = {
 
 
 def words(variable: xr.DataArray) -> str:
-    """What a variable is called: a word of `WORDS`, its `long_name` or the last part of its name.
+    """The name of a variable in words: from `WORDS`, its `long_name` or the last part of its name.
 
     >>> words(xr.DataArray(0.0, name="network.init.seed"))
     'seed'
@@ -63,13 +63,13 @@ def axis_label(variable: xr.DataArray) -> str:
     >>> axis_label(xr.DataArray([0.0], name="time", attrs={"long_name": "flow time", "units": "s"}))
     'flow time $t$ (s)'
     """
-    called, units = words(variable), variable.attrs.get("units", "1")
-    shown = "" if units == "1" or units in called else f"({units})"
-    return " ".join(filter(None, [called, SYMBOLS.get(str(variable.name)), shown]))
+    name, units = words(variable), variable.attrs.get("units", "1")
+    shown = "" if units == "1" or units in name else f"({units})"
+    return " ".join(filter(None, [name, SYMBOLS.get(str(variable.name)), shown]))
 
 
 def value_label(variable: xr.DataArray) -> str:
-    """One value of a sweep's axis, for a legend.
+    """A value of a swept axis, for a legend.
 
     >>> value_label(xr.DataArray(1.4, name="network.scale"))
     '$a$ = 1.4'
@@ -78,7 +78,7 @@ def value_label(variable: xr.DataArray) -> str:
 
 
 def power_label(symbol: str) -> Callable[[xr.DataArray], str]:
-    """Labels of values as powers of ten, for `curves`.
+    """A function that labels values as powers of ten, for `figures.curves`.
 
     >>> power_label("a")(xr.DataArray(1e-15))
     '$a = 10^{-15}$'
@@ -87,7 +87,17 @@ def power_label(symbol: str) -> Callable[[xr.DataArray], str]:
 
 
 def describe(figure: Figure) -> str:
-    """What the figure's own labels say, for readers who do not see it: its alternative text."""
+    """The alternative text of a figure, made of its titles, axis labels and curve names.
+
+    Args:
+        figure: any figure of matplotlib.
+
+    >>> import matplotlib.figure
+    >>> figure = matplotlib.figure.Figure()
+    >>> _ = figure.subplots().set(xlabel="$t$", ylabel=r"$\\mathcal{L}$")
+    >>> describe(figure)
+    'ℒ against t.'
+    """
     panels = []
     for axes in figure.axes:
         x, y = axes.get_xlabel(), axes.get_ylabel()

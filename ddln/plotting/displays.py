@@ -19,6 +19,7 @@ from ddln.networks.entropy import Entropy, coordinatewise
 from ddln.plotting.svg import Axis, Curve, beside, chart, subscript
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run
+from ddln.sweeps.accessor import ROUNDING
 from ddln.verification import tables
 from ddln.verification.claims import Certificates
 
@@ -27,8 +28,6 @@ _MOST_ENTROPIES = 4
 """At most this many coordinates' entropies are drawn."""
 _MOST_PARAMETERS = 6
 """At most this many components of θ are drawn."""
-_ROUNDING = 1e-14
-"""Gaps below this fraction of the first one are rounding errors and are not drawn."""
 # Legible on white and on black.
 _VERDICTS = {"holds": ("✓", "#1a8f4d"), "fails": ("✗", "#d9443c"), "open": ("–", "inherit")}
 
@@ -103,7 +102,7 @@ def _(run: Run) -> str:
     }
     times, gap = np.asarray(run.times), np.asarray(run.gap)
     time_axis = Axis("time t", float(times[0]), float(times[-1]))
-    resolved = np.where(gap > _ROUNDING * gap[0], gap, np.nan)
+    resolved = np.where(gap > ROUNDING * gap[0], gap, np.nan)
     theta = [
         Curve(times, run.theta[:, k], f"θ{subscript(k + 1)}", k, shape=k)
         for k in range(min(dim, _MOST_PARAMETERS))

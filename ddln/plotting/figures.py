@@ -1,26 +1,18 @@
-r"""The house style, and the drawings that studies share.
+"""Figures of data sets in one style, and the parts of which studies make their own.
 
-Colours are Paul Tol's high-contrast set: told apart by every common kind of colour blindness, and
-in grey. Curves also differ by their markers, and a theorem's line from a measured one by dashes, so
-that nothing depends on colour. Words on an axis come from the dataset's attributes, its symbol from
-`SYMBOLS`. All is drawn on `Figure`, never through pyplot: no display, no global state.
+An axis takes its words from the data set's attributes and its symbol from `SYMBOLS`. Figures are
+matplotlib's `Figure` objects, without pyplot: they need no display and no global state.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ddln.plotting._labels import SYMBOLS as SYMBOLS
 from ddln.plotting._labels import WORDS as WORDS
@@ -29,113 +21,48 @@ from ddln.plotting._labels import describe as describe
 from ddln.plotting._labels import power_label as power_label
 from ddln.plotting._labels import value_label as value_label
 from ddln.plotting._labels import words as words
+from ddln.plotting._style import COLOURS as COLOURS
+from ddln.plotting._style import DASHES as DASHES
+from ddln.plotting._style import DOTS as DOTS
+from ddln.plotting._style import MARKERS as MARKERS
+from ddln.plotting._style import StyledFigure as StyledFigure
+from ddln.plotting._style import canvas as canvas
+from ddln.plotting._style import legend as legend
+from ddln.plotting._style import line_styles as line_styles
+from ddln.plotting._style import looks as looks
+from ddln.plotting._style import style as style
 from ddln.sweeps.accessor import ROUNDING as ROUNDING
 
-COLOURS = ("#004488", "#bb5566", "#ddaa33", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-DASHES = ((0, (4, 1.6)), (0, (5, 1.5, 1, 1.5)))
-DOTS = (0, (1, 1.3))
 CURVES = 64
-"""More curves than this are not told apart: of a larger sweep so many are drawn."""
+"""Most curves drawn of one sweep; more could not be distinguished."""
 NAMED = 8
-"""With more curves than this the legend names every other one, or every third, and so on."""
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.direction": "in",
-    "ytick.direction": "in",
-    "xtick.top": True,
-    "ytick.right": True,
-    "axes.linewidth": 0.7,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 220,
-    "savefig.facecolor": "white",
-    "pdf.fonttype": 42,  # TrueType: journals refuse the default, Type 3
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The house style, as a context, or as a decorator of a study's `draw`.
-
-    >>> with style():
-    ...     matplotlib.rcParams["pdf.fonttype"]
-    42
-    """
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
-def looks(count: int) -> list[dict[str, Any]]:
-    """Colour and marker of each of `count` curves; beyond four, colours that lighten in order."""
-    ramp = [to_hex(colour) for colour in colormaps["cividis"](np.linspace(0, 0.92, count))]
-    colours = COLOURS if count <= len(COLOURS) else ramp
-    return [{"color": colours[i], "marker": MARKERS[i % len(MARKERS)]} for i in range(count)]
-
-
-class HouseFigure(Figure):
-    """A figure that is in the house style wherever it is saved, with its description inside.
-
-    The description, `describe(figure)`, is a PNG's text `Description` and a PDF's subject.
-    """
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows, though pyplot does not know of it."""
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=110)
-        return file.getvalue()
-
-    def savefig(
-        self, fname: Any, *, format: str | None = None, metadata: Any = None, **options: Any
-    ) -> None:
-        kind = format or str(fname).rpartition(".")[2]
-        key = {"pdf": "Subject"}.get(kind, "Description")
-        inside = {key: describe(self)} if kind in ("pdf", "png", "svg") else {}
-        with style():
-            super().savefig(fname, format=kind, metadata=inside | (metadata or {}), **options)
-
-
-def canvas(width: float = 5.2, height: float = 3.6, **subplots: Any) -> tuple[HouseFigure, Any]:
-    """A figure of `width` × `height` inches and its axes, with `Figure.subplots`' own arguments."""
-    figure = HouseFigure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(**subplots)
+"""Most curves named in a legend; of more, it names every other one, every third, and so on."""
 
 
 def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
-    """The dataset at each value of its dimension `over`; itself where `over` is None.
+    """The data set at each value of its dimension `over`; the data set itself if `over` is None.
 
-    Of more than `CURVES` values so many, evenly spaced from the first to the last. Each dataset has
-    flow time as its coordinate `time`, also where the lanes' times differ.
+    At most `CURVES` values, evenly spaced from the first to the last. The coordinate `time` of each
+    is flow time, also if it differs from network to network.
 
     Raises:
-        ValueError: another swept axis is left, so that a lane would not be one curve.
+        ValueError: a swept axis besides `over` has more than one value.
     """
-    left = [str(name) for name in dataset["gap"].dims if name not in (over, "time")]
-    if left:
-        raise ValueError(f"`dataset` must have one value of each other axis, got {left}.")
+    others = [str(name) for name in dataset["gap"].dims if name not in (over, "time")]
+    if others:
+        raise ValueError(f"`dataset` must have one value of each other axis, got {others}.")
+    selected = [dataset]
     if over is not None:
         count = dataset.sizes[over]
-        shown = np.linspace(0, count - 1, min(count, CURVES)).astype(int)
-        found = [dataset.isel({over: int(i)}) for i in shown]
-    else:
-        found = [dataset]
+        indices = np.linspace(0, count - 1, min(count, CURVES)).astype(int)
+        selected = [dataset.isel({over: int(i)}) for i in indices]
     if "flow_time" in dataset:
-        return [lane.assign_coords(time=lane["flow_time"]) for lane in found]
-    return found
+        return [network.assign_coords(time=network["flow_time"]) for network in selected]
+    return selected
 
 
 def resolved(dataset: xr.Dataset) -> xr.DataArray:
-    """The gap, (…, time), with NaN where it is lost in rounding."""
+    """The gap, (…, time), with NaN where it is below its rounding error."""
     return dataset.ddln.resolved_gap
 
 
@@ -148,16 +75,16 @@ def curves(
     label: Callable[[xr.DataArray], str] | None = value_label,
     **style: Any,
 ) -> None:
-    """Draw a curve for each value of one dimension, in a colour and with a marker of its own.
+    """Draw a curve for each value of one dimension, each with its own colour and marker.
 
     Args:
         axes: where to draw.
         values: along `over` and one other dimension.
-        over: the dimension that tells the curves apart.
+        over: the dimension in which the curves differ.
         against: the abscissa, along the other dimension and perhaps `over`; the other dimension's
             coordinate by default.
-        label: gives a curve's name of its value of `over`; `None` for curves without names.
-        style: passed to `Axes.plot`; it overrides the curve's own colour and marker.
+        label: names a curve by its value of `over`; `None` leaves the curves without names.
+        style: arguments of `Axes.plot`, which override the curve's own colour and marker.
 
     >>> axes = canvas()[1]
     >>> gaps = xr.DataArray([[1.0, 0.1], [2.0, 0.3]], [("network.scale", [1, 2]), ("time", [0, 1])])
@@ -167,12 +94,12 @@ def curves(
     """
     (along,) = (name for name in values.dims if name != over)
     x, every = values[along] if against is None else against, style.get("markevery")
-    for i, look in enumerate(looks(values.sizes[over])):
-        curve, place = values.isel({over: i}), {over: i} if over in x.dims else {}
+    for i, line_style in enumerate(line_styles(values.sizes[over])):
+        curve, selection = values.isel({over: i}), {over: i} if over in x.dims else {}
         name = None if label is None else label(curve[over])
-        # Markers apart from those of the curves beside it.
+        # Neighbouring curves have their markers at different points.
         shifted = {"markevery": (i * every // 6 % every, every)} if isinstance(every, int) else {}
-        axes.plot(x.isel(place), curve, label=name, **{**look, **style, **shifted})
+        axes.plot(x.isel(selection), curve, label=name, **{**line_style, **style, **shifted})
 
 
 def ticks_at(axes: Axes, values: xr.DataArray) -> None:
@@ -194,13 +121,13 @@ def gap_against_time(
     """The gap ℒ − ℒ* on a logarithmic axis against flow time, a curve for each value of `over`.
 
     Args:
-        dataset: a run's; `gap` has dimensions (`over`, time), or (time,) where `over` is None.
-        axes: where to draw, without a legend; a new figure with one where None.
-        over: the swept axis that tells the curves apart.
-        bounds: up to two variables drawn broken beside each curve in its colour, and their names
-            for the legend; where None `{"bound": "bound of Theorem 2"}`, or none of a descent.
-        slope: draw exp(−2 r t) through each curve's end, dotted; r is the lane's `asymptotic_rate`.
-        against: "time", or "step" for a descent's steps.
+        dataset: of a run; `gap` has dimensions (`over`, time), or (time,) if `over` is None.
+        axes: draw here, without a legend; by default on a new figure with a legend.
+        over: the swept axis in which the curves differ.
+        bounds: up to two variables, drawn dashed in the colour of each curve, and their names for
+            the legend; by default `{"bound": "bound of Theorem 2"}`, if the data set has it.
+        slope: draw exp(−2 r t) dotted through each curve's end; r is `asymptotic_rate`.
+        against: "time", or "step" for the steps of a descent.
 
     Returns:
         The figure drawn on.
@@ -217,36 +144,41 @@ def gap_against_time(
     kinds = dict(zip(bounds.values(), DASHES, strict=False))
     if slope:
         kinds["asymptotic rate"] = DOTS
-    place = canvas()[1] if axes is None else axes
-    curves = lanes(dataset, over)
+    target = canvas()[1] if axes is None else axes
+    networks = lanes(dataset, over)
     if against != "time":
-        curves = [lane.assign_coords(time=lane[against].variable) for lane in curves]
-    for i, (lane, look) in enumerate(zip(curves, looks(len(curves)), strict=True)):
-        named = over is not None and i % -(-len(curves) // NAMED) == 0
-        label = value_label(lane[over]) if named else None
-        gap = resolved(lane).dropna("time")
-        _curve(place, gap, i, label=label, zorder=3, **look)
+        networks = [network.assign_coords(time=network[against].variable) for network in networks]
+    label_every = -(-len(networks) // NAMED)
+    for i, (network, line) in enumerate(zip(networks, line_styles(len(networks)), strict=True)):
+        named = over is not None and i % label_every == 0
+        gap = resolved(network).dropna("time")
+        _draw_curve(target, gap, i, label=value_label(network[over]) if named else None, **line)
         for name, dashes in zip(bounds, DASHES, strict=False):
-            place.plot(
-                lane["time"], lane[name], color=look["color"], linestyle=dashes, linewidth=1.2
-            )
+            bound = {"color": line["color"], "linestyle": dashes, "linewidth": 1.2}
+            target.plot(network["time"], network[name], **bound)
         if slope:
-            _draw_slope(place, gap, lane["asymptotic_rate"].item())
-    # Steps after a lane's last are −1.
-    times = np.array([np.where(lane["time"] < 0, np.nan, lane["time"]) for lane in curves])
-    place.set(
-        yscale="log", xlabel=axis_label(curves[0][against]), ylabel=axis_label(dataset["gap"])
-    )
-    place.set_xlim(np.nanmin(times), np.nanmax(times))
-    gaps = np.array([resolved(lane).values for lane in curves])
-    lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
-    if lowest < highest:
-        margin = (highest / lowest) ** 0.04
-        place.set_ylim(lowest / margin, highest * margin)
-    figure = _figure(place)
+            _draw_slope(target, gap, network["asymptotic_rate"].item())
+    target.set_yscale("log")
+    target.set(xlabel=axis_label(networks[0][against]), ylabel=axis_label(dataset["gap"]))
+    _set_limits(target, networks)
+    figure = _figure_of(target)
     if axes is None:
         legend(figure, kinds)
     return figure
+
+
+def _set_limits(axes: Axes, networks: list[xr.Dataset]) -> None:
+    """All times, and all gaps above rounding with a margin."""
+    # Steps after a network's last are −1.
+    times = np.array(
+        [np.where(network["time"] < 0, np.nan, network["time"]) for network in networks]
+    )
+    axes.set_xlim(np.nanmin(times), np.nanmax(times))
+    gaps = np.array([resolved(network).values for network in networks])
+    lowest, highest = np.nanquantile(gaps, [0, 1]) if np.isfinite(gaps).any() else (1.0, 1.0)
+    if lowest < highest:
+        margin = (highest / lowest) ** 0.04
+        axes.set_ylim(lowest / margin, highest * margin)
 
 
 @style()
@@ -255,31 +187,33 @@ def nodes_against_time(
 ) -> Figure:
     """One coordinate's node in every layer, u^j_k(t), against flow time.
 
-    Dashed is the level ±√λ_jk that node j does not cross; the smallest has none (Proposition 1).
+    A dashed line marks the level ±√λ_jk that node j does not cross; the smallest has none.
 
     Args:
-        dataset: one lane's; `layers` has dimensions (time, layer, coordinate).
-        axes: where to draw, without a legend; a new figure with one where None.
+        dataset: of one network; `layers` has dimensions (time, layer, coordinate).
+        axes: draw here, without a legend; by default on a new figure with a legend.
         coordinate: k, counted from 0.
 
     Returns:
         The figure drawn on.
 
     Raises:
-        ValueError: `dataset` is more than one lane.
+        ValueError: `dataset` has more than one network.
+
+    Source: Proposition 1, arXiv 2412.16765.
     """
-    place = canvas()[1] if axes is None else axes
-    (lane,) = lanes(dataset, None)
-    nodes = lane["layers"].isel(coordinate=coordinate).dropna("layer", how="all")
+    target = canvas()[1] if axes is None else axes
+    (network,) = lanes(dataset, None)
+    nodes = network["layers"].isel(coordinate=coordinate).dropna("layer", how="all")
     levels, k = floor(nodes).values, coordinate + 1
-    place.axhline(0, color="0.6", linewidth=0.7, zorder=0)
-    for j, (level, look) in enumerate(zip(levels, looks(levels.size), strict=True)):
+    target.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+    for j, (level, line) in enumerate(zip(levels, line_styles(levels.size), strict=True)):
         label = f"$u^{{{j + 1}}}_{{{k}}}$" + (" (smallest)" if np.isnan(level) else "")
-        _curve(place, nodes.isel(layer=j).dropna("time"), j, label=label, **look)
-        place.axhline(level, color=look["color"], linestyle=DASHES[0], linewidth=1.0, zorder=1)
-    place.set(xlabel=axis_label(lane["time"]), ylabel=f"node $u^j_{{{k}}}(t)$")
-    place.set_xlim(float(nodes["time"].min()), float(nodes["time"].max()))
-    figure = _figure(place)
+        _draw_curve(target, nodes.isel(layer=j).dropna("time"), j, label=label, **line)
+        target.axhline(level, color=line["color"], linestyle=DASHES[0], linewidth=1.0, zorder=1)
+    target.set(xlabel=axis_label(network["time"]), ylabel=f"node $u^j_{{{k}}}(t)$")
+    target.set_xlim(float(nodes["time"].min()), float(nodes["time"].max()))
+    figure = _figure_of(target)
     if axes is None:
         legend(figure, {r"floor $\pm\sqrt{\lambda_j}$": DASHES[0]})
     return figure
@@ -292,37 +226,17 @@ def floor(layers: xr.DataArray) -> xr.DataArray:
         layers: (…, time, layer, …); NaN where a network has no such layer.
 
     Returns:
-        The same without time; λ_jk = u^j_k(0)² − min_i u^i_k(0)² (Proposition 1).
+        The levels, with the same dimensions except time; λ_jk = u^j_k(0)² − min_i u^i_k(0)².
+
+    Source: Proposition 1, arXiv 2412.16765.
     """
     start = layers.isel(time=0)
     excess = start**2 - (start**2).min("layer")
     return (excess**0.5).where(excess > 0) * np.sign(start)
 
 
-def legend(figure: Figure, kinds: Mapping[str, Any]) -> None:
-    """Above the figure: its named curves, once each, then the kinds of line, name to dashes."""
-    curves: dict[str, Any] = {}
-    for axes in figure.axes:
-        drawn, names = axes.get_legend_handles_labels()
-        curves |= dict(zip(names, drawn, strict=True))
-    lines = {
-        name: Line2D([], [], color="0.3", linestyle=dashes, linewidth=1.2)
-        for name, dashes in kinds.items()
-    }
-    room = max(1, int(figure.get_figwidth() / 1.25))
-    groups = [curves | lines] if len(curves | lines) <= room else [curves, lines]
-    rows = [row for group in groups for row in _rows(group, room)]
-    columns = max(map(len, rows), default=0)
-    blank = (Line2D([], [], linestyle=""), "")
-    padded = [row + [blank] * (columns - len(row)) for row in rows]
-    entries = [row[i] for i in range(columns) for row in padded]  # matplotlib fills columns first
-    if entries:
-        handles, names = zip(*entries, strict=True)
-        figure.legend(handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4)
-
-
 def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:
-    """exp(−2 r t) through the curve's end, unless the curve is not yet as steep as that."""
+    """Draw exp(−2 r t) through the end of a curve, if the curve has become as steep as that."""
     tail = gap.isel(time=slice(gap.size // 2, None))
     if tail.size < 2:
         return
@@ -332,30 +246,22 @@ def _draw_slope(axes: Axes, gap: xr.DataArray, rate: float) -> None:
         axes.plot(tail["time"], line, color="0.15", linestyle=DOTS, linewidth=1.3, zorder=4)
 
 
-def _rows(entries: dict[str, Any], room: int) -> list[list[tuple[Any, str]]]:
-    """The entries as (handle, name), in rows of equal length, at most `room`."""
-    pairs = [(handle, name) for name, handle in entries.items()]
-    count = -(-len(pairs) // room)
-    length = -(-len(pairs) // max(count, 1))
-    return [pairs[i * length : (i + 1) * length] for i in range(count)]
+def _draw_curve(axes: Axes, values: xr.DataArray, i: int, **line_style: Any) -> None:
+    """Draw curve i with a few markers, at other places than its neighbours' markers."""
+    # Spacings are fractions of the diagonal, along the curve; an empty curve cannot have them.
+    spacing = 0.13 * max(1.0, 0.6 * _relative_variation(values.values))
+    markers = (0.02 + 0.03 * (i % 4), spacing) if values.size else None
+    axes.plot(values["time"], values, markevery=markers, zorder=3, **line_style)
 
 
-def _curve(axes: Axes, values: xr.DataArray, i: int, **look: Any) -> None:
-    """Curve i, its markers apart from its neighbours', and few also where it goes up and down."""
-    # In shares of the diagonal, along the curve; matplotlib cannot place those on an empty one.
-    far = 0.13 * max(1.0, 0.6 * _ups_and_downs(values.values))
-    spread = (0.02 + 0.03 * (i % 4), far) if values.size else None
-    axes.plot(values["time"], values, markevery=spread, **look)
+def _relative_variation(values: np.ndarray) -> float:
+    """The total variation over the range, of the logarithm if all are positive; 1 if monotone."""
+    heights = np.log(values) if (values > 0).all() else values
+    extent = np.ptp(heights) if heights.size else 0.0
+    return float(np.abs(np.diff(heights)).sum() / extent) if extent > 0 else 1.0
 
 
-def _ups_and_downs(values: np.ndarray) -> float:
-    """The way up and down over the height; 1 of what only falls."""
-    height = np.log(values) if (values > 0).all() else values
-    extent = np.ptp(height) if height.size else 0.0
-    return float(np.abs(np.diff(height)).sum() / extent) if extent > 0 else 1.0
-
-
-def _figure(axes: Axes) -> Figure:
+def _figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     if figure is None:
         raise ValueError("`axes` must belong to a figure.")

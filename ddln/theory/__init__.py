@@ -1,20 +1,20 @@
 """Predictions of the theorems for a network and a problem, one statement a function.
 
-`assumptions` checks the theorems' hypotheses; `convergence` has rates and bounds, `implicit_bias`
-limit points, `saddle_to_saddle` the small-scale limit, `stability` sharpness, `inverse_design`
-initialisations with prescribed properties and `reference_solutions` the least norms and margins to
-compare limits with. A rate is that of the distance to the minimisers: the gap ℒ − ℒ* decays like
-exp(−2 · rate · t) in flow time t.
+`assumptions` checks the hypotheses of the theorems. `convergence` has bounds on the gap,
+`linearised_flow` asymptotic rates, `implicit_bias` limit points, `saddle_to_saddle` the limit of
+small initialisations, `stability` the sharpness, `inverse_design` initialisations with prescribed
+properties, and `reference_solutions` the solutions of least norm and largest margin.
+
+A rate is that of the distance to the minimisers: the gap ℒ − ℒ* decays like exp(−2 · rate · t) in
+flow time t.
 
 Public: `ddln.theory` and, from it, `ddln.rate_bound`, `asymptotic_rate`, `escape_times`,
 `limit_point` and `check_hypotheses`.
 """
 
 from ddln.theory.convergence import Predictions as Predictions
-from ddln.theory.convergence import asymptotic_rate as asymptotic_rate
 from ddln.theory.convergence import divergence_bound as divergence_bound
 from ddln.theory.convergence import exponential_bound as exponential_bound
-from ddln.theory.convergence import mode_rates as mode_rates
 from ddln.theory.convergence import posterior_bound as posterior_bound
 from ddln.theory.convergence import predict as predict
 from ddln.theory.convergence import rate_bound as rate_bound
@@ -25,6 +25,8 @@ from ddln.theory.implicit_bias import limit_point as limit_point
 from ddln.theory.inverse_design import imbalance_for_rate as imbalance_for_rate
 from ddln.theory.inverse_design import layers_for_entropy as layers_for_entropy
 from ddln.theory.inverse_design import scale_for_rate as scale_for_rate
+from ddln.theory.linearised_flow import asymptotic_rate as asymptotic_rate
+from ddln.theory.linearised_flow import mode_rates as mode_rates
 from ddln.theory.reference_solutions import lasso as lasso
 from ddln.theory.reference_solutions import max_margin as max_margin
 from ddln.theory.reference_solutions import min_l1 as min_l1

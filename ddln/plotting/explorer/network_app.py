@@ -1,4 +1,4 @@
-"""The page of one network: controls on the left, pictures that follow them on the right."""
+"""The page of one network: its controls on the left and its charts on the right."""
 
 import marimo
 
@@ -21,16 +21,16 @@ def _():
 @app.cell
 def _(server, session, load, mo):
     _config, *_overrides = server.subject()
-    base = session.begin(load(_config, _overrides))
+    base = session.initial_state(load(_config, _overrides))
     address = mo.query_params()
     try:
-        first, refused = session.read(base, address.to_dict()), ""
+        first, address_error = session.from_query(base, address.to_dict()), ""
     except ValueError as _error:
-        first, refused = base, str(_error)
+        first, address_error = base, str(_error)
     moved = {control.name: control.value for control in session.controls(first)}
     get_kept, set_kept = mo.state({})
     latest = {}
-    return address, base, first, get_kept, latest, moved, refused, set_kept
+    return address, base, first, get_kept, latest, moved, address_error, set_kept
 
 
 @app.cell
@@ -52,9 +52,9 @@ def _(session, first, mo):
 @app.cell
 def _(session, first, kinds, mo, moved):
     try:
-        chosen, unfit = session.choose(first, kinds.value), ""
+        chosen, kinds_error = session.with_kinds(first, kinds.value), ""
     except ValueError as _error:
-        chosen, unfit = first, str(_error)
+        chosen, kinds_error = first, str(_error)
     _controls = session.controls(chosen)
     _before = {c.name: moved[c.name] for c in _controls if moved.get(c.name) in c.steps}
     sliders = mo.ui.dictionary(
@@ -75,9 +75,9 @@ def _(session, first, kinds, mo, moved):
         _prefix = _table.partition(".")[0] + "."
         _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
         _panel.append(mo.vstack([kinds[_table], *_own]))
-    # Shown where they are made: what is shown elsewhere is drawn anew at every move.
+    # Shown by the cell that creates them: another cell would redraw them at every change.
     mo.sidebar(mo.vstack(_panel, gap=1.2), width="17rem")
-    return chosen, sliders, unfit
+    return chosen, sliders, kinds_error
 
 
 @app.cell
@@ -86,7 +86,9 @@ def _(latest, mo, set_kept, urlencode):
         name = urlencode(latest["query"]) or "as configured"
         set_kept(lambda kept: dict([*kept.items(), (name, latest["view"])][-3:]))
 
-    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="draw this curve beside the next")
+    keep = mo.ui.button(
+        label="Keep", on_click=_keep, tooltip="draw this curve beside the next ones"
+    )
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
     coordinate = mo.ui.number(1, 1000, value=1, label="coordinate k")
     _row = mo.hstack([keep, forget, coordinate], justify="start", gap=1)
@@ -95,12 +97,12 @@ def _(latest, mo, set_kept, urlencode):
 
 
 @app.cell
-def _(coordinate, fault, get_kept, mo, refused, unfit, view, network_view):
-    _faults = [text for text in (refused, unfit, fault) if text]
-    _told = [mo.callout(mo.plain_text(text), kind="danger") for text in _faults]
+def _(coordinate, run_error, get_kept, mo, address_error, kinds_error, view, network_view):
+    _errors = [text for text in (address_error, kinds_error, run_error) if text]
+    _shown = [mo.callout(mo.plain_text(text), kind="danger") for text in _errors]
     if view is not None:
-        _told.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
-    mo.vstack(_told, gap=1)
+        _shown.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
+    mo.vstack(_shown, gap=1)
     return
 
 
@@ -113,8 +115,8 @@ def _(element, mo, state, state_query, urlencode):
         label="Config as TOML",
         disabled=state is None,
     )
-    _look = {"id": "link", "style": "overflow-wrap: anywhere"}
-    _link = mo.Html(element("code", f"?{urlencode(state_query)}", _look))
+    _attributes = {"id": "link", "style": "overflow-wrap: anywhere"}
+    _link = mo.Html(element("code", f"?{urlencode(state_query)}", _attributes))
     mo.hstack([_config, _link], justify="start", align="center", gap=1)
     return
 
@@ -122,15 +124,15 @@ def _(element, mo, state, state_query, urlencode):
 @app.cell
 def _(address, base, chosen, session, latest, mo, moved, sliders):
     moved.update(sliders.value)
-    view, state, state_query, fault = None, None, {}, ""
+    view, state, state_query, run_error = None, None, {}, ""
     try:
-        state = session.move(chosen, sliders.value)
+        state = session.with_values(chosen, sliders.value)
         with mo.status.spinner("computing; a new shape is compiled first", remove_on_exit=True):
-            view = session.look(state)
+            view = session.run_state(state)
     except ValueError as _error:
-        fault = str(_error)
+        run_error = str(_error)
     if state is not None:
-        state_query = session.query(base, state)
+        state_query = session.to_query(base, state)
         _own = [n for n in address.to_dict() if n in session.TABLES or "." in n]
         for _name in set(_own) - {*state_query}:
             address.remove(_name)
@@ -138,7 +140,7 @@ def _(address, base, chosen, session, latest, mo, moved, sliders):
             address[_name] = _value
     if view is not None:
         latest.update(view=view, query=state_query)
-    return fault, state, state_query, view
+    return run_error, state, state_query, view
 
 
 if __name__ == "__main__":

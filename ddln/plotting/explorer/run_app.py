@@ -1,4 +1,4 @@
-"""The page of a run folder: its axes and one of its lanes, with those of other runs."""
+"""The page of a run folder: its sweep, one of its networks, and comparisons with other runs."""
 
 import marimo
 
@@ -33,16 +33,16 @@ def _(Path, server, run_browser, mo):
 @app.cell
 def _(RunFolder, run_browser, root, run):
     try:
-        dataset, unread = run_browser.read(RunFolder(root / run.value)), ""
+        dataset, read_error = run_browser.read(RunFolder(root / run.value)), ""
         axes = run_browser.axes(dataset)
     except ValueError as _error:
-        dataset, unread, axes = None, str(_error), []
-    return axes, dataset, unread
+        dataset, read_error, axes = None, str(_error), []
+    return axes, dataset, read_error
 
 
 @app.cell
 def _(axes, run_browser, dataset, element, mo, run):
-    places = mo.ui.dictionary(
+    indices = mo.ui.dictionary(
         {
             axis: mo.ui.slider(
                 steps=list(range(dataset.sizes[axis])), debounce=True, full_width=True, label=axis
@@ -57,23 +57,23 @@ def _(axes, run_browser, dataset, element, mo, run):
     _known = run_browser.quantities(dataset) if dataset is not None else []
     quantity = mo.ui.dropdown(_known, _known[0] if _known else None, label="drawn", full_width=True)
     _sweep = [mo.Html(element("b", "The sweep")), quantity, along, over]
-    _lane = [mo.Html(element("b", "The lane")), *places.elements.values()]
-    # Shown where they are made: what is shown elsewhere is drawn anew at every move.
+    _lane = [mo.Html(element("b", "The network")), *indices.elements.values()]
+    # Shown by the cell that creates them: another cell would redraw them at every change.
     mo.sidebar(mo.vstack([run, *(_sweep + _lane if axes else [])], gap=1.2), width="17rem")
-    return along, over, places, quantity
+    return along, over, indices, quantity
 
 
 @app.cell
-def _(run_browser, dataset, latest, places, run, unread, network_view):
-    lane_name, view, fault = "", None, unread
+def _(run_browser, dataset, latest, indices, run, read_error, network_view):
+    lane_name, view, run_error = "", None, read_error
     if dataset is not None:
-        lane_name = run_browser.name_of(dataset, places.value)
+        lane_name = run_browser.name_of(dataset, indices.value)
         try:
-            view = network_view.view(run_browser.pick(dataset, places.value))
+            view = network_view.view(run_browser.pick(dataset, indices.value))
         except ValueError as _error:
-            fault = str(_error)
+            run_error = str(_error)
         latest.update(name=f"{run.value}: {lane_name}", view=view)
-    return fault, lane_name, view
+    return run_error, lane_name, view
 
 
 @app.cell
@@ -81,7 +81,9 @@ def _(latest, mo, set_kept):
     def _keep(_):
         set_kept(lambda kept: dict([*kept.items(), (latest["name"], latest["view"])][-3:]))
 
-    keep = mo.ui.button(label="Keep", on_click=_keep, tooltip="compare this lane with the next")
+    keep = mo.ui.button(
+        label="Keep", on_click=_keep, tooltip="compare this network with the next ones"
+    )
     forget = mo.ui.button(label="Forget", on_click=lambda _: set_kept({}))
     coordinate = mo.ui.number(1, 100_000, value=1, label="coordinate k")
     _row = mo.hstack([keep, forget, coordinate], justify="start", gap=1)
@@ -96,25 +98,25 @@ def _(element, lane_name, mo):
 
 
 @app.cell
-def _(along, run_browser, dataset, over, places, quantity, network_view):
+def _(along, run_browser, dataset, over, indices, quantity, network_view):
     sweep = ""
-    if places.elements:
+    if indices.elements:
         _by = None if over.value in ("–", along.value) else over.value
-        _across = run_browser.across(dataset, quantity.value, along.value, _by, places.value)
-        _side = run_browser.side_by_side(dataset, _by or along.value, places.value)
+        _across = run_browser.across(dataset, quantity.value, along.value, _by, indices.value)
+        _side = run_browser.side_by_side(dataset, _by or along.value, indices.value)
         sweep = network_view.grid({"across": _across, "side": _side})
     return (sweep,)
 
 
 @app.cell
-def _(run_browser, coordinate, element, fault, get_kept, mo, sweep, view, network_view):
-    _told = [mo.callout(mo.plain_text(fault), kind="danger")] if fault else []
-    _told.append(mo.Html(sweep))
+def _(run_browser, coordinate, element, run_error, get_kept, mo, sweep, view, network_view):
+    _shown = [mo.callout(mo.plain_text(run_error), kind="danger")] if run_error else []
+    _shown.append(mo.Html(sweep))
     if view is not None:
-        _told.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
+        _shown.append(mo.Html(network_view.overview(view, (coordinate.value or 1) - 1, get_kept())))
     if get_kept():
-        _told.append(mo.Html(element("div", run_browser.compare(get_kept()), {"id": "kept"})))
-    mo.vstack(_told, gap=1)
+        _shown.append(mo.Html(element("div", run_browser.compare(get_kept()), {"id": "kept"})))
+    mo.vstack(_shown, gap=1)
     return
 
 

@@ -1,8 +1,9 @@
-"""A run folder, to be looked at: its axes, one of its lanes, its lanes and other runs side by side.
+"""Charts and tables of a run folder: across its sweep, of one network, and compared with others.
 
-The page with the controls is `run_app`; nothing here knows of it.
+The page with the controls is `run_app`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,34 +17,34 @@ from ddln.plotting.svg import COLOURS, Axis, Curve, chart
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
 CURVES = len(COLOURS)
-"""So many values of an axis are drawn as curves; of more, these, from the first to the last."""
-_CLAIMED = ("measured", "predicted", "tolerance", "applies", "holds")
-_WIDE = 20.0
-"""A positive axis whose ends are in this ratio, or a larger one, is logarithmic."""
+"""Most values of an axis that are drawn as curves, evenly spaced from the first to the last."""
+_CERTIFICATE_VARIABLES = ("measured", "predicted", "tolerance", "applies", "holds")
+_LOGARITHMIC_FROM = 20.0
+"""A positive axis is logarithmic if the ratio of its ends is at least this."""
 
 
-def _last(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+def _at_end(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
     return lambda dataset: dataset[name].isel(time=-1)
 
 
 QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[[xr.Dataset], xr.DataArray]]] = {
-    "loss gap at the end": (("gap",), _last("gap")),
-    "loss at the end": (("loss",), _last("loss")),
+    "loss gap at the end": (("gap",), _at_end("gap")),
+    "loss at the end": (("loss",), _at_end("loss")),
     "asymptotic rate r": (("asymptotic_rate",), lambda dataset: dataset["asymptotic_rate"]),
     "guaranteed rate μc": (("rate_bound",), lambda dataset: dataset["rate_bound"]),
-    "‖θ‖₁ at the end": (("theta",), lambda d: abs(_last("theta")(d)).sum("coordinate")),
-    "sharpness at the end": (("sharpness",), _last("sharpness")),
+    "‖θ‖₁ at the end": (("theta",), lambda d: abs(_at_end("theta")(d)).sum("coordinate")),
+    "sharpness at the end": (("sharpness",), _at_end("sharpness")),
     "steps": (("steps",), lambda dataset: dataset["steps"]),
     "certificates that fail": (
         ("certificate_holds",),
         lambda dataset: (~dataset["certificate_holds"].astype(bool)).sum("certificate"),
     ),
 }
-"""A number of each lane: the variables that it takes, and how."""
+"""Quantities of each network: the variables that each needs, and how to compute it."""
 
 
 def runs(root: str | Path) -> list[str]:
-    """The names of the finished runs in a folder of run folders."""
+    """The names of the run folders below `root` that have a data set."""
     return [path.parent.name for path in sorted(Path(root).glob("*/dataset.nc"))]
 
 
@@ -51,19 +52,20 @@ def read(folder: RunFolder) -> xr.Dataset:
     """The data set of a run.
 
     Raises:
-        StoreError: it is missing or damaged, or not as `ddln run` writes it.
+        StoreError: it is missing, damaged, or was not written by `ddln run`.
     """
     dataset = folder.read_dataset()
-    needed = {"status", "gap", "loss", "steps", *(f"certificate_{name}" for name in _CLAIMED)}
-    lacking = sorted(needed - {*dataset.data_vars})
-    lacking += sorted({"config", "certificate_statements"} - {*map(str, dataset.attrs)})
-    if lacking:
-        raise StoreError(f"{folder.path}: no run that `ddln run` leaves: without {lacking[0]}")
+    certificates = (f"certificate_{name}" for name in _CERTIFICATE_VARIABLES)
+    needed = {"status", "gap", "loss", "steps", *certificates}
+    missing = sorted(needed - {*dataset.data_vars})
+    missing += sorted({"config", "certificate_statements"} - {*map(str, dataset.attrs)})
+    if missing:
+        raise StoreError(f"{folder.path}: not a ddln run: the variable `{missing[0]}` is missing")
     return dataset
 
 
 def axes(dataset: xr.Dataset) -> list[str]:
-    """The axes of a sweep.
+    """The swept axes of a data set.
 
     >>> axes(xr.Dataset({"status": ("network.scale", [0, 0])}))
     ['network.scale']
@@ -72,84 +74,90 @@ def axes(dataset: xr.Dataset) -> list[str]:
 
 
 def values(dataset: xr.Dataset, axis: str) -> list[str]:
-    """The values of an axis, in words, with those of the axes that go in step with it."""
-    along = [str(name) for name in dataset.coords if dataset[name].dims == (axis,)]
-    lasts = [str(name).rpartition(".")[2] for name in dataset.coords]
-    short = {name: name.rpartition(".")[2] for name in along}
-    called = {name: last if lasts.count(last) == 1 else name for name, last in short.items()}
+    """The values of an axis as text, with the values of axes that are zipped with it."""
+    zipped = [str(name) for name in dataset.coords if dataset[name].dims == (axis,)]
+    short = {str(name): str(name).rpartition(".")[2] for name in dataset.coords}
+    counts = Counter(short.values())
+    labels = {name: short[name] if counts[short[name]] == 1 else name for name in zipped}
     return [
-        ", ".join(f"{called[name]} = {dataset[name][i].item():.4g}" for name in along)
+        ", ".join(f"{label} = {dataset[name][i].item():.4g}" for name, label in labels.items())
         for i in range(dataset.sizes[axis])
     ]
 
 
 def quantities(dataset: xr.Dataset) -> list[str]:
-    """Those that the data set has the variables of."""
+    """The names of the `QUANTITIES` that the data set has variables for."""
     return [name for name, (needs, _) in QUANTITIES.items() if set(needs) <= {*dataset.data_vars}]
 
 
-def pick(dataset: xr.Dataset, places: Mapping[str, int]) -> xr.Dataset:
-    """The lane at a place of every axis."""
-    return dataset.isel({axis: places[axis] for axis in axes(dataset)})
+def pick(dataset: xr.Dataset, indices: Mapping[str, int]) -> xr.Dataset:
+    """The network at an index on every axis."""
+    return dataset.isel({axis: indices[axis] for axis in axes(dataset)})
 
 
-def name_of(dataset: xr.Dataset, places: Mapping[str, int]) -> str:
-    """What tells a lane from the others of its run."""
-    return ", ".join(values(dataset, axis)[places[axis]] for axis in axes(dataset)) or "the run"
+def name_of(dataset: xr.Dataset, indices: Mapping[str, int]) -> str:
+    """The values of the axes at which a network was run, or "the run" without a sweep."""
+    return ", ".join(values(dataset, axis)[indices[axis]] for axis in axes(dataset)) or "the run"
 
 
 def across(
-    dataset: xr.Dataset, quantity: str, along: str, over: str | None, places: Mapping[str, int]
+    dataset: xr.Dataset, quantity: str, along: str, over: str | None, indices: Mapping[str, int]
 ) -> Markup:
-    """A number of each lane against an axis.
+    """A quantity of each network against an axis.
 
     Args:
         dataset: of the run.
-        quantity: of `quantities`.
-        along: the axis it is drawn against.
-        over: an axis whose values are curves; None for one curve.
-        places: where the other axes are.
+        quantity: one of `quantities(dataset)`.
+        along: the axis of abscissae.
+        over: the axis in which the curves differ; None for one curve.
+        indices: the index on each other axis.
     """
-    others = {axis: places[axis] for axis in axes(dataset) if axis not in (along, over)}
+    others = {axis: indices[axis] for axis in axes(dataset) if axis not in (along, over)}
     found = QUANTITIES[quantity][1](dataset).isel(others).load()
     x = np.asarray(found[along].values, float)
     curves = [
-        Curve(x, found.isel(at).values, name, i, shape=i)
-        for i, (name, at) in enumerate(_some(dataset, over))
+        Curve(x, found.isel(index).values, name, i, shape=i)
+        for i, (name, index) in enumerate(_selection(dataset, over))
     ]
     heights = np.concatenate([curve.y for curve in curves])
-    return chart(curves, Axis(along, log=_is_wide(x)), Axis(quantity, log=_is_wide(heights)))
+    x_axis, y_axis = (
+        Axis(along, log=_is_logarithmic(x)),
+        Axis(quantity, log=_is_logarithmic(heights)),
+    )
+    return chart(curves, x_axis, y_axis)
 
 
-def side_by_side(dataset: xr.Dataset, over: str, places: Mapping[str, int]) -> Markup:
-    """The loss gaps of lanes that differ along one axis."""
-    others = {axis: places[axis] for axis in axes(dataset) if axis != over}
+def side_by_side(dataset: xr.Dataset, over: str, indices: Mapping[str, int]) -> Markup:
+    """The loss gaps of networks that differ along one axis."""
+    others = {axis: indices[axis] for axis in axes(dataset) if axis != over}
     gap = figures.resolved(dataset).isel(others).load()
     times = dataset["flow_time"].isel(others) if "flow_time" in dataset else gap["time"]
     curves = []
-    for i, (name, at) in enumerate(_some(dataset, over)):
-        time = times.isel(at) if over in times.dims else times
-        curves.append(Curve(time.values, gap.isel(at).values, name, i, shape=i))
+    for i, (name, index) in enumerate(_selection(dataset, over)):
+        time = times.isel(index) if over in times.dims else times
+        curves.append(Curve(time.values, gap.isel(index).values, name, i, shape=i))
     return chart(curves, Axis("flow time t", 0.0), Axis("loss gap ℒ(θ) − ℒ*", log=True))
 
 
 def compare(kept: Mapping[str, network_view.View]) -> Markup:
-    """The facts of lanes of any runs, a column each."""
-    told = {name: network_view.facts(view) for name, view in kept.items()}
-    rows = dict.fromkeys(fact for facts in told.values() for fact in facts)
-    lines = [[row, *(facts.get(row, "–") for facts in told.values())] for row in rows]
-    return join(element("h3", "Kept"), table(["", *told], lines))
+    """A table of the facts of networks of any runs, one column for each."""
+    columns = {name: network_view.facts(view) for name, view in kept.items()}
+    names = dict.fromkeys(name for facts in columns.values() for name in facts)
+    rows = [[name, *(facts.get(name, "–") for facts in columns.values())] for name in names]
+    return join(element("h3", "Kept"), table(["", *columns], rows))
 
 
-def _some(dataset: xr.Dataset, over: str | None) -> list[tuple[str, dict[str, int]]]:
-    """Name and place of each curve."""
+def _selection(dataset: xr.Dataset, over: str | None) -> list[tuple[str, dict[str, int]]]:
+    """The name of each curve and its index along `over`."""
     if over is None:
         return [("", {})]
-    named, count = values(dataset, over), dataset.sizes[over]
-    shown = np.unique(np.linspace(0, count - 1, min(count, CURVES)).round().astype(int))
-    return [(named[i], {over: int(i)}) for i in shown]
+    names, count = values(dataset, over), dataset.sizes[over]
+    chosen = np.unique(np.linspace(0, count - 1, min(count, CURVES)).round().astype(int))
+    return [(names[i], {over: int(i)}) for i in chosen]
 
 
-def _is_wide(numbers: np.ndarray) -> bool:
-    seen = numbers[np.isfinite(numbers)]
-    return bool(seen.size and seen.min() > 0 and seen.max() >= _WIDE * seen.min())
+def _is_logarithmic(numbers: np.ndarray) -> bool:
+    finite = numbers[np.isfinite(numbers)]
+    if not finite.size or finite.min() <= 0:
+        return False
+    return bool(finite.max() >= _LOGARITHMIC_FROM * finite.min())

@@ -1,8 +1,7 @@
-"""The pages of `ddln explore`, which are marimo apps, and how they are served.
+"""Serves the pages of `ddln explore`, which are marimo apps.
 
-What is computed and drawn for them is in `ddln.plotting.explorer.session`,
-`ddln.plotting.explorer.run_browser` and `ddln.plotting.explorer.network_view`; a page is its
-controls and where things stand.
+`network_app` and `run_app` are the pages: their controls and their layout. `session`,
+`network_view` and `run_browser` compute and draw what they show.
 """
 
 import contextlib
@@ -26,25 +25,28 @@ _SUBJECT = "DDLN_SUBJECT"
 
 
 class ServerError(ValueError):
-    """A page that cannot be served."""
+    """The page cannot be served."""
 
 
 def subject() -> list[str]:
-    """What the page is opened on: a config and its overrides, or a run folder."""
-    told = os.environ.get(_SUBJECT)
-    return json.loads(told) if told else opened("explore", [], Path("runs"))[1]
+    """The subject of the served page: a config and its overrides, or a run folder."""
+    subject = os.environ.get(_SUBJECT)
+    return json.loads(subject) if subject else open_subject("explore", [], Path("runs"))[1]
 
 
-def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[str]]:
-    """The page that shows what is called so, and what that page is to be told.
+def open_subject(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[str]]:
+    """Find a config or a run folder, and the page that shows it.
 
     Args:
-        name: of a config, or else of a run folder.
-        overrides: of the config.
-        root: of run folders.
+        name: the name of a config or, if there is none, of a run folder.
+        overrides: values that replace the config's.
+        root: the folder of run folders.
+
+    Returns:
+        The page, "network" or "run", and its subject.
 
     Raises:
-        ValueError: there is neither, or it cannot be used.
+        ValueError: neither a config nor a run has this name, or it cannot be used.
     """
     try:
         config = studies.find_config(name)
@@ -62,13 +64,13 @@ def opened(name: str, overrides: Sequence[str], root: Path) -> tuple[str, list[s
 
 
 def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None:
-    """Serve a page to this machine until it is stopped.
+    """Serve a page on 127.0.0.1 until Ctrl-C.
 
     Args:
-        page: the name of a module here.
-        subject: what it is opened on.
-        port: on 127.0.0.1; 0 takes one that is free.
-        window: open it in a browser.
+        page: "network" or "run".
+        subject: from `open_subject`.
+        port: 0 takes a free one.
+        window: open the page in a browser.
 
     Raises:
         ServerError: marimo is not installed, or the port is taken.
@@ -85,7 +87,7 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
-            listener.listen()  # who is quicker than the server waits
+            listener.listen()  # clients that connect before the server runs wait
         except OSError as error:
             raise ServerError(
                 f"port {port}: {error.strerror}; --port takes another, 0 any that is free"
@@ -93,14 +95,14 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         app = marimo.create_asgi_app(quiet=True, skew_protection=True).with_app(
             path="", root=str(Path(__file__).with_name(f"{page}_app.py"))
         )
-        # A name that leads here is another's page: its scripts must not read this one.
+        # Reject other host names: a page of another site could resolve its name to this address.
         guarded = TrustedHostMiddleware(app.build(), allowed_hosts=[HOST, "localhost"])
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         print(f"{address}  (Ctrl-C stops it)", flush=True)
         if window:
             Timer(1.0, webbrowser.open, [address]).start()
         config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=1)
-        with contextlib.suppress(KeyboardInterrupt):  # raised again once it has stopped
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after stopping
             uvicorn.Server(config).run([listener])
-    # A page that is still open has a thread, which would be waited for.
+    # A page that is still open has a thread that Python would wait for.
     os._exit(0)

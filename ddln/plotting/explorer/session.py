@@ -1,11 +1,10 @@
-"""One network, to be looked at while its numbers change: a state, its controls, its address.
+"""The state of the network explorer, its controls, and its encoding in the page's address.
 
-The state is an `Experiment` without a sweep, so that what is looked at is what `ddln run` computes
-and what a config says. Numbers are arguments of programs that are compiled once per shape: another
-scale, seed, imbalance or step size is computed and drawn (`ddln.plotting.explorer.network_view`) in
-a tenth of a second.
+The state is an `Experiment` without a sweep, so that the explorer shows what `ddln run` computes
+from the same config. Numbers are arguments of programs that are compiled once per shape: the page
+recomputes and redraws another scale, seed, imbalance or step size in a tenth of a second.
 
-The page with the controls is `network_app`; nothing here knows of it.
+The page with the controls is `network_app`.
 """
 
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""What a table of the config can be changed to, by kind; a descent's is that of its optimiser."""
+"""The tables that a page can choose, by kind; the kind of a descent is that of its optimiser."""
 
 
 def _even(low: float, high: float, step: float) -> list[float]:
@@ -84,19 +83,19 @@ for _name in ("low", "high", "mean", "std", "value"):
 
 
 class Control(NamedTuple):
-    """A number of the state and the values it can be moved to."""
+    """A slider: a number of the state and the values it can take."""
 
     name: str
     """Dotted, as in a config."""
-    words: str
+    description: str
     steps: tuple[Any, ...]
     value: Any
 
 
-def begin(experiment: Experiment) -> Experiment:
-    """The state that an experiment is first looked at in: one network, all of its curve kept.
+def initial_state(experiment: Experiment) -> Experiment:
+    """The experiment as one network whose whole curve is saved.
 
-    >>> begin(ddln.load("configs/figure4.toml")).sweep
+    >>> initial_state(ddln.load("configs/figure4.toml")).sweep
     {}
     """
     return experiment.with_(
@@ -105,17 +104,17 @@ def begin(experiment: Experiment) -> Experiment:
 
 
 def kind_of(state: Experiment, table: str) -> str:
-    """The kind of a table of the state, as in `TABLES`.
+    """The kind that a table of the state has, as in `TABLES`.
 
     >>> kind_of(ddln.load("configs/figure4.toml"), "dynamics")
     'gradient_flow'
     """
-    found = value_of(state, table)
-    return found.optimiser.kind if isinstance(found, Descent) else found.kind
+    value = value_of(state, table)
+    return value.optimiser.kind if isinstance(value, Descent) else value.kind
 
 
 def choices(state: Experiment, table: str) -> list[str]:
-    """The kinds that a table can be changed to, its own among them.
+    """The kinds that a table can have, including its own.
 
     >>> choices(ddln.load("configs/figure4.toml"), "problem.data")
     ['gaussian', 'sparse']
@@ -123,14 +122,15 @@ def choices(state: Experiment, table: str) -> list[str]:
     return list(dict.fromkeys([*TABLES[table], kind_of(state, table)]))
 
 
-def choose(state: Experiment, kinds: Mapping[str, str]) -> Experiment:
-    """The state with tables of other kinds, which begin as in `TABLES`.
+def with_kinds(state: Experiment, kinds: Mapping[str, str]) -> Experiment:
+    """The state with tables of other kinds, at the values of `TABLES`.
 
     Raises:
-        ConfigError: they do not fit together.
-        ValueError: a kind that there is not.
+        ConfigError: the tables do not fit together.
+        ValueError: an unknown kind.
 
-    >>> state = choose(begin(ddln.load("configs/figure4.toml")), {"dynamics": "heavy_ball"})
+    >>> state = initial_state(ddln.load("configs/figure4.toml"))
+    >>> state = with_kinds(state, {"dynamics": "heavy_ball"})
     >>> state.dynamics.optimiser.momentum
     0.9
     """
@@ -145,64 +145,65 @@ def choose(state: Experiment, kinds: Mapping[str, str]) -> Experiment:
 
 
 def controls(state: Experiment) -> list[Control]:
-    """The numbers of the state that can be moved, with where they are.
+    """The sliders of the state, at their values.
 
     >>> [control.value for control in controls(ddln.load("configs/figure4.toml"))][:2]
     [10, 8]
     """
-    found = []
+    sliders = []
     for name, leaf in numeric_leaves(state).items():
         value = value_of(state, name)
         if name in _RANGES and value is not None:
             steps = tuple(sorted({*_RANGES[name], value}))
-            found.append(Control(name, leaf.description or name, steps, value))
-    return found
+            sliders.append(Control(name, leaf.description or name, steps, value))
+    return sliders
 
 
-def move(state: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The state with controls elsewhere; values of controls that it does not have are left out.
+def with_values(state: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The state with other values; values of controls that it does not have are ignored.
 
     Raises:
         ConfigError: the values do not fit together.
     """
-    have = {control.name: control.value for control in controls(state)}
-    return state.with_({name: x for name, x in values.items() if have.get(name, x) != x})
+    current = {control.name: control.value for control in controls(state)}
+    return state.with_({name: x for name, x in values.items() if current.get(name, x) != x})
 
 
-def query(base: Experiment, state: Experiment) -> dict[str, str]:
-    """What of the state is not the base's, as the query of an address; `read` is its inverse.
+def to_query(base: Experiment, state: Experiment) -> dict[str, str]:
+    """The differences of the state from the base, as the query of a URL; inverse of `from_query`.
 
-    >>> base = begin(ddln.load("configs/figure4.toml"))
-    >>> query(base, move(base, {"network.scale": 1.4}))
+    >>> base = initial_state(ddln.load("configs/figure4.toml"))
+    >>> to_query(base, with_values(base, {"network.scale": 1.4}))
     {'network.scale': '1.4'}
     """
     kinds = {table: kind_of(state, table) for table in TABLES}
     changed = {table: kind for table, kind in kinds.items() if kind != kind_of(base, table)}
-    before = {control.name: control.value for control in controls(choose(base, changed))}
+    before = {control.name: control.value for control in controls(with_kinds(base, changed))}
     moved = [control for control in controls(state) if before[control.name] != control.value]
     return changed | {control.name: str(control.value) for control in moved}
 
 
-def read(base: Experiment, query: Mapping[str, str]) -> Experiment:
-    """The state that the query of an address tells: of kinds and controls, and within their ranges.
+def from_query(base: Experiment, query: Mapping[str, str]) -> Experiment:
+    """The state that the query of a URL encodes, with kinds and values checked.
 
-    Names that could be no key of a config are another's, and left alone.
+    Names without a dot cannot be keys of a config and are ignored.
 
     Raises:
-        ValueError: a kind, a control or a value that there is not.
+        ValueError: an unknown kind or control, or a value outside its range.
         ConfigError: the values do not fit together.
 
-    >>> read(begin(ddln.load("configs/figure4.toml")), {"network.depth": "4"}).network.depth
+    >>> base = initial_state(ddln.load("configs/figure4.toml"))
+    >>> from_query(base, {"network.depth": "4"}).network.depth
     4
     """
     kinds = {name: value for name, value in query.items() if name in TABLES}
-    state = choose(base, kinds)
+    state = with_kinds(base, kinds)
     known, values = {control.name: control for control in controls(state)}, {}
     for name, text in query.items():
         if name in TABLES or "." not in name:
             continue
         if name not in known:
-            raise ValueError(f"{name}: is no control of this network")
+            raise ValueError(f"{name}: not a control of this network")
         low, *_, high = known[name].steps
         try:
             values[name] = type(known[name].value)(text)
@@ -210,14 +211,14 @@ def read(base: Experiment, query: Mapping[str, str]) -> Experiment:
             raise ValueError(f"{name}: must be a number, got {text!r}") from None
         if not low <= values[name] <= high:
             raise ValueError(f"{name}: must be from {low} to {high}, got {text}")
-    # All at once: a lower and an upper end may both be others.
-    return move(state, values)
+    # All at once, because a lower and an upper end may have to change together.
+    return with_values(state, values)
 
 
-def look(state: Experiment) -> network_view.View:
+def run_state(state: Experiment) -> network_view.View:
     """Run the state.
 
     Raises:
-        ValueError: data and network do not make a problem.
+        ValueError: the data and the network do not make a problem.
     """
     return network_view.View.of(compute.run(state), build.problem_of(state), build.layers_of(state))
