@@ -72,7 +72,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     figure, (above, below) = figures.canvas(5.2, 4.8, nrows=2, sharex=True)
     step, rates = dataset["step"], dataset[STEP]
     figures.curves(above, dataset["sharpness"], STEP, against=step, markevery=24)
-    for rate, look in zip(rates, figures.looks(rates.size), strict=True):
+    for rate, look in zip(rates, figures.line_styles(rates.size), strict=True):
         above.axhline(2 / float(rate), color=look["color"], linestyle=figures.DASHES[0])
     gap = dataset.ddln.resolved_gap
     figures.curves(below, gap, STEP, against=step, label=None, markevery=24)

@@ -78,7 +78,9 @@ def draw(dataset: xr.Dataset) -> Figure:
     later = dataset.isel(time=slice(1, None))
     theta, time = later["theta"].isel(coordinate=0), later.ddln.flow_time
     figures.curves(axes, theta, DEPTH, against=time, markevery=(0.03, 0.2))
-    for run, look in zip(dataset.ddln.runs(), figures.looks(dataset.sizes[DEPTH]), strict=True):
+    for run, look in zip(
+        dataset.ddln.runs(), figures.line_styles(dataset.sizes[DEPTH]), strict=True
+    ):
         axes.axvline(float(escape(run)), color=look["color"], linestyle=figures.DOTS, zorder=0)
     axes.set(xscale="log", xlim=(10, float(time.max())))
     axes.set(xlabel="flow time $t$", ylabel=r"effective parameter $\theta$")

@@ -57,7 +57,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> dict[str, Figure]:
     """The distance to the truth at the end against the step size; the gap step by step."""
     figure, axes = figures.canvas()
-    (look,) = figures.looks(1)
+    (look,) = figures.line_styles(1)
     axes.plot(dataset[STEP], dataset.ddln.end.ddln.distance_to_truth, **look)
     axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset[STEP]))
     axes.set_ylabel(r"distance to the truth $\|\theta - \theta^*\|$")

@@ -109,7 +109,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     average = {"color": figures.COLOURS[0], "linestyle": "", "marker": ".", "markersize": 4}
     above.plot(last.s, last.average, **average)
     above.set(ylabel="coefficient")
-    for path, look in zip(found, figures.looks(len(found)), strict=True):
+    for path, look in zip(found, figures.line_styles(len(found)), strict=True):
         label = rf"$\varepsilon = 10^{{{-path.log / np.log(10):.0f}}}$"
         below.plot(path.s, path.to_lasso, label=label, markevery=4, **look)
     for axes in (above, below):

@@ -103,7 +103,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     """The distance to the truth against flow time: means, and the range of the noisy runs."""
     figure, axes = figures.canvas()
     found, time = distances(dataset), dataset["time"][1:]
-    for (name, values), look in zip(found.items(), figures.looks(len(found)), strict=True):
+    for (name, values), look in zip(found.items(), figures.line_styles(len(found)), strict=True):
         dashes, later = figures.DASHES[0] if name in DASHED else "-", values[:, 1:]
         low, high = later.min("run"), later.max("run")
         axes.fill_between(time, low, high, color=look["color"], alpha=0.2)

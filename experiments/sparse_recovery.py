@@ -110,7 +110,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         axes.set(yscale="log", title=f"$n$ = {samples}", ylim=(5e-4, 8))
     panels[0].set_ylabel(r"$\|w_t - w^*\|_2^2$")
     late = dataset.isel({SAMPLES: -1, "time": slice(1, None)})
-    for run, look in zip(late.ddln.runs(), figures.looks(dataset.sizes[SCALE]), strict=True):
+    for run, look in zip(late.ddln.runs(), figures.line_styles(dataset.sizes[SCALE]), strict=True):
         style = {"color": look["color"], "linewidth": 0.9}
         signal = abs(run.data["predictor"]).where(run.data["truth"] != 0, drop=True)
         last.plot(step[1:], signal.transpose("time", "feature"), **style)

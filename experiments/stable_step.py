@@ -101,7 +101,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     panels[0].set_ylabel(r"loss gap $\mathcal{L} - \mathcal{L}^*$")
     figures.legend(figure, {})
     kinds = {"flow time": times, "stable step": stable, "steps": times / stable}
-    for (name, values), look in zip(kinds.items(), figures.looks(3), strict=True):
+    for (name, values), look in zip(kinds.items(), figures.line_styles(3), strict=True):
         last.plot(scales, values / values.isel({SCALE: -1}), label=name, **look)
     last.set(xscale="log", yscale="log", xlabel=figures.axis_label(scales))
     figures.ticks_at(last, scales)

@@ -144,7 +144,7 @@ def _(figures, least_norm, predicted, run):
         figure, (left, right) = figures.canvas(7.6, 3.0, ncols=2)
         left.semilogy(run.times, run.gap, color=figures.COLOURS[0])
         left.set(xlabel="flow time $t$", ylabel=figures.SYMBOLS["gap"], xlim=(0, 6))
-        for _k, _look in enumerate(figures.looks(3)):
+        for _k, _look in enumerate(figures.line_styles(3)):
             right.plot(run.times, run.theta[:, _k], markevery=60, label=f"$k$ = {_k + 1}", **_look)
             right.axhline(
                 predicted[_k], color=_look["color"], linestyle=figures.DASHES[0], linewidth=1

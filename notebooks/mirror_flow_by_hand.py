@@ -115,7 +115,7 @@ def _(by_hand, ddln, jnp, layers, np, problem):
 def _(errors, figures, on_layers, paths, steps, times):
     with figures.style():
         figure, (left, right) = figures.canvas(7.6, 3.0, ncols=2)
-        for _k, _look in enumerate(figures.looks(2)):
+        for _k, _look in enumerate(figures.line_styles(2)):
             left.plot(times, on_layers.theta[:, _k], color=_look["color"], label=f"$k$ = {_k + 1}")
             left.plot(times, paths[2][:, _k], linestyle="", **_look)
         left.set(xlabel="flow time $t$", ylabel=r"$\theta_k(t)$", xlim=(0, 1))

@@ -146,7 +146,7 @@ def _(figures, flow, mine, np, plain, robust, trained):
     with figures.style():
         figure, (left, right) = figures.canvas(7.6, 3.0, ncols=2)
         for _run, _name, _look in zip(
-            (trained, plain), ("normalised", "plain"), figures.looks(2), strict=True
+            (trained, plain), ("normalised", "plain"), figures.line_styles(2), strict=True
         ):
             left.semilogy(
                 _run.steps, np.maximum(_run.gap, 1e-18), markevery=25, label=_name, **_look

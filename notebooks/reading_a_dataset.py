@@ -93,7 +93,7 @@ def _(dataset, figures):
     reached = dataset["time"].where(relative <= 1e-3).min("time")
     with figures.style():
         figure, (left, right) = figures.canvas(7.6, 3.0, ncols=2)
-        for _i, _look in enumerate(figures.looks(dataset.sizes["network.scale"])):
+        for _i, _look in enumerate(figures.line_styles(dataset.sizes["network.scale"])):
             _low, _middle, _high = quantiles.isel({"network.scale": _i})
             left.fill_between(
                 dataset["time"], _low, _high, color=_look["color"], alpha=0.15, linewidth=0

@@ -1,4 +1,4 @@
-"""Numbers read back from the charts of `ddln.plotting.svg`, and what they should be, by SciPy."""
+"""Numbers read back from the charts of `ddln.plotting.svg`, and reference solutions by SciPy."""
 
 import re
 
@@ -6,16 +6,16 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 PIXEL = 0.02
-"""Charts are written to a hundredth of a pixel: what is read back is off by twice that at most."""
+"""Reading error in pixels: charts are written to a hundredth of a pixel."""
 
 
 def ends_of(svg, axis):
-    """Where an axis begins and ends."""
+    """The ends of an axis."""
     return [float(x) for x in re.search(rf'data-{axis}="(\S+) (\S+)"', svg).groups()]
 
 
 def _frame(svg):
-    """Width and height inside, and a pixel along y, in decades where it is logarithmic."""
+    """Inner width and height, the lower end of y and a pixel along y; in decades on a log axis."""
     inner = re.search(r"<svg [^>]*?x=\"58\.0\"[^>]*>", svg)[0]
     width, height = (
         float(re.search(rf' {name}="([\d.]+)"', inner)[1]) for name in ("width", "height")
@@ -26,29 +26,29 @@ def _frame(svg):
     return width, height, low, (high - low) / height
 
 
-def _places(svg, pixels):
+def _positions(svg, pixels):
     width, height, low, pixel = _frame(svg)
     left, right = ends_of(svg, "x")
     return left + pixels[:, 0] / width * (right - left), low + (height - pixels[:, 1]) * pixel
 
 
 def curve_of(svg, name=""):
-    """The points of a curve, x and y, of which y in decades where it is logarithmic; and a pixel.
+    """The points x and y of a curve, and a pixel along y; y is in decades on a log axis.
 
-    Without a name, of the first curve that has none.
+    An empty name selects the first curve without a name.
     """
     group = re.search(rf'<g data-name="{re.escape(name)}">.*?</g>', svg, re.DOTALL)[0]
     path = re.search(r'<path d="(.*?)"', group)[1]
     pixels = np.array(re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path), float)
-    return *_places(svg, pixels), _frame(svg)[-1]
+    return *_positions(svg, pixels), _frame(svg)[-1]
 
 
 def mark_of(svg, name):
-    """Where the diamond of a single point is, and a pixel."""
+    """The position of the diamond of a single point, and a pixel along y."""
     group = re.search(rf'<g data-name="{re.escape(name)}">.*?</g>', svg, re.DOTALL)[0]
     corners = re.search(r'points="(.*?)"', group)[1].split()
     middle = np.array([corner.split(",") for corner in corners], float).mean(axis=0)
-    return np.concatenate(_places(svg, middle[None])), _frame(svg)[-1]
+    return np.concatenate(_positions(svg, middle[None])), _frame(svg)[-1]
 
 
 def flow(features, targets, layers, times):

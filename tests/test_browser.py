@@ -1,4 +1,4 @@
-"""In a real browser: pages open without a fault, ask nobody for anything, follow their controls.
+"""The pages in a real browser: they open without errors or requests to others and can be used.
 
 Screenshots are left in build/screenshots/.
 """
@@ -33,9 +33,9 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-PATIENCE = 120_000  # ms: a first network is compiled, on a machine with much else to do
-AGAIN = 100  # ms
-MARKS = 1e-6  # of numbers that pages and files write to nine digits
+TIMEOUT = 120_000  # ms; the first network has to be compiled on a busy machine
+POLL = 100  # ms
+DIGITS = 1e-6  # numbers are written with nine digits
 OWN = ("http://127.0.0.1:", "ws://127.0.0.1:", "file://", "data:", "blob:")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -52,9 +52,9 @@ def chromium():
 
 @pytest.fixture
 def tab(chromium):
-    """A tab that keeps what goes wrong in it, and who else it asks."""
+    """A tab that fails on errors and on requests to other hosts."""
     page = chromium.new_page(viewport={"width": 1500, "height": 1100})
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT)
     faults, asked = [], []
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -94,24 +94,24 @@ def svg(page, name):
 
 
 def eventually(page, check):
-    """Checks again until it holds: a page may draw a chart after it tells what is in it."""
-    end = time.monotonic() + PATIENCE / 1000
+    """Repeat the check until it holds: a page may redraw a chart after its text."""
+    end = time.monotonic() + TIMEOUT / 1000
     while time.monotonic() < end:
         with contextlib.suppress(AssertionError):
             return check()
-        page.wait_for_timeout(AGAIN)
+        page.wait_for_timeout(POLL)
     return check()
 
 
-def move(page, place, where, told):
-    """Move a slider a step at a time by the keyboard, which the page must not take from it."""
-    page.get_by_role("slider").nth(place).focus()
-    for words in told:
+def move(page, index, selector, texts):
+    """Move a slider step by step with the keyboard; the page must leave it the focus."""
+    page.get_by_role("slider").nth(index).focus()
+    for text in texts:
         page.keyboard.press("ArrowRight")
-        page.wait_for_selector(f'{where}:has-text("{words}")')
+        page.wait_for_selector(f'{selector}:has-text("{text}")')
 
 
-def test_the_page_of_a_run_opens_without_a_fault(tab, tmp_path):
+def test_report_opens_without_errors(tab, tmp_path):
     experiment = load(ROOT / "configs" / "figure4.toml", ["dynamics.points=5"])
     folder = RunFolder.of(experiment, tmp_path)
     figure, axes = figures.canvas(3.0, 2.0)
@@ -146,7 +146,7 @@ def test_the_page_of_a_run_opens_without_a_fault(tab, tmp_path):
 
 
 @pytest.mark.slow
-def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp_path):
+def test_sliders_update_the_curves_and_the_address(tab, tmp_path):
     with served(tmp_path, "explore", "dynamics.points=41") as address:
         base = session.initial_state(
             load(ROOT / "configs" / "explore.toml", ["dynamics.points=41"])
@@ -167,7 +167,9 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
 
         def curves_are_those_of_the_network():
             _, logs, pixel = curve_of(svg(tab, "gap"), "loss gap")
-            np.testing.assert_allclose(logs, np.log10(gap[: logs.size]), atol=PIXEL * pixel + MARKS)
+            np.testing.assert_allclose(
+                logs, np.log10(gap[: logs.size]), atol=PIXEL * pixel + DIGITS
+            )
             first, second, pixel = curve_of(svg(tab, "plane"), "θ(t)")
             np.testing.assert_allclose(np.stack([first, second], 1), theta, atol=PIXEL * pixel)
 
@@ -189,11 +191,11 @@ def test_sliders_move_and_the_curves_are_those_of_the_network_they_tell(tab, tmp
         tab.goto(f"{address}?network.depth=1000&network.init=%3Cimg%20src=x%3E")
         tab.wait_for_selector("text=must be one of")
         assert tab.locator("img[src=x]").count() == 0
-        tab.goto("about:blank")  # or it misses the server
+        tab.goto("about:blank")  # before the server stops
 
 
 @pytest.mark.slow
-def test_a_run_is_browsed_and_its_lanes_are_compared(tab, tmp_path):
+def test_run_is_browsed_and_its_networks_are_compared(tab, tmp_path):
     words = ["study=explore", "network.depth=2", "dynamics.points=41"]
     words.append("sweep.network.init.seed=[1, 2]")
     command = [sys.executable, "-m", "ddln.cli", "run", "figure4", *words]
@@ -227,7 +229,7 @@ def test_a_run_is_browsed_and_its_lanes_are_compared(tab, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_answers_only_to_the_name_of_this_machine(tmp_path):
+def test_page_rejects_other_host_names(tmp_path):
     with served(tmp_path, "explore") as address:
         assert urllib.request.urlopen(address).status == 200
         asked = urllib.request.Request(address, headers={"Host": "example.org"})

@@ -1,4 +1,4 @@
-"""The command line: what it answers, with which exit status, and what it leaves behind.
+"""The command line: its output, exit statuses and files.
 
 Its computing modules are stood in for here, so that what is tested is the command line; the last
 tests run it for real.
@@ -33,7 +33,7 @@ ROW = {"name": "bound", "applies": True, "holds": True, "measured": 1.0}
 
 
 class Fakes:
-    """Stand-ins for the computing modules, and what was asked of them."""
+    """Stand-ins for the computing modules, which record the calls."""
 
     def __init__(self):
         self.computed = []
@@ -110,7 +110,7 @@ def run_folder(tmp_path):
     return folder
 
 
-def test_a_run_leaves_everything_and_prints_the_tables_and_the_folder(fakes, tmp_path):
+def test_run_writes_all_files_and_prints_the_tables(fakes, tmp_path):
     done = call("run", FIGURE4)
     folder = run_folder(tmp_path)
     assert done.code == 0
@@ -137,7 +137,7 @@ def test_a_run_leaves_everything_and_prints_the_tables_and_the_folder(fakes, tmp
     assert manifest["versions"].keys() >= {"python", "jax"}
 
 
-def test_a_finished_run_is_printed_and_not_computed_again(fakes, tmp_path):
+def test_finished_run_is_printed_and_not_recomputed(fakes, tmp_path):
     first = call("run", FIGURE4)
     before = {path: path.stat().st_mtime_ns for path in run_folder(tmp_path).rglob("*")}
     again = call("run", FIGURE4)
@@ -146,7 +146,7 @@ def test_a_finished_run_is_printed_and_not_computed_again(fakes, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run_folder(tmp_path).rglob("*")} == before
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(fakes, tmp_path):
+def test_interrupted_run_continues_where_it_stopped(fakes, tmp_path):
     depths = "sweep.network.depth=[2, 3, 4]"
     fakes.interrupt_at = 1
     stopped = call("run", FIGURE4, depths)
@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(fakes, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["chunks/00000.nc", "chunks/00000.json", "manifest.json"])
-def test_only_a_damaged_chunk_or_receipt_is_computed_again(fakes, tmp_path, name):
+def test_only_damaged_chunks_and_records_are_recomputed(fakes, tmp_path, name):
     call("run", FIGURE4)
     path = run_folder(tmp_path) / name
     path.write_bytes(path.read_bytes()[:-40])
@@ -169,7 +169,7 @@ def test_only_a_damaged_chunk_or_receipt_is_computed_again(fakes, tmp_path, name
 @pytest.mark.parametrize(
     "name", ["dataset.nc", "claims.json", "figures/figure4.pdf", "report.html"]
 )
-def test_anything_else_damaged_is_mended_without_computing(fakes, tmp_path, name):
+def test_other_damaged_files_are_rewritten_without_computing(fakes, tmp_path, name):
     call("run", FIGURE4)
     path = run_folder(tmp_path) / name
     path.write_text("damaged")
@@ -178,7 +178,7 @@ def test_anything_else_damaged_is_mended_without_computing(fakes, tmp_path, name
     assert fakes.computed == [0]
 
 
-def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
+def test_failing_claim_or_certificate_gives_exit_status_1(fakes, tmp_path):
     failing = {**ROW, "holds": False}
     fakes.row = failing
     assert call("run", FIGURE4).code == 1
@@ -191,7 +191,7 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["nope.toml"], "nope.toml: no such file"),
         ([FIGURE4, "network.dept=3"], 'network.dept: unknown key, did you mean "depth"?'),
@@ -205,7 +205,7 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
             "  dynamics.sharpness_aware.group: must divide the batch of 3, got 2 (swept to dyn",
         ),
         (
-            [FIGURE4, *SEEDS],  # and the three scales that are there
+            [FIGURE4, *SEEDS],  # times the three scales of the config
             "  sweep: 12,000,000 lanes, more than 10,000,000",
         ),
         (
@@ -215,31 +215,27 @@ def test_a_claim_or_certificate_that_fails_is_exit_status_1(fakes, tmp_path):
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "check"])
-def test_bad_input_is_one_message_exit_status_2_and_nothing_written(
-    fakes, tmp_path, verb, arguments, told
-):
+def test_bad_input_gives_one_message_and_exit_status_2(fakes, tmp_path, verb, arguments, expected):
     (tmp_path / "nan.csv").write_text("a,target\nnan,1\n")
     refused = call(verb, *arguments)
     assert refused.code == 2
     assert refused.out == ""
     assert refused.err.startswith(f"ddln: {arguments[0]}:")
-    assert told in refused.err
+    assert expected in refused.err
     assert "Traceback" not in refused.err
     assert [path.name for path in tmp_path.iterdir()] == ["nan.csv"]
 
 
 @pytest.mark.parametrize("verb", ["run", "verify"])
-def test_a_network_that_the_theory_refuses_is_refused_before_anything_is_written(
-    fakes, tmp_path, verb
-):
+def test_invalid_network_is_rejected_before_anything_is_written(fakes, tmp_path, verb):
     fakes.refuse = "`layers`: coordinate 3 is frozen"
     refused = call(verb, FIGURE4)
-    told = f"ddln: {FIGURE4}:\n  `layers`: coordinate 3 is frozen\n"
-    assert (refused.code, refused.err) == (2, told)
+    expected = f"ddln: {FIGURE4}:\n  `layers`: coordinate 3 is frozen\n"
+    assert (refused.code, refused.err) == (2, expected)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_in_use_is_refused(fakes, tmp_path):
+def test_locked_run_is_an_error(fakes, tmp_path):
     call("run", FIGURE4)
     folder = run_folder(tmp_path)
     (folder / "report.html").unlink()
@@ -251,7 +247,7 @@ def test_a_run_in_use_is_refused(fakes, tmp_path):
             assert "another process is working on this run" in refused.err
 
 
-def test_verify_writes_nothing_and_speaks_json(fakes, tmp_path):
+def test_verify_writes_nothing_and_prints_json(fakes, tmp_path):
     fakes.row = {**ROW, "measured": np.float64("nan"), "holds": np.True_}
     done = call("verify", FIGURE4, "--json")
     rows = [{**ROW, "measured": None}]
@@ -259,7 +255,7 @@ def test_verify_writes_nothing_and_speaks_json(fakes, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_of_a_long_table_the_rows_that_fail_are_printed_first(fakes):
+def test_long_table_prints_failing_rows_first(fakes):
     rows = [{**ROW, "holds": i != 49} for i in range(50)]
     fakes.claims = [SimpleNamespace(row=lambda row=row: row) for row in rows]
     done = call("run", FIGURE4)
@@ -273,44 +269,42 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     seeds = "sweep.network.init.seed={values=[3, 4], zip='network.depth'}"
     done = call("check", FIGURE4, axes, seeds, "network.signed=true", "dynamics.save=loss")
     assert done.code == 0
-    told = dict(line.split(maxsplit=1) for line in done.out.splitlines())
-    assert told["problem"] == "gaussian, 10 samples × 8 features"
-    assert told["network"] == "depth 2, 4; 16 coordinates, signed; zero_first_layer layers"
-    assert told["axes"] == (
+    expected = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert expected["problem"] == "gaussian, 10 samples × 8 features"
+    assert expected["network"] == "depth 2, 4; 16 coordinates, signed; zero_first_layer layers"
+    assert expected["axes"] == (
         "network.depth (2 values, 2 … 4) with network.init.seed (2 values, 3 … 4)"
         " × network.scale (1,000 values, 1 … 2)"
     )
-    assert told["lanes"] == "2,000"
-    assert told["chunks"] == "8 of up to 250 lanes, 2 compiled program(s)"
-    assert told["memory"] == "0.55 GB a chunk, of 2 GB"
-    assert told["files"] == "59.5 MB: loss of every lane, twice"
-    assert told["time"].endswith(" s, and compiling")
+    assert expected["lanes"] == "2,000"
+    assert expected["chunks"] == "8 of up to 250 lanes, 2 compiled program(s)"
+    assert expected["memory"] == "0.55 GB a chunk, of 2 GB"
+    assert expected["files"] == "59.5 MB: loss of every lane, twice"
+    assert expected["time"].endswith(" s, and compiling")
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["run", "check", "verify"])
-def test_a_lane_that_takes_more_than_its_memory_is_refused_before_anything_is_drawn(
-    fakes, tmp_path, verb
-):
+def test_network_larger_than_memory_is_rejected_before_data_are_drawn(fakes, tmp_path, verb):
     fakes.refuse = "this is drawn"
     wide = 'problem.data={kind="gaussian", samples=100, features=100_000_000}'
     refused = call(verb, FIGURE4, wide, "sweep={}")
-    told = (
+    expected = (
         "memory: a chunk takes about 1.8e+04 GB and cannot have fewer lanes, more than memory = 2"
     )
     assert (refused.code, fakes.computed) == (2, [])
-    assert refused.err.startswith(f"ddln: {FIGURE4}:\n  {told}"), refused.err
+    assert refused.err.startswith(f"ddln: {FIGURE4}:\n  {expected}"), refused.err
     assert not any(tmp_path.iterdir())
 
 
-def test_check_shows_the_ends_of_an_axis_whose_table_has_exponents(fakes):
+def test_check_shows_the_ends_of_a_logspace_axis(fakes):
     swept = "sweep={'network.scale' = {logspace = [0.1, 10, 5]}}"
     assert "axes  network.scale (5 values, 1.25893 … 1e+10)\n" in call("check", FIGURE4, swept).out
 
 
-def test_check_tells_of_a_descent_what_rule_and_how_many_steps(fakes):
-    told = call("check", FIGURE4, DESCENT, "dynamics.points=11").out
-    assert " dynamics  descent by sgd, 1,000 steps, 11 points\n" in told
+def test_check_shows_the_rule_and_steps_of_a_descent(fakes):
+    expected = call("check", FIGURE4, DESCENT, "dynamics.points=11").out
+    assert " dynamics  descent by sgd, 1,000 steps, 11 points\n" in expected
 
 
 def test_durations_are_printed_in_readable_units():
@@ -329,15 +323,15 @@ def broken(study, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "claimed", "told"),
+    ("kind", "claimed", "expected"),
     [
         ("claims", False, "experiments.figure4 cannot use this data set: KeyError"),
         ("draw", True, "experiments.figure4 cannot use this data set: KeyError"),
         ("axes", True, "draw(dataset) must give a Figure, or a dictionary of them by name, got A"),
     ],
 )
-def test_a_study_that_fails_hides_neither_certificates_nor_the_page(
-    fakes, tmp_path, monkeypatch, kind, claimed, told
+def test_failing_study_leaves_certificates_and_report(
+    fakes, tmp_path, monkeypatch, kind, claimed, expected
 ):
     study = studies.find("figure4")
     monkeypatch.setattr(study, "claims", study.claims)
@@ -346,7 +340,7 @@ def test_a_study_that_fails_hides_neither_certificates_nor_the_page(
     failed = call("run", FIGURE4)
     folder = run_folder(tmp_path)
     assert failed.code == 2
-    assert told in failed.err.splitlines()[-1]
+    assert expected in failed.err.splitlines()[-1]
     assert ("Certificates: [True]" in failed.out, "Claims: [True]" in failed.out) == (True, claimed)
     assert (folder / "report.html").is_file()
     assert (folder / "figures" / "figure4.png").is_file() == (kind == "claims")
@@ -356,20 +350,20 @@ def test_a_study_that_fails_hides_neither_certificates_nor_the_page(
     assert fakes.computed == [0]
 
 
-def test_a_study_that_cannot_be_imported_is_told_of_first_and_last(fakes, tmp_path, monkeypatch):
+def test_study_import_error_is_printed_first_and_last(fakes, tmp_path, monkeypatch):
     def find(*_):
         raise studies.StudyError("mine.py:3: SyntaxError: invalid syntax")
 
     monkeypatch.setattr(studies, "find", find)
     failed = call("run", FIGURE4)
-    told = "ddln: mine.py:3: SyntaxError: invalid syntax"
+    expected = "ddln: mine.py:3: SyntaxError: invalid syntax"
     assert failed.code == 2
-    assert (failed.err.splitlines()[0], failed.err.splitlines()[-1]) == (told, told)
+    assert (failed.err.splitlines()[0], failed.err.splitlines()[-1]) == (expected, expected)
     assert "Certificates: [True]" in failed.out
     assert (run_folder(tmp_path) / "report.html").is_file()
 
 
-def test_of_two_runs_the_newest_is_shown_and_which_that_is(fakes, tmp_path):
+def test_newest_of_two_runs_is_shown_with_its_name(fakes, tmp_path):
     call("run", FIGURE4)
     (old,) = (tmp_path / "runs").iterdir()
     os.utime(old / "config.toml", (1, 1))
@@ -383,7 +377,7 @@ def test_of_two_runs_the_newest_is_shown_and_which_that_is(fakes, tmp_path):
     assert call("show", old.name).err == ""
 
 
-def test_progress_is_told_as_events_a_line_each(fakes, tmp_path):
+def test_progress_is_one_json_event_per_line(fakes, tmp_path):
     depths = "sweep.network.depth=[2, 3]"
     fakes.interrupt_at = 1
     stopped = call("run", FIGURE4, depths, "--json-lines")
@@ -415,7 +409,7 @@ def test_progress_is_told_as_events_a_line_each(fakes, tmp_path):
     assert done.code == 1
 
 
-def test_a_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
+def test_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
     run = call("run", FIGURE4)
     folder = run_folder(tmp_path)
     assert call("show", "figure4").out == run.out
@@ -428,13 +422,13 @@ def test_a_run_is_shown_drawn_and_reported_again(fakes, tmp_path):
     assert call("show", "nothing").code == 2
 
 
-def test_the_schema_is_json_and_the_list_names_every_config(fakes):
+def test_schema_is_json_and_list_names_every_config(fakes):
     assert json.loads(call("schema").out)["title"] == "Experiment"
     listed = call("list").out
     assert all(path.stem in listed for path in (ROOT / "configs").glob("*.toml"))
 
 
-def test_new_refuses_a_bad_name_and_a_file_that_is_there(fakes, tmp_path):
+def test_new_rejects_bad_names_and_existing_files(fakes, tmp_path):
     assert call("new", "../evil").code == 2
     assert not any(tmp_path.iterdir())
     assert call("new", "mine").code == 0
@@ -442,7 +436,7 @@ def test_new_refuses_a_bad_name_and_a_file_that_is_there(fakes, tmp_path):
     assert "exists already" in call("new", "mine").err
 
 
-def test_the_data_of_a_study_are_made_by_its_recipe(fakes, tmp_path, monkeypatch):
+def test_data_writes_the_arrays_of_a_study(fakes, tmp_path, monkeypatch):
     assert "must define data()" in call("data", "figure4").err
     study = studies.find("figure4")
     made = {"features": np.eye(2), "targets": np.ones(2)}
@@ -451,7 +445,7 @@ def test_the_data_of_a_study_are_made_by_its_recipe(fakes, tmp_path, monkeypatch
     assert (tmp_path / "configs" / "data" / "figure4.npz").is_file()
 
 
-def test_the_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, tmp_path):
+def test_compilation_cache_is_per_processor_in_the_users_cache(monkeypatch, tmp_path):
     import jax
 
     changed = {}
@@ -495,7 +489,7 @@ print(json.dumps(counts | {"seconds": sum(seconds)}))
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(tmp_path):
+def test_second_process_compiles_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     small = ["network.depth=2", "dynamics.points=5", "dynamics.until=0.5"]
@@ -542,7 +536,7 @@ def test_quick_verbs_import_nothing_heavy(arguments, tmp_path):
 
 
 @pytest.mark.slow  # quick as part of the quick start: tests/test_docs.py
-def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path):
+def test_new_study_runs_and_is_not_recomputed(tmp_path):
     assert process("new", "mine", cwd=tmp_path).returncode == 0
     small = ["network.depth=2", "dynamics.points=101", "problem.data.features=3"]
     first = process("run", "mine", *small, cwd=tmp_path)
@@ -556,7 +550,7 @@ def test_a_new_study_runs_as_it_is_and_is_there_at_once_the_second_time(tmp_path
     assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
 
 
-def test_a_network_without_a_finite_start_is_refused_by_the_real_thing(tmp_path):
+def test_overflowing_network_is_rejected_end_to_end(tmp_path):
     refused = process("run", "figure4", "sweep.network.scale=[1e200]", cwd=tmp_path)
     assert refused.returncode == 2
     head, fault = refused.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""What a notebook shows of a value is small, well formed, escaped, and the value's own."""
+"""Notebook displays are small, well formed, escaped and correct."""
 
 import re
 from html.parser import HTMLParser
@@ -14,13 +14,13 @@ from ddln.plotting import figures, svg
 from ddln.solvers.gradient_flow import Trajectory
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
-LARGEST = 60_000  # bytes: a hundred of them do not weigh down a notebook
+LARGEST = 60_000  # bytes, so that a hundred displays fit in a notebook
 COLOUR = re.compile(r"#[0-9a-f]{6}")
-CONTRAST = 1.9  # of a curve to white and to black; its marks and dashes tell it apart as well
+CONTRAST = 1.9  # of a curve on white and on black; markers and dashes distinguish it as well
 
 
 class Reader(HTMLParser):
-    """Reads strictly: every element closed in order."""
+    """A strict parser, which requires that elements are closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -42,7 +42,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def values():
-    """One of each kind, of a small network."""
+    """One value of each displayed type, of a small network."""
     problem = ddln.least_squares([[1.0, 0.5]], [1.0])
     layers = jnp.array([[0.0, 0.0], [1.0, 0.8]])
     times = jnp.linspace(0.0, 2.0, 21)
@@ -62,7 +62,7 @@ def values():
     }
 
 
-def test_every_display_is_small_well_formed_and_asks_nobody_for_anything(values):
+def test_every_display_is_small_well_formed_and_self_contained(values):
     for name, value in values.items():
         shown = value._repr_html_()
         assert len(shown) < LARGEST, name
@@ -72,7 +72,7 @@ def test_every_display_is_small_well_formed_and_asks_nobody_for_anything(values)
         assert "url(" not in shown
 
 
-def test_displays_are_drawn_in_the_readers_ink(values):
+def test_displays_use_the_text_colour_of_the_page(values):
     shown = "".join(value._repr_html_() for value in values.values())
     assert "currentColor" in shown
     for colour in {*COLOUR.findall(shown)} - {"currentColor"}:
@@ -82,36 +82,36 @@ def test_displays_are_drawn_in_the_readers_ink(values):
         assert min(1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05) > CONTRAST, colour
 
 
-def test_words_of_a_claim_are_escaped(values):
+def test_text_of_a_claim_is_escaped(values):
     shown = values["certificates"]._repr_html_()
     assert Reader(shown).text.count(HOSTILE) == 2
     assert "<script" not in shown
     assert "onload" not in {key for _, attributes in Reader(shown).tags for key in attributes}
 
 
-def test_a_run_shows_how_it_ended_and_what_it_came_to(values):
+def test_display_of_a_run_shows_its_status_and_gaps(values):
     text = Reader(values["run"]._repr_html_()).text
     run = values["run"]
-    for told in ("ended ok", "depth 2", "dim 2", "points 21"):
-        assert told in text
+    for fact in ("ended ok", "depth 2", "dim 2", "points 21"):
+        assert fact in text
     assert f"{html.number(float(run.gap[0]))} → {html.number(float(run.gap[-1]))}" in text
 
 
-def test_an_entropy_shows_the_kinds_of_its_coordinates(values):
+def test_display_of_an_entropy_shows_the_kinds_of_coordinates(values):
     assert "open 2" in Reader(values["entropy"]._repr_html_()).text
     frozen = Reader(values["frozen"]._repr_html_())
     assert "frozen 1" in frozen.text
     assert "svg" not in {tag for tag, _ in frozen.tags}
 
 
-def test_a_problem_shows_what_the_theorems_know_of_it(values):
+def test_display_of_a_problem_shows_its_constants(values):
     text = Reader(values["problem"]._repr_html_()).text
     assert "μ 2.5" in text  # 2 ‖x‖²
     unknown = ddln.from_function(lambda theta: jnp.sum(theta**4), dim=1, minimum=0.0)
     assert "μ not known" in Reader(unknown._repr_html_()).text
 
 
-def test_what_is_of_many_lanes_or_traced_is_a_line(values):
+def test_batches_and_traced_values_are_shown_as_a_line(values):
     runs = jax.tree.map(lambda saved: jnp.stack([saved, saved]), values["run"])
     assert "<svg" not in runs._repr_html_()
     shown = []
@@ -124,7 +124,7 @@ def test_what_is_of_many_lanes_or_traced_is_a_line(values):
     assert "Entropy" in shown[0]
 
 
-def test_a_figure_shows_itself():
+def test_figure_has_a_notebook_display():
     figure, axes = figures.canvas(1.0, 1.0)
     axes.plot([0, 1])
     assert figure._repr_png_().startswith(b"\x89PNG")
@@ -134,7 +134,7 @@ def test_a_figure_shows_itself():
     ("y", "ends"),
     [([1.0, jnp.nan, 3.0], (0.9, 3.1)), ([2.0, 2.0, 2.0], (1.8, 2.2)), ([jnp.nan] * 3, (0.1, 1.0))],
 )
-def test_a_chart_of_anything_has_an_axis(y, ends):
+def test_chart_of_degenerate_values_has_axes(y, ends):
     drawn = svg.chart([svg.Curve([0.0, 1.0, 2.0], y, HOSTILE)], svg.Axis("t"), svg.Axis())
     low, high = map(float, re.search(r'data-y="(\S+) (\S+)"', drawn).groups())
     np.testing.assert_allclose([low, high], ends, atol=0.06)
@@ -143,7 +143,7 @@ def test_a_chart_of_anything_has_an_axis(y, ends):
     assert "nan" not in re.findall(r' d="(.*?)"', drawn)[0]
 
 
-def test_a_name_too_long_for_a_legend_is_cut_there_and_whole_under_the_pointer():
+def test_long_name_is_shortened_in_the_legend_only():
     name = "scale = 1.4, " * 20
     drawn = svg.chart([svg.Curve([0.0, 1.0], [1.0, 2.0], name)], svg.Axis(), svg.Axis())
     assert f"<title>{name}</title>" in drawn

@@ -1,4 +1,4 @@
-"""What the explorer shows is what is computed, and an address leads back to what it was made of."""
+"""The explorer's charts against independent computations, its states, addresses and server."""
 
 import builtins
 import socket
@@ -26,13 +26,13 @@ def base():
 
 @pytest.fixture(scope="module")
 def seen(base):
-    """The network at another scale, and what is seen of it."""
+    """A state at another scale and imbalance, and its view."""
     state = session.with_values(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
     return state, session.run_state(state)
 
 
 @pytest.mark.slow
-def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
+def test_charts_match_an_independent_integration(seen):
     _, view = seen
     times = view.lane["time"].values
     theta, gap = flow(view.problem.features, view.problem.targets, view.layers, times)
@@ -44,7 +44,7 @@ def test_the_curves_drawn_are_those_of_an_independent_integration(seen):
 
 
 @pytest.mark.slow
-def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(seen):
+def test_level_set_touches_the_minimisers_at_the_limit(seen):
     _, view = seen
     plane = network_view.plane_chart(view)
     limit, pixel = mark_of(plane, "predicted limit")
@@ -53,20 +53,20 @@ def test_the_limit_in_the_plane_is_where_the_level_set_touches_the_minimisers(se
     x, z, pixel = curve_of(plane, "level sets of D_Q(·, θ(0))")
     level = np.stack([x, z], 1)
     signed = (level @ X.T - y).ravel() * np.sign((view.theta[0] @ X.T - y)[0])
-    # On one side of the line, and on it at the limit.
+    # The level set lies on one side of the line and touches it at the limit.
     assert signed.min() > -2 * pixel * np.abs(X).sum()
     assert np.linalg.norm(level - limit, axis=1).min() < 0.02 * np.ptp(level)
 
 
 @pytest.mark.slow
-def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
+def test_entropy_chart_matches_its_derivative_chart(seen):
     _, view = seen
     entropy, mirror = network_view.entropy_charts(view, 0)
     theta, q, _ = curve_of(entropy)
     _, slope, pixel = curve_of(mirror)
     middle = (theta[1:] + theta[:-1]) / 2
     measured = np.diff(q) / np.diff(theta)
-    rough = 0.01 * np.ptp(slope) + pixel  # differences of what is read from pixels
+    rough = 0.01 * np.ptp(slope) + pixel  # differences of numbers read from pixels
     np.testing.assert_allclose(measured, np.interp(middle, theta, slope), atol=10 * rough)
     entropy = ddln.Entropy(view.layers[:, :1])
     exact = [float(entropy.mirror_map([x])[0]) for x in theta[::40]]
@@ -74,7 +74,7 @@ def test_the_entropy_drawn_is_the_one_whose_slope_is_drawn(seen):
 
 
 @pytest.mark.slow
-def test_a_descent_is_drawn_against_its_steps(base):
+def test_descent_is_drawn_against_steps(base):
     state = session.with_kinds(base, {"dynamics": "sgd"})
     state = session.with_values(state, {"dynamics.steps": 100})
     view = session.run_state(state)
@@ -93,7 +93,7 @@ def test_a_descent_is_drawn_against_its_steps(base):
 
 
 @pytest.mark.slow
-def test_another_number_compiles_nothing(base, seen):
+def test_other_values_of_controls_compile_nothing(base, seen):
     counts = []
 
     def count(event, *_, **__):
@@ -108,7 +108,7 @@ def test_another_number_compiles_nothing(base, seen):
     assert len(counts) == first
 
 
-def test_an_address_leads_back_to_its_state(base):
+def test_address_encodes_the_state(base):
     state = session.with_kinds(base, {"network.init": "normal", "dynamics": "heavy_ball"})
     state = session.with_values(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
     query = session.to_query(base, state)
@@ -122,14 +122,14 @@ def test_an_address_leads_back_to_its_state(base):
     assert session.from_query(base, {**query, "session_id": "s_1"}) == state
 
 
-def test_what_is_saved_is_a_config_that_can_be_run(base):
+def test_saved_config_can_be_run(base):
     state = session.with_kinds(base, {"dynamics": "nesterov"})
     assert parse(state.to_toml()) == state
     assert plan.make_plan(parse(state.to_toml())).lanes == 1
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "message"),
     [
         ({"network.depth": "1000"}, r"network\.depth: must be from 2 to 10, got 1000"),
         ({"network.scale": "x"}, r"network\.scale: must be a number, got 'x'"),
@@ -139,25 +139,25 @@ def test_what_is_saved_is_a_config_that_can_be_run(base):
         ({"network.init": HOSTILE}, r"network\.init: must be one of"),
     ],
 )
-def test_an_address_can_set_controls_only_within_their_ranges(base, query, told):
-    with pytest.raises(ValueError, match=told):
+def test_address_outside_the_ranges_is_an_error(base, query, message):
+    with pytest.raises(ValueError, match=message):
         session.from_query(base, query)
 
 
-def test_values_that_do_not_fit_together_are_told(base):
+def test_inconsistent_values_are_an_error(base):
     state = session.with_kinds(base, {"problem.data": "sparse"})
     with pytest.raises(ConfigError, match="nonzeros must be ≤ features"):
         session.with_values(state, {"problem.data.nonzeros": 30})
 
 
-def test_every_control_of_every_kind_can_be_moved_to_its_ends(base):
+def test_every_control_can_be_moved_to_its_ends(base):
     for table in session.TABLES:
         for kind in session.choices(base, table):
             state = session.with_kinds(base, {table: kind})
             for control in session.controls(state):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
-                    continue  # an order between two of them
+                    continue  # these are constrained by another control
                 for end in {control.steps[0], control.steps[-1]}:
                     moved = session.with_values(state, {control.name: end})
                     assert session.from_query(base, session.to_query(base, moved)) == moved
@@ -174,22 +174,22 @@ def swept(base):
 
 
 @pytest.mark.slow
-def test_a_number_of_every_lane_is_drawn(swept):
+def test_quantity_of_every_network_is_drawn(swept):
     chart = run_browser.across(
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
     )
     lane = run_browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
-    mu = 2 * float((build.reconstruct(lane)[0].features ** 2).sum())  # of one datum
+    mu = 2 * float((build.reconstruct(lane)[0].features ** 2).sum())  # a single sample
     scales = np.array([0.5, 1.0, 1.5])
     for imbalance in (0.2, 0.4):
         x, rate, pixel = curve_of(chart, f"imbalance = {imbalance}")
         np.testing.assert_allclose(x, scales, atol=0.01)
-        exact = mu * (imbalance * scales**2) ** 2  # c = λ² of two other layers
+        exact = mu * (imbalance * scales**2) ** 2  # c = λ² with two other layers
         np.testing.assert_allclose(rate, np.log10(exact), atol=PIXEL * pixel)
 
 
 @pytest.mark.slow
-def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
+def test_network_of_a_run_looks_like_the_network_alone(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = network_view.view(run_browser.pick(swept, places))
     alone = session.run_state(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
@@ -203,12 +203,12 @@ def test_a_lane_of_a_run_is_seen_as_its_network_is(base, swept):
 
 
 @pytest.mark.slow
-def test_lanes_of_one_axis_are_drawn_side_by_side(swept):
+def test_networks_along_one_axis_are_drawn_together(swept):
     drawn = run_browser.side_by_side(swept, "network.scale", {"network.init.imbalance": 1})
     assert all(f'data-name="scale = {a}"' in drawn for a in ("0.5", "1", "1.5"))
 
 
-def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base):
+def test_page_opens_on_a_config_or_a_run_only(tmp_path, base):
     page, words = server.open_subject("figure4", ["network.depth=3"], tmp_path)
     assert page == "network"
     assert words[0].endswith("figure4.toml")
@@ -225,13 +225,13 @@ def test_a_page_opens_on_a_config_or_on_a_run_and_on_nothing_else(tmp_path, base
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
-def test_a_port_that_no_machine_has_is_refused(port):
+def test_impossible_port_is_an_error(port):
     done = CliRunner().invoke(cli.app, ["explore", "--port", port, "--no-browser"])
     assert done.exit_code == 2
     assert "Invalid value for '--port'" in done.output
 
 
-def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
+def test_missing_marimo_and_a_taken_port_give_one_message(monkeypatch):
     with socket.socket() as taken:
         taken.bind((server.HOST, 0))
         taken.listen()
@@ -250,6 +250,6 @@ def test_what_it_lacks_or_finds_taken_is_one_message(monkeypatch):
     done = CliRunner().invoke(cli.app, ["explore", "--no-browser"])
     assert done.exit_code == 2
     assert done.stderr.startswith("ddln: explore needs marimo")
-    # A command that works beside a checkout and a wheel alike: ddln itself is on no index.
+    # The command names marimo, because ddln itself is on no index.
     assert "-m pip install 'marimo>=" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The house style keeps its promises, and the shared drawings show the data they are given."""
+"""The figure style, and figures against the data they draw."""
 
 import io
 import subprocess
@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddln.plotting import figures
 
-# Machado, Oliveira and Fernandes (2009): what each kind of colour blindness makes of linear RGB.
+# Machado, Oliveira and Fernandes (2009): colour blindness as a matrix on linear RGB.
 BLINDNESS = {
     "none": np.eye(3),
     "protanopia": [
@@ -33,13 +33,15 @@ BLINDNESS = {
         [0.004733, 0.691367, 0.303900],
     ],
 }
-SETTINGS = [name for name in matplotlib.rcParams if name != "backend"]  # chosen when read
-APART = 20  # of CIE lightness from 0 to 100: well over what an eye tells apart on a page
+SETTINGS = [
+    name for name in matplotlib.rcParams if name != "backend"
+]  # reading it selects a backend
+APART = 20  # difference in CIE lightness, from 0 to 100, that is easy to see
 
 
 @pytest.fixture
 def sweep():
-    """Three exponential decays and the bounds on them, as a run would leave them."""
+    """The data set of three exponential decays with bounds."""
     time, rates = np.linspace(0.0, 3.0, 31), np.array([1.0, 2.0, 8.0])
     gap = 5 * np.exp(-2 * rates[:, None] * time)
     along = ("network.scale", "time")
@@ -58,7 +60,7 @@ def sweep():
 
 @pytest.fixture
 def network():
-    """One coordinate's three layers, the second the smallest, crossing zero."""
+    """One coordinate with three layers, of which the second is smallest and crosses zero."""
     time = np.linspace(0.0, 1.0, 11)
     smallest = 0.3 - time
     start = np.array([2.0, smallest[0], -1.0])
@@ -76,7 +78,7 @@ def network():
 
 @pytest.fixture
 def training():
-    """A descent's gap, noisy, at two step sizes: no bounds, and flow times of their own."""
+    """The noisy gaps of a descent at two step sizes, without bounds, with different flow times."""
     steps, rates = np.arange(0, 301, 10), np.array([0.1, 0.2])
     noise = np.exp(np.random.default_rng(0).normal(size=(2, 31)))
     along = ("dynamics.optimiser.learning_rate", "time")
@@ -110,19 +112,19 @@ def saved(figure, kind):
     return file.getvalue()
 
 
-def test_colours_differ_in_grey():
+def test_colours_differ_in_greyscale():
     grey = sorted(lightness(colour) for colour in figures.COLOURS)
     assert np.diff(grey).min() > APART
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_differ_to_every_eye(kind):
-    seen = [np.clip(BLINDNESS[kind] @ linear(c), 0, 1) ** (1 / 2.2) for c in figures.COLOURS]
-    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+def test_colours_differ_under_colour_blindness(kind):
+    perceived = [np.clip(BLINDNESS[kind] @ linear(c), 0, 1) ** (1 / 2.2) for c in figures.COLOURS]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(perceived) for b in perceived[:i]]
     assert min(distances) > 0.25
 
 
-def test_of_a_large_sweep_some_curves_are_drawn_the_first_and_the_last_among_them():
+def test_large_sweep_draws_evenly_spaced_curves_with_both_ends():
     scales = np.linspace(1, 2, 1000)
     gap = np.exp(-np.outer(scales, [0.0, 1.0]))
     dataset = xr.Dataset(
@@ -135,16 +137,16 @@ def test_of_a_large_sweep_some_curves_are_drawn_the_first_and_the_last_among_the
 
 
 def test_many_colours_lighten_in_order():
-    grey = [lightness(look["color"]) for look in figures.looks(12)]
+    grey = [lightness(style["color"]) for style in figures.line_styles(12)]
     assert np.diff(grey).min() > 0
 
 
 def test_neighbouring_curves_differ_in_their_markers():
-    markers = [look["marker"] for look in figures.looks(20)]
+    markers = [style["marker"] for style in figures.line_styles(20)]
     assert all(a != b for a, b in pairwise(markers))
 
 
-def test_style_leaves_the_settings_as_they_were():
+def test_style_restores_the_settings():
     before = [matplotlib.rcParams[name] for name in SETTINGS]
     with figures.style():
         assert matplotlib.rcParams["font.family"] == ["STIXGeneral"]
@@ -157,7 +159,7 @@ def test_drawing_needs_no_pyplot():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_curve_is_its_lane(sweep):
+def test_every_curve_shows_its_network(sweep):
     figure = figures.gap_against_time(sweep, over="network.scale")
     for line, gap in zip(named_lines(figure), sweep["gap"].values, strict=True):
         shown = gap[gap > figures.ROUNDING * gap[0]]
@@ -165,7 +167,7 @@ def test_every_curve_is_its_lane(sweep):
     assert figure.axes[0].get_yscale() == "log"
 
 
-def test_a_bound_is_dashed_in_its_curve_s_colour(sweep):
+def test_bound_is_dashed_in_the_colour_of_its_curve(sweep):
     figure = figures.gap_against_time(sweep, over="network.scale")
     dashed = [line for line in figure.axes[0].lines if line.is_dashed()]
     assert [line.get_color() for line in dashed] == list(figures.COLOURS[:3])
@@ -173,7 +175,7 @@ def test_a_bound_is_dashed_in_its_curve_s_colour(sweep):
         np.testing.assert_array_equal(line.get_ydata(), bound)
 
 
-def test_the_slope_of_a_pure_exponential_lies_on_it(sweep):
+def test_slope_of_a_pure_exponential_lies_on_it(sweep):
     lane = sweep.isel({"network.scale": 0})
     figure = figures.gap_against_time(lane, bounds={}, slope=True)
     _, slope = figure.axes[0].lines
@@ -181,49 +183,49 @@ def test_the_slope_of_a_pure_exponential_lies_on_it(sweep):
     np.testing.assert_allclose(slope.get_ydata(), drawn, rtol=1e-12)
 
 
-def test_a_slope_not_yet_reached_is_not_drawn(sweep):
+def test_slope_not_yet_reached_is_not_drawn(sweep):
     lane = sweep.isel({"network.scale": 0}).assign(asymptotic_rate=0.5)
     figure = figures.gap_against_time(lane, bounds={}, slope=True)
     assert len(figure.axes[0].lines) == 1
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])
-def test_a_curve_of_a_few_points_is_drawn(sweep, kept):
+def test_curve_of_few_points_is_drawn(sweep, kept):
     lane = sweep.isel({"network.scale": 0})
     short = lane.assign(gap=lane["gap"].where(lane["time"] < lane["time"][kept]))
     drawn = figures.gap_against_time(short, bounds={}, slope=True).axes[0].lines
     assert drawn[0].get_xdata().size == kept
 
 
-def test_rounding_is_not_drawn(sweep):
+def test_gaps_below_rounding_are_not_drawn(sweep):
     gap = sweep["gap"].where(sweep["time"] < 2, 1e-17)
     figure = figures.gap_against_time(sweep.assign(gap=gap), over="network.scale", bounds={})
     assert figure.axes[0].get_ylim()[0] > 1e-15
     assert max(line.get_xdata()[-1] for line in figure.axes[0].lines) < 2
 
 
-def test_a_failed_lane_leaves_the_others_drawn(sweep):
+def test_failed_network_leaves_the_others_drawn(sweep):
     gap = sweep["gap"].where(sweep["network.scale"] != 1.4)
     figure = figures.gap_against_time(sweep.assign(gap=gap), over="network.scale", slope=True)
     assert saved(figure, "png")
 
 
-def test_a_failed_network_s_nodes_are_left_out(network):
+def test_nodes_of_a_failed_network_are_left_out(network):
     failed = network.assign(layers=network["layers"].where(network["time"] == 0))
     assert saved(figures.nodes_against_time(failed), "png")
 
 
-def test_nothing_but_failed_lanes_is_an_empty_figure(sweep):
+def test_only_failed_networks_give_an_empty_figure(sweep):
     failed = sweep.assign(gap=sweep["gap"].where(False))
     assert saved(figures.gap_against_time(failed, over="network.scale", slope=True), "png")
 
 
-def test_a_second_axis_is_refused(sweep):
+def test_second_axis_is_an_error(sweep):
     with pytest.raises(ValueError, match=r"one value of each other axis, got \['network.scale'\]"):
         figures.gap_against_time(sweep)
 
 
-def test_many_curves_are_named_now_and_then(sweep):
+def test_legend_names_a_few_of_many_curves(sweep):
     many = xr.concat([sweep.isel({"network.scale": 0})] * 40, "network.scale")
     many = many.assign_coords({"network.scale": np.linspace(1, 2, 40)})
     figure = figures.gap_against_time(many, over="network.scale")
@@ -231,20 +233,20 @@ def test_many_curves_are_named_now_and_then(sweep):
     assert len(named_lines(figure)) <= figures.NAMED
 
 
-def test_the_legend_reads_in_rows(sweep):
+def test_legend_fills_rows_first(sweep):
     figure = figures.gap_against_time(sweep, over="network.scale", slope=True)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[::2] == ["$a$ = 1", "$a$ = 1.4", "$a$ = 1.8"]
     assert names[1::2] == ["bound of Theorem 2", "asymptotic rate", ""]
 
 
-def test_labels_have_the_dataset_s_words_and_units(sweep):
+def test_labels_have_the_words_and_units_of_the_dataset(sweep):
     time = sweep["time"].assign_attrs(units="s")
     assert figures.axis_label(time) == "flow time $t$ (s)"
     assert figures.axis_label(sweep["gap"]).startswith("loss gap $")
 
 
-def test_nodes_and_their_floors_are_drawn(network):
+def test_nodes_and_their_levels_are_drawn(network):
     figure = figures.nodes_against_time(network)
     nodes = named_lines(figure)
     np.testing.assert_array_equal([n.get_ydata() for n in nodes], network["layers"][..., 0].T)
@@ -254,19 +256,19 @@ def test_nodes_and_their_floors_are_drawn(network):
     assert "smallest" in nodes[1].get_label()
 
 
-def test_layers_that_a_shallower_network_lacks_are_left_out(network):
+def test_missing_layers_of_a_shallower_network_are_left_out(network):
     padded = network.pad(layer=(0, 2))
     assert len(named_lines(figures.nodes_against_time(padded))) == 3
 
 
-def test_fonts_are_in_the_pdf_as_truetype(sweep):
+def test_pdf_embeds_truetype_fonts(sweep):
     pdf = saved(figures.gap_against_time(sweep, over="network.scale"), "pdf")
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf"])
-def test_the_same_figure_is_the_same_file(sweep, kind):
+def test_same_figure_gives_the_same_file(sweep, kind):
     def file():
         figure = figures.gap_against_time(sweep, over="network.scale")
         buffer = io.BytesIO()
@@ -277,7 +279,7 @@ def test_the_same_figure_is_the_same_file(sweep, kind):
     assert file() == file()
 
 
-def test_a_png_carries_its_description(sweep):
+def test_png_contains_its_description(sweep):
     figure = figures.gap_against_time(sweep, over="network.scale")
     with Image.open(io.BytesIO(saved(figure, "png"))) as image:
         assert image.info["Description"] == figures.describe(figure)
@@ -291,9 +293,7 @@ def test_a_png_carries_its_description(sweep):
     ("against", "label", "ends"),
     [("time", "flow time $t$", [30.0, 60.0]), ("step", "training step $k$", [300, 300])],
 )
-def test_a_descent_is_drawn_against_flow_time_or_steps_and_without_bounds(
-    training, against, label, ends
-):
+def test_descent_is_drawn_without_bounds_against_flow_time_or_steps(training, against, label, ends):
     over = "dynamics.optimiser.learning_rate"
     figure = figures.gap_against_time(training, over=over, against=against)
     assert figure.axes[0].get_xlabel() == label
@@ -304,7 +304,7 @@ def test_a_descent_is_drawn_against_flow_time_or_steps_and_without_bounds(
     ]
 
 
-def test_a_noisy_curve_has_no_more_markers_than_a_smooth_one(training, sweep):
+def test_noisy_curve_has_no_more_markers_than_a_smooth_one(training, sweep):
     spacings = [
         figures.gap_against_time(data, over=over, bounds={}).axes[0].lines[0].get_markevery()[1]
         for data, over in [(training, "dynamics.optimiser.learning_rate"), (sweep, "network.scale")]

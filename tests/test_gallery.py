@@ -1,4 +1,4 @@
-"""The gallery: every config has its page and its figure, and the way to a new one is short."""
+"""The gallery: every config has a page with a figure, and a new one takes a few lines."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def figures_of(page):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_study_has_a_page_with_its_command_and_its_own_figure(name):
+def test_every_study_has_a_page_with_its_command_and_figure(name):
     page = GALLERY / f"{name}.md"
     assert f"ddln run {name}\n" in page.read_text(encoding="utf-8")
     shown = figures_of(page)
@@ -32,7 +32,7 @@ def test_every_study_has_a_page_with_its_command_and_its_own_figure(name):
         assert (ROOT / "docs" / "images" / figure).stat().st_size <= LARGEST
 
 
-def test_the_index_has_a_line_and_a_figure_for_every_page_and_no_other():
+def test_index_lists_every_page_with_its_figure():
     index = GALLERY / "README.md"
     listed = re.findall(r"^\| \[(\w+)\]\(\1\.md\) \|", index.read_text(encoding="utf-8"), re.M)
     assert listed == NAMES
@@ -40,13 +40,13 @@ def test_the_index_has_a_line_and_a_figure_for_every_page_and_no_other():
     assert {path.stem for path in GALLERY.glob("[a-z]*.md")} == set(NAMES)
 
 
-def test_links_of_the_gallery_lead_somewhere():
+def test_links_of_the_gallery_resolve():
     for page in GALLERY.glob("*.md"):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page.name, link)
 
 
-def test_from_an_idea_to_a_figure_in_a_few_lines_that_run(tmp_path, monkeypatch):
+def test_gallery_example_runs_in_a_few_lines(tmp_path, monkeypatch):
     blocks = BLOCK.findall((GALLERY / "README.md").read_text(encoding="utf-8"))
     assert sum(len(text.splitlines()) for _, text in blocks) <= LONGEST
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_from_an_idea_to_a_figure_in_a_few_lines_that_run(tmp_path, monkeypatch)
                 assert done.exit_code == 0, done.output
         else:
             path = text.partition("\n")[0].removeprefix("# ")
-            assert (tmp_path / path).is_file()  # of `ddln new`
+            assert (tmp_path / path).is_file()  # written by `ddln new`
             (tmp_path / path).write_text(text, encoding="utf-8")
     assert "sparser" in done.stdout
     (figure,) = tmp_path.glob("runs/*/figures/*.png")

@@ -5,7 +5,7 @@ import pytest
 import ddln
 
 
-def test_profile_draws_the_entropy_its_gradient_and_its_curvature():
+def test_profile_shows_the_entropy_its_gradient_and_its_curvature():
     # Depth 2 with imbalance λ: Q' = ½ asinh(2θ/λ), Q'' = 1/√(4θ² + λ²).
     figure = ddln.entropy_profile([[0.0], [2.0]], jnp.linspace(-3.0, 3.0, 7))
     value, slope, curvature = (axes.lines[0].get_xydata() for axes in figure.axes)
@@ -14,16 +14,16 @@ def test_profile_draws_the_entropy_its_gradient_and_its_curvature():
     np.testing.assert_allclose(np.diff(value[:, 1]) > 0, [False] * 3 + [True] * 3)
 
 
-def test_profile_of_a_half_line_stays_on_it_and_bounds_are_drawn():
+def test_profile_of_a_half_line_stays_on_it_and_shows_bounds():
     figure = ddln.entropy_profile([[0.5, 0.0, 0.0], [-0.5, 1.0, 0.0], [0.5, 0.8, 1.0]])
     drawn = figure.axes[1].lines
     assert max(drawn[0].get_xdata()) < 0
-    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 2  # not the frozen one
+    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 2  # none for the frozen coordinate
     ends = [line for line in drawn if len(line.get_ydata()) == 2]
     assert len(ends) == 3  # two for the open coordinate, one for the half-line
 
 
-def test_a_network_that_cannot_move_has_no_profile():
+def test_profile_of_a_frozen_network_is_an_error():
     with pytest.raises(ValueError, match="a coordinate that is not frozen"):
         ddln.entropy_profile([[0.0], [0.0]])
     with pytest.raises(ValueError, match="at least two values, got 1"):

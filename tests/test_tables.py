@@ -1,4 +1,4 @@
-"""What a terminal shows: 80 columns, colour where it is wanted, words where Tab is pressed."""
+"""Tables in a terminal: their width, their colour, and shell completion."""
 
 import io
 import re
@@ -27,7 +27,7 @@ ROW = {
 
 
 class Terminal(io.StringIO):
-    """Standard output that says it is a terminal."""
+    """A standard output that reports to be a terminal."""
 
     def isatty(self):
         return True
@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a terminal of 80 columns is sent for a table."""
+    """A function that returns the text of a table for a terminal of 80 columns."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -52,7 +52,7 @@ def entropy_profile(layers: ArrayLike, theta: ArrayLike | None = None) -> Figure
         raise ValueError(f"`theta` must hold at least two values, got {theta.size}.")
     figure, panels = figures.canvas(7.4, 2.7, ncols=3)
     for k, line in zip(shown, figures.line_styles(shown.size), strict=True):
-        _draw_coordinate(panels, layers[:, k : k + 1], theta, f"$k$ = {k + 1}", **line)
+        _draw_coordinate(list(panels), layers[:, k : k + 1], theta, f"$k$ = {k + 1}", **line)
     names = (r"$Q(\theta_k)$", r"$Q'(\theta_k)$", r"$Q''(\theta_k)$")
     for panel, name in zip(panels, names, strict=True):
         panel.set(xlabel=r"$\theta_k$", ylabel=name)
