@@ -134,7 +134,7 @@ def test_saved_config_can_be_run(base):
         ({"network.depth": "1000"}, r"network\.depth: must be from 2 to 10, got 1000"),
         ({"network.scale": "x"}, r"network\.scale: must be a number, got 'x'"),
         ({"network.scale": "nan"}, r"network\.scale: must be from .*, got nan"),
-        ({"problem.data.path": "/etc/passwd"}, r"problem\.data\.path: is no control"),
+        ({"problem.data.path": "/etc/passwd"}, r"problem\.data\.path: not a control"),
         ({"problem.data": "file"}, r"problem\.data: must be one of gaussian, sparse, got 'file'"),
         ({"network.init": HOSTILE}, r"network\.init: must be one of"),
     ],

@@ -167,7 +167,9 @@ def _evaluate(dual: _Dual, nu: Float[Array, " rows"]) -> _Point:
         residual=residual,
         rounding=8 * jnp.finfo(v.dtype).eps * magnitude,
         mobility=mobility,
-        smallest_product=jnp.min(jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v))),
+        smallest_product=jnp.min(
+            jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v))
+        ),
     )
 
 

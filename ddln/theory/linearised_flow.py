@@ -14,7 +14,8 @@ from ddln._internal.validation import (
     smallest,
 )
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import Reduction, imbalance
+from ddln.networks.layers import imbalance
+from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 
 
