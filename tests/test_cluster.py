@@ -109,11 +109,11 @@ def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client
 def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
     widths = []
     for cores in (1, 2, 64):
-        monkeypatch.setattr(_batching, "workers", lambda cores=cores: cores)
-        places = len(_batching.places_of(None))
+        monkeypatch.setattr(_batching, "_concurrency", lambda cores=cores: cores)
+        places = len(_batching.concurrent_devices(None))
         widths.append(
             [
-                _batching.width_of(n, 8, way, places)
+                _batching.batch_width(n, 8, way, places)
                 for n in (1, 3, 64, 999)
                 for way in (Tsit5, Rodas5P)
             ]

@@ -6,10 +6,10 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import ddln
-from ddln.solvers import _batching, batched_flow
+from ddln.solvers import _batching
 from ddln.solvers._steppers import Rodas5P, Tsit5, inverse
 from ddln.solvers.formulations import Reduced, Smallest
-from ddln.solvers.gradient_flow import STATUS
+from ddln.solvers.status import Status
 
 TIMES = np.linspace(0.0, 2.0, 21)
 # rtol 1e-9 on positions, times what a few hundred steps add up.
@@ -24,7 +24,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def layers():
-    """Lanes from mild to stiff; with an open, a half-line, a tied and a frozen coordinate."""
+    """Networks from mild to stiff, with an open, a half-line, a tied and a frozen coordinate."""
     rng = np.random.default_rng(1)
     base = rng.uniform(0.5, 1.2, (4, 4))
     base[0] = 0.0
@@ -50,23 +50,23 @@ def by_layers(problem, layers, times):
 
 
 def all_open(layers):
-    """The lanes without ties: few decades of w, so that w itself is integrated."""
+    """The networks without ties: w grows by few decades, so w itself is integrated."""
     return layers + np.array([0.0, 0.2, 0.4, 0.6])[:, None]
 
 
 @pytest.mark.parametrize("solver", ["auto", "tsit5", "rodas5p"])
-@pytest.mark.parametrize("network", [np.asarray, all_open])
-def test_lanes_are_the_flows_that_scipy_integrates(problem, layers, solver, network):
-    layers = network(layers)
+@pytest.mark.parametrize("transform", [np.asarray, all_open])
+def test_batched_flows_agree_with_scipy(problem, layers, solver, transform):
+    layers = transform(layers)
     flows = ddln.gradient_flows(problem, layers, TIMES, solver=solver)
     assert (flows.status == 0).all()
-    for lane in (0, 5, 10):
-        expected = by_layers(problem, layers[lane], TIMES)
-        np.testing.assert_allclose(flows.theta[lane], expected.prod(1), atol=AGREES)
-        np.testing.assert_allclose(flows.trajectories().layers[lane], expected, atol=AGREES)
+    for network in (0, 5, 10):
+        expected = by_layers(problem, layers[network], TIMES)
+        np.testing.assert_allclose(flows.theta[network], expected.prod(1), atol=AGREES)
+        np.testing.assert_allclose(flows.trajectories().layers[network], expected, atol=AGREES)
 
 
-def test_lanes_are_those_of_gradient_flow_in_all_they_hold(problem, layers):
+def test_trajectories_agree_with_gradient_flow_in_every_field(problem, layers):
     many = ddln.gradient_flows(problem, layers, TIMES).trajectories()
     one = ddln.gradient_flow(problem, layers[3], TIMES)
     for name in ("layers", "theta", "velocity", "loss", "gap", "times"):
@@ -76,7 +76,7 @@ def test_lanes_are_those_of_gradient_flow_in_all_they_hold(problem, layers):
     assert jax.tree.structure(many) == jax.tree.structure(one)
 
 
-def test_the_balanced_logistic_curve_is_met(problem):
+def test_balanced_batch_follows_the_logistic_curve(problem):
     # ½(θ − y)², two layers: θ(t) = y / (1 + (y/θ₀ − 1) e^{−2yt}).
     one = ddln.least_squares([[1.0]], [1.5], normalisation="half")
     start = np.array([1e-60, 1e-6, 0.1, 1.2])
@@ -88,7 +88,7 @@ def test_the_balanced_logistic_curve_is_met(problem):
 
 
 @pytest.mark.parametrize(("stepper", "order"), [(Tsit5, 5), (Rodas5P, 5)])
-def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
+def test_steps_and_dense_output_have_their_orders(stepper, order):
     class Logistic:
         def rate(self, y):
             return y * (1 - y)
@@ -96,7 +96,7 @@ def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
         def linearised(self, y):
             return self.rate(y), (1 - 2 * y)[None]
 
-        def arrived(self, y):
+        def is_terminated(self, y):
             return jnp.full(y.shape[1:], False)
 
     sizes = np.array([0.1, 0.05])
@@ -121,7 +121,7 @@ def test_a_step_has_its_order_and_its_polynomial_nearly(stepper, order):
     assert np.log2(estimate[0] / estimate[1]) > order - 0.3
 
 
-def test_stiff_lanes_take_few_steps():
+def test_stiff_flows_take_few_steps():
     # Rates of 1 and 1e8: an explicit method would need 1e8 steps.
     problem = ddln.least_squares(np.diag([1.0, 1e4]), [1.0, 1e4])
     layers = np.broadcast_to(np.array([[0.0, 0.0], [1.0, 1.0]]), (3, 2, 2))
@@ -131,18 +131,18 @@ def test_stiff_lanes_take_few_steps():
     np.testing.assert_allclose(flows.theta[:, -1], 1.0, rtol=1e-7)
 
 
-def test_one_problem_for_each_lane(layers):
+def test_each_network_can_have_its_own_problem(layers):
     rng = np.random.default_rng(2)
     features, targets = rng.standard_normal((11, 5, 4)), rng.standard_normal((11, 5))
     problems = jax.vmap(ddln.least_squares)(features, targets)
     flows = ddln.gradient_flows(problems, layers, TIMES)
-    for lane in (0, 7):
-        alone = ddln.least_squares(features[lane], targets[lane])
-        one = ddln.gradient_flow(alone, layers[lane], TIMES)
-        np.testing.assert_allclose(flows.loss[lane], one.loss, atol=AGREES)
+    for network in (0, 7):
+        alone = ddln.least_squares(features[network], targets[network])
+        one = ddln.gradient_flow(alone, layers[network], TIMES)
+        np.testing.assert_allclose(flows.loss[network], one.loss, atol=AGREES)
 
 
-def test_signed_problems_may_differ_from_lane_to_lane(layers):
+def test_each_network_can_have_its_own_signed_problem(layers):
     rng = np.random.default_rng(2)
     features, targets = rng.standard_normal((11, 5, 2)), rng.standard_normal((11, 5))
 
@@ -156,7 +156,7 @@ def test_signed_problems_may_differ_from_lane_to_lane(layers):
     np.testing.assert_allclose(flows.loss[7], one.loss, atol=AGREES)
 
 
-def test_signed_networks_and_other_losses_run(layers):
+def test_signed_logistic_batch_agrees_with_gradient_flow(layers):
     rng = np.random.default_rng(3)
     features = rng.standard_normal((6, 4))
     problem = ddln.signed(ddln.logistic(features, np.sign(rng.standard_normal(6))))
@@ -166,7 +166,7 @@ def test_signed_networks_and_other_losses_run(layers):
     np.testing.assert_allclose(flows.loss[4], one.loss, atol=AGREES)
 
 
-def test_a_lane_that_fails_leaves_the_others_as_they_were(problem, layers):
+def test_failure_does_not_affect_other_flows_of_a_batch(problem, layers):
     spoiled = layers.copy()
     spoiled[4] *= 1e60
     both = [ddln.gradient_flows(problem, x, TIMES, solver="tsit5") for x in (layers, spoiled)]
@@ -178,14 +178,14 @@ def test_a_lane_that_fails_leaves_the_others_as_they_were(problem, layers):
 
 
 @pytest.mark.parametrize("solver", ["tsit5", "rodas5p"])
-def test_a_lane_that_reached_its_target_rests_there(problem, layers, solver):
+def test_flow_stops_at_its_target_gap(problem, layers, solver):
     plain = ddln.gradient_flows(problem, layers, TIMES, solver=solver)
     target = np.asarray(plain.gap[:, 10]).copy()
     target[3] = 0.0
     flows = ddln.gradient_flows(problem, layers, TIMES, solver=solver, target_gap=target)
     stopped = np.arange(11) != 3
-    assert (flows.status[stopped] == STATUS.index("stopped")).all()
-    assert int(flows.status[3]) == STATUS.index("ok")
+    assert (flows.status[stopped] == ddln.Trajectory.code_of(Status.STOPPED)).all()
+    assert int(flows.status[3]) == ddln.Trajectory.code_of(Status.OK)
     assert (flows.gap[stopped, -1] <= target[stopped]).all()
     np.testing.assert_array_equal(flows.theta[stopped, -1], flows.theta[stopped, -2])
     np.testing.assert_allclose(flows.theta[:, :10], plain.theta[:, :10], atol=AGREES)
@@ -194,37 +194,39 @@ def test_a_lane_that_reached_its_target_rests_there(problem, layers, solver):
     assert fewer[stopped].all()
 
 
-def ways(problem, layers, until=2.0):
-    """The stepper and picture of each lane."""
+def methods(problem, layers, until=2.0):
+    """The stepper and formulation of each network."""
     reduction = jax.vmap(ddln.Reduction)(layers)
-    known = batched_flow._expect(problem, layers, reduction, jnp.full(len(layers), until))
+    predicted = _batching.predict(problem, layers, reduction, jnp.full(len(layers), until))
     found = {}
     rtol = np.full(len(layers), 1e-9)
-    for way, lanes in _batching.cut(*map(np.asarray, known), rtol, layers.shape[-1], "auto", 2):
-        found |= dict.fromkeys(lanes.tolist(), way)
-    return [found[lane] for lane in range(len(layers))]
+    stiffness, coordinate_range = map(np.asarray, predicted)
+    options = {"dim": layers.shape[-1], "solver": "auto", "concurrency": 2}
+    for batch in _batching.plan_batches(stiffness, coordinate_range, rtol, **options):
+        found |= dict.fromkeys(batch.members.tolist(), (batch.stepper, batch.formulation))
+    return [found[network] for network in range(len(layers))]
 
 
-def test_what_is_expected_of_a_lane_decides_how_it_is_integrated():
+def test_prediction_chooses_stepper_and_formulation():
     wide = ddln.least_squares(np.eye(40), np.ones(40))
     scales = jnp.array([1e-6, 1.0, 30.0])
     layers = scales[:, None, None] * jnp.stack([jnp.zeros(40), jnp.ones(40)])[None]
-    assert ways(wide, layers) == [(Tsit5, Reduced), (Tsit5, Smallest), (Rodas5P, Smallest)]
+    assert methods(wide, layers) == [(Tsit5, Reduced), (Tsit5, Smallest), (Rodas5P, Smallest)]
     tied = jnp.ones((1, 2, 40))
-    assert ways(wide, tied) == [(Tsit5, Reduced)]
-    # Where the infimum is at infinity nothing tells how far w goes.
+    assert methods(wide, tied) == [(Tsit5, Reduced)]
+    # With the infimum at infinity, the range of w is unknown.
     endless = ddln.logistic(np.eye(40), np.ones(40))
-    assert ways(endless, layers[1:2]) == [(Tsit5, Reduced)]
+    assert methods(endless, layers[1:2]) == [(Tsit5, Reduced)]
 
 
-def test_efficiency_counts_what_pads_a_batch(problem, layers):
+def test_efficiency_counts_padding(problem, layers):
     flows = ddln.gradient_flows(problem, np.stack([layers[4]] * 3), TIMES, solver="tsit5")
-    width = _batching.width_of(3, 4, Tsit5, 2)
+    width = _batching.batch_width(3, 4, Tsit5, 2)
     width *= -(-3 // width)
     assert flows.efficiency == pytest.approx(3 / width, rel=0.02)
 
 
-def test_the_step_budget_is_a_status(problem, layers):
+def test_exhausted_step_budget_gives_max_steps(problem, layers):
     flows = ddln.gradient_flows(problem, layers, TIMES, max_steps=20)
     assert (flows.status == 1).all()
     assert (flows.stats["num_steps"] == 20).all()
@@ -232,7 +234,7 @@ def test_the_step_budget_is_a_status(problem, layers):
     assert np.isfinite(flows.theta[:, 0]).all()
 
 
-def test_times_of_each_lane_and_times_that_start_later(problem, layers):
+def test_networks_can_have_different_times_and_start_times(problem, layers):
     times = TIMES[None] * np.linspace(0.5, 1.0, 11)[:, None] + 3.0
     flows = ddln.gradient_flows(problem, layers, times)
     shared = ddln.gradient_flows(problem, layers, TIMES)
@@ -241,7 +243,7 @@ def test_times_of_each_lane_and_times_that_start_later(problem, layers):
     np.testing.assert_allclose(flows.theta[0], one.theta, atol=AGREES)
 
 
-def test_single_precision_stays_single(problem, layers):
+def test_batches_keep_single_precision(problem, layers):
     single = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, problem)
     flows = ddln.gradient_flows(single, layers.astype(np.float32), TIMES.astype(np.float32))
     assert all(
@@ -253,12 +255,12 @@ def test_single_precision_stays_single(problem, layers):
     np.testing.assert_allclose(flows.theta, double.theta, atol=1e-3)
 
 
-def test_runs_are_equal_bit_for_bit(problem, layers):
+def test_batched_flows_are_reproducible_bit_for_bit(problem, layers):
     first, second = (ddln.gradient_flows(problem, layers, TIMES).smallest for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_inverse_is_numpys():
+def test_inverse_agrees_with_numpy():
     rng = np.random.default_rng(4)
     for dim in (1, 3, 20):
         matrices = rng.standard_normal((7, dim, dim)) + dim * np.eye(dim)
@@ -266,9 +268,11 @@ def test_the_inverse_is_numpys():
         np.testing.assert_allclose(ours, np.linalg.inv(matrices), atol=1e-12)
 
 
-def test_as_many_problems_as_lanes_are_asked_for(problem, layers):
+def test_wrong_number_of_problems_is_an_error(problem, layers):
     three = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * 3), problem)
-    with pytest.raises(ValueError, match=r"one problem or 11 of them, one for each lane, got \(3"):
+    with pytest.raises(
+        ValueError, match=r"one problem or 11 of them, one for each network, got \(3"
+    ):
         ddln.gradient_flows(three, layers, TIMES)
 
 
@@ -276,7 +280,7 @@ def test_as_many_problems_as_lanes_are_asked_for(problem, layers):
     ("change", "message"),
     [
         ({"layers": np.ones((4, 4))}, r"`layers` must have 3 dimension"),
-        ({"layers": np.ones((2, 3, 5))}, r"`layers` must have shape \(lanes, depth, 4\)"),
+        ({"layers": np.ones((2, 3, 5))}, r"`layers` must have shape \(networks, depth, 4\)"),
         ({"times": np.ones((2, 3))}, r"strictly increasing"),
         ({"times": TIMES[None]}, r"`times` must have shape \(times,\) or \(11, times\)"),
         ({"rtol": np.ones(3)}, r"`rtol` must have shape \(11,\), got \(3,\)"),
@@ -286,7 +290,17 @@ def test_as_many_problems_as_lanes_are_asked_for(problem, layers):
         ({"target_gap": np.ones(3)}, r"`target_gap` must have shape \(11,\), got \(3,\)"),
     ],
 )
-def test_bad_input_is_named(problem, layers, change, message):
+def test_invalid_input_is_an_error(problem, layers, change, message):
     arguments = {"layers": layers, "times": TIMES, **change}
     with pytest.raises(ValueError, match=message):
         ddln.gradient_flows(problem, arguments.pop("layers"), arguments.pop("times"), **arguments)
+
+
+@pytest.mark.parametrize("solver", ["tsit5", "rodas5p"])
+def test_flows_with_infinite_loss_are_not_ok(solver):
+    problems = jax.vmap(ddln.least_squares)(jnp.ones((2, 1, 1)), jnp.array([[1e160], [1.0]]))
+    layers = np.broadcast_to([[0.0], [1.0]], (2, 2, 1))
+    flows = ddln.gradient_flows(problems, layers, [0.0, 1e-165], solver=solver)
+    assert np.isfinite(flows.theta).all()
+    names = flows.trajectories().status_names
+    assert [names[code] for code in flows.status] == ["diverged", "ok"]

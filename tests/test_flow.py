@@ -43,7 +43,7 @@ OTHERS = [(2, 6, 1), (12, 5, 3), (3, 30, 200)]
     ("depth", "samples", "dim"),
     [(5, 5, 3), *(pytest.param(*size, marks=pytest.mark.slow) for size in OTHERS)],
 )
-def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
+def test_every_formulation_agrees_with_scipy_on_the_layers(depth, samples, dim):
     problem, layers = network(depth, depth, samples, dim)
     expected = reference(problem, layers, TIMES)
     runs = [
@@ -58,7 +58,7 @@ def test_every_picture_is_the_flow_of_the_layers(depth, samples, dim):
         np.testing.assert_allclose(run.loss - problem.minimum, run.gap, atol=1e-12)
 
 
-def test_default_tolerances_keep_to_the_reference():
+def test_default_tolerances_reach_the_reference():
     problem, layers = network(1, 4, 6, 5)
     run = ddln.gradient_flow(problem, layers, TIMES)
     np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=AGREEMENT)
@@ -72,7 +72,7 @@ def test_balanced_depth_two_is_the_logistic_curve():
     np.testing.assert_allclose(run.theta[:, 0], curve, rtol=1e-9)
 
 
-def test_frozen_coordinates_never_leave_the_saddle():
+def test_frozen_coordinates_stay_at_the_saddle():
     problem, layers = network(2, 3, 6, 4)
     layers[:2, 1] = 0.0
     run = ddln.gradient_flow(problem, layers, TIMES)
@@ -94,13 +94,13 @@ def test_start_time_does_not_matter():
     np.testing.assert_array_equal(late.theta, ddln.gradient_flow(problem, layers, TIMES).theta)
 
 
-def test_an_implicit_solver_agrees():
+def test_implicit_solver_agrees_with_the_reference():
     problem, layers = network(5, 3, 6, 4)
     run = ddln.gradient_flow(problem, layers, TIMES, solver=diffrax.Kvaerno5(), rtol=1e-8)
     np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=1e-6)
 
 
-def test_transformations_agree_with_eager():
+def test_jit_and_vmap_agree_with_eager_flows():
     problem, layers = network(6, 3, 6, 4)
     layers, times = jnp.asarray(layers), jnp.asarray(TIMES)
     scales = jnp.array([0.8, 1.2])
@@ -132,15 +132,15 @@ def test_gradients_agree_with_finite_differences(adjoint):
     np.testing.assert_allclose(derivative(loss)(1.0), finite, rtol=1e-6)
 
 
-def test_single_precision_is_kept():
+def test_results_keep_single_precision():
     problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
     layers = np.array([[0.0], [1.0]], np.float32)
     run = ddln.gradient_flow(problem, layers, [0.0, 1.0], rtol=1e-4, atol=1e-6)
     assert run.theta.dtype == jnp.float32
 
 
-def test_a_failed_run_says_what_to_change():
-    with pytest.raises(RuntimeError, match=r"\(max_steps\): .* raise `max_steps`"):
+def test_failed_flow_raises_with_advice():
+    with pytest.raises(RuntimeError, match=r"\(max_steps\) after 1 steps: .* raise max_steps"):
         ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=1)
     run = ddln.gradient_flow(EASY, [[0.1], [1.0]], [0.0, 1.0], max_steps=1, throw=False)
     assert not run.ok
@@ -148,16 +148,16 @@ def test_a_failed_run_says_what_to_change():
     assert "max_steps" in repr(run)
 
 
-def test_a_failing_lane_leaves_the_others_alone():
+def test_failure_does_not_affect_other_flows_of_a_vmap():
     scales = jnp.array([1.0, 1e3])
 
-    def lane(scale):
+    def run(scale):
         layers = scale * jnp.array([[0.1], [1.0]])
         return ddln.gradient_flow(EASY, layers, [0.0, 1.0], max_steps=200, throw=False)
 
-    runs = jax.vmap(lane)(scales)
+    runs = jax.vmap(run)(scales)
     assert runs.ok.tolist() == [True, False]
-    np.testing.assert_allclose(runs.theta[0], lane(1.0).theta, rtol=1e-9)
+    np.testing.assert_allclose(runs.theta[0], run(1.0).theta, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_failing_lane_leaves_the_others_alone():
         ),
     ],
 )
-def test_bad_arguments_are_named(layers, times, options, message):
+def test_invalid_arguments_are_errors(layers, times, options, message):
     with pytest.raises(ValueError, match=message):
         ddln.gradient_flow(EASY, layers, times, **options)
 
@@ -197,7 +197,7 @@ def test_three_zero_layers_are_at_rest():
     assert (run.velocity[:, 0] == 0).all()
 
 
-def test_a_half_line_is_followed_to_its_end():
+def test_half_line_coordinate_tends_to_zero():
     problem = ddln.least_squares([[1.0]], [-1.0])
     run = ddln.gradient_flow(problem, jnp.ones((2, 1)), jnp.linspace(0.0, 1000.0, 51))
     # Near 0 the gradient is 2, and θ̇ = −2θ·2.
@@ -209,7 +209,7 @@ def test_a_half_line_is_followed_to_its_end():
 @pytest.mark.parametrize(
     ("solve", "finest"), [(ddln.gradient_flow, 1e-9), (ddln.mirror_flow, 1e-10)]
 )
-def test_default_tolerances_are_as_said_or_as_fine_as_the_numbers_allow(solve, finest):
+def test_default_tolerances_depend_on_the_precision(solve, finest):
     rounding = np.finfo(np.float32).eps
     for dtype, rtol, atol in (
         (np.float64, finest, 1e-3 * finest),
@@ -220,7 +220,7 @@ def test_default_tolerances_are_as_said_or_as_fine_as_the_numbers_allow(solve, f
         np.testing.assert_array_equal([run.rtol, run.atol], np.array([rtol, atol], dtype))
 
 
-def test_a_tolerance_finer_than_the_numbers_is_warned_of():
+def test_tolerance_below_machine_epsilon_warns():
     problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
     with pytest.warns(UserWarning, match="finer than the 1e-07 of float32"):
         ddln.gradient_flow(
@@ -228,4 +228,14 @@ def test_a_tolerance_finer_than_the_numbers_is_warned_of():
         )
     gradient_flow.as_tolerances(
         float(np.finfo(np.float32).eps), None, 1e-9, jnp.dtype("float32")
-    )  # no word
+    )  # no warning
+
+
+@pytest.mark.parametrize("solve", [ddln.gradient_flow, ddln.mirror_flow])
+def test_flow_with_infinite_loss_is_not_ok(solve):
+    # θ and its velocity stay finite, but (θ − y)² overflows.
+    problem = ddln.least_squares([[1.0]], [1e160])
+    run = solve(problem, [[0.0], [1.0]], [0.0, 1e-165], throw=False)
+    assert np.isfinite(run.theta).all()
+    assert np.isfinite(run.velocity).all()
+    assert run.status_names[int(run.status)] == "diverged"

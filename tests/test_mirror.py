@@ -16,7 +16,7 @@ def stepped(entropy, theta, rate=RATE, gradient=GRADIENT):
     return optax.apply_updates(theta, updates)
 
 
-def test_balanced_layers_of_depth_two_give_exponentiated_gradient():
+def test_balanced_depth_two_gives_exponentiated_gradient():
     # ∇Q(θ) = ½ log(θ/θ₀).
     theta = jnp.array([0.4, 2.0])
     entropy = ddln.Entropy(jnp.full((2, 2), 0.5))
@@ -24,7 +24,7 @@ def test_balanced_layers_of_depth_two_give_exponentiated_gradient():
     np.testing.assert_allclose(stepped(entropy, theta), expected, rtol=1e-14)
 
 
-def test_open_layers_of_depth_two_give_the_hyperbolic_step():
+def test_open_depth_two_gives_the_hyperbolic_step():
     # ∇Q(θ) = ½ asinh(2θ/λ), λ = 4.
     theta = jnp.array([0.4, -2.0])
     entropy = ddln.Entropy(jnp.array([[0.0, 0.0], [2.0, 2.0]]))
@@ -32,7 +32,7 @@ def test_open_layers_of_depth_two_give_the_hyperbolic_step():
     np.testing.assert_allclose(stepped(entropy, theta), expected, rtol=1e-14)
 
 
-def test_any_mirror_map_will_do_the_identity_is_gradient_descent():
+def test_identity_mirror_map_gives_gradient_descent():
     class Euclidean:
         mirror_map = inverse = staticmethod(lambda x: x)
 
@@ -61,7 +61,7 @@ def descended(problem, layers, rate, steps):
     return jax.lax.fori_loop(0, steps, step, (start, rule.init(start)))[0]
 
 
-def test_steps_tend_to_the_mirror_flow_with_order_one(network):
+def test_steps_converge_to_mirror_flow_with_order_one(network):
     problem, layers = network
     flow = ddln.mirror_flow(problem, layers, [0.0, 0.5]).theta[-1]
     run = jax.jit(lambda rate, steps: descended(problem, layers, rate, steps))
@@ -70,7 +70,7 @@ def test_steps_tend_to_the_mirror_flow_with_order_one(network):
     np.testing.assert_allclose(slopes, 1.0, atol=0.02)
 
 
-def test_learning_rates_are_lanes_of_one_program(network):
+def test_learning_rate_can_be_vmapped(network):
     problem, layers = network
     rates = jnp.array([0.001, 0.01])
     together = jax.vmap(lambda rate: descended(problem, layers, rate, 20))(rates)
@@ -79,7 +79,7 @@ def test_learning_rates_are_lanes_of_one_program(network):
         np.testing.assert_allclose(theta, alone, rtol=1e-10)
 
 
-def test_schedules_count_steps(network):
+def test_schedules_set_the_rate_of_each_step(network):
     problem, layers = network
     halved = descended(problem, layers, optax.piecewise_constant_schedule(0.01, {1: 0.5}), 2)
     theta = ddln.effective_parameter(layers)
@@ -88,7 +88,7 @@ def test_schedules_count_steps(network):
     np.testing.assert_allclose(halved, theta, rtol=1e-12)
 
 
-def test_a_step_out_of_the_range_is_an_error_and_stays_nan_when_traced(network):
+def test_step_out_of_range_raises_or_gives_nan(network):
     problem, layers = network
     with pytest.raises(ValueError, match=r"range of ∇Q"):
         stepped(ddln.Entropy(layers), jnp.zeros(3), 1e3, jnp.ones(3))
@@ -103,12 +103,12 @@ def test_a_step_out_of_the_range_is_an_error_and_stays_nan_when_traced(network):
         ((object(), 0.1), r"`entropy` must have the maps"),
     ],
 )
-def test_bad_input_is_named(arguments, message):
+def test_invalid_input_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         ddln.mirror_descent(*arguments)
 
 
-def test_parameters_are_asked_for():
+def test_missing_params_are_an_error():
     rule = ddln.mirror_descent(ddln.Entropy(jnp.array([[0.0], [1.0]])), 0.1)
-    with pytest.raises(ValueError, match=r"`params` must be the θ"):
+    with pytest.raises(ValueError, match=r"`params` must be the current θ"):
         rule.update(jnp.ones(1), rule.init(jnp.ones(1)))

@@ -78,7 +78,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_rule_is_its_recursion(case):
+def test_each_rule_agrees_with_its_recursion(case):
     expected, rule, numbers = CASES[case]
     rule = ddln.optimiser(*rule, learning_rate=RATE, **numbers)
 
@@ -102,7 +102,7 @@ STRICT = {
 
 
 @pytest.mark.parametrize("case", STRICT)
-def test_rules_work_under_strict_promotion_of_types(case):
+def test_rules_work_under_strict_dtype_promotion(case):
     problem = ddln.least_squares([[1.0]], [2.0])
     name, numbers = STRICT[case]
     with jax.numpy_dtype_promotion("strict"):
@@ -140,7 +140,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("case", TAKEN)
-def test_a_number_goes_to_the_rule_that_takes_it(case):
+def test_options_go_to_a_rule_with_such_arguments(case):
     make, numbers = TAKEN[case]
     problem = ddln.least_squares(np.eye(2), TARGET)
     end = ddln.descend(problem, START, ddln.optimiser(make, **numbers), steps=200).layers[-1]
@@ -148,18 +148,20 @@ def test_a_number_goes_to_the_rule_that_takes_it(case):
 
 
 @pytest.mark.parametrize("number", [{"weight_decay": 0.1}, {"drops": [(1, 0.5)]}])
-def test_a_number_that_both_would_take_is_refused(number):
+def test_ambiguous_options_are_errors(number):
     def rule(learning_rate, **options):
         return optax.adamw(learning_rate, **options)
 
     (name,) = number
-    with pytest.raises(ValueError, match=f"`{name}` must have one taker, got .* and rule, which"):
+    with pytest.raises(
+        ValueError, match=f"`{name}` must be for either `ddln.optimiser` or rule, got"
+    ):
         ddln.optimiser(rule, learning_rate=0.01, **number)
     bound = ddln.optimiser(functools.partial(rule, weight_decay=0.1), learning_rate=0.01)
     assert bound.weight_decay is None
 
 
-def test_momentum_that_a_rule_has_none_of_is_none():
+def test_momentum_none_does_not_change_flow_time():
     rule = ddln.optimiser(optax.sgd, learning_rate=0.1, momentum=None)
     run = ddln.descend(ddln.least_squares([[1.0]], [2.0]), jnp.ones((2, 1)), rule, steps=3)
     np.testing.assert_allclose(run.times[-1], 0.3, rtol=SAME)
@@ -185,8 +187,8 @@ def test_only_plain_steps_are_gradient_descent():
             {},
             '`rule` "newton" is unknown, known are sgd, heavy_ball, nesterov, adam, sign',
         ),
-        ("sgd", {}, "must be what sgd takes: missing a required argument: 'learning_rate'"),
-        ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, "sgd takes: .* 'momentum'"),
+        ("sgd", {}, "must be arguments of sgd: missing a required argument: 'learning_rate'"),
+        ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, "arguments of sgd: .* 'momentum'"),
         ("sgd", {"learning_rate": -0.1}, "`learning_rate` must be > 0, got -0.1"),
         ("sgd", {"learning_rate": 0.1, "weight_decay": -1.0}, "`weight_decay` must be ≥ 0, got -1"),
         ("sgd", {"learning_rate": np.inf}, "`learning_rate` must be finite, got inf"),
@@ -210,17 +212,17 @@ def test_only_plain_steps_are_gradient_descent():
         ),
     ],
 )
-def test_bad_numbers_are_named(rule, numbers, message):
+def test_invalid_numbers_are_errors(rule, numbers, message):
     with pytest.raises(ValueError, match=message):
         ddln.optimiser(rule, **numbers)
 
 
-def test_an_intrinsic_step_stands_for_a_learning_rate():
+def test_intrinsic_step_determines_the_learning_rate():
     rule = ddln.optimiser("heavy_ball", intrinsic_step=0.4, momentum=0.5)
     assert rule.numbers == {"momentum": 0.5, "learning_rate": 0.1}
 
 
-def test_time_goes_slower_once_the_step_size_has_dropped():
+def test_flow_time_follows_the_step_schedule():
     rule = ddln.optimiser("sgd", learning_rate=0.1, drops=[(4, 0.5)])
     run = ddln.descend(
         ddln.least_squares([[1.0]], [2.0]), jnp.ones((2, 1)), rule, steps=6, record_every=2
@@ -228,11 +230,11 @@ def test_time_goes_slower_once_the_step_size_has_dropped():
     np.testing.assert_allclose(run.times, [0.0, 0.2, 0.4, 0.5], rtol=SAME)
 
 
-def test_bad_traced_numbers_are_nan():
+def test_invalid_traced_numbers_become_nan():
     made = jax.jit(lambda beta: ddln.optimiser("nesterov", learning_rate=0.1, momentum=beta))(1.0)
     assert jnp.isnan(made.numbers["momentum"])
 
 
-def test_what_is_no_transformation_is_refused():
+def test_objects_other_than_transformations_are_errors():
     with pytest.raises(ValueError, match=r"`optimiser` must be an optax transformation.* got 0\.1"):
         optimisers.as_optimiser(0.1)

@@ -1,4 +1,4 @@
-"""What a step sees, against NumPy on the rows that were drawn, and against what it estimates."""
+"""Gradient estimators against NumPy on the drawn rows, and against the exact gradient."""
 
 import equinox as eqx
 import jax
@@ -29,52 +29,53 @@ def gradient(layers, rows=slice(None), noise=0.0):
 ALL = Batch(None, None)
 
 
-def seen_by(oracle, batch=ALL, layers=LAYERS, problem=PROBLEM):
-    return oracle.gradient(problem, jnp.asarray(layers), batch)[0]
+def estimate(estimator, batch=ALL, layers=LAYERS, problem=PROBLEM):
+    return estimator.gradient(problem, jnp.asarray(layers), batch)[0]
 
 
-def batches(oracle, count, problem=PROBLEM):
+def batches(estimator, count, problem=PROBLEM):
     """The rows and the noise of the first steps."""
 
     def step(order, k):
-        batch, order = oracle.draw(problem, jax.random.key(1), k, order)
+        batch, order = estimator.draw(problem, jax.random.key(1), k, order)
         return order, batch
 
-    draw = jax.jit(lambda: jax.lax.scan(step, oracle.first_order(problem), jnp.arange(count))[1])
+    draw = jax.jit(lambda: jax.lax.scan(step, estimator.first_order(problem), jnp.arange(count))[1])
     return draw()
 
 
 @pytest.mark.parametrize("problem", [PROBLEM, ddln.signed(PROBLEM)], ids=["plain", "signed"])
-def test_all_samples_give_the_whole_gradient(problem):
+def test_all_samples_give_the_exact_gradient(problem):
     layers = LAYERS if problem is PROBLEM else np.hstack([LAYERS, 2 * LAYERS])
-    seen, slope = ddln.Sampling().gradient(problem, jnp.asarray(layers), Batch(None, None))
+    estimated, slope = ddln.Sampling().gradient(problem, jnp.asarray(layers), Batch(None, None))
     np.testing.assert_allclose(slope, problem.gradient(layers.prod(axis=0)), rtol=SAME)
-    by_estimate = seen_by(ddln.Sampling(), Batch(None, jnp.zeros(6)), layers, problem)
-    np.testing.assert_allclose(by_estimate, seen, atol=SAME)
+    by_estimate = estimate(ddln.Sampling(), Batch(None, jnp.zeros(6)), layers, problem)
+    np.testing.assert_allclose(by_estimate, estimated, atol=SAME)
     if problem is PROBLEM:
-        np.testing.assert_allclose(seen, gradient(layers), rtol=1e-10, atol=SAME)
+        np.testing.assert_allclose(estimated, gradient(layers), rtol=1e-10, atol=SAME)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_batch_gives_the_gradient_of_its_rows(batch):
-    oracle = ddln.Sampling(batch=batch, label_noise=0.3)
-    drawn = batches(oracle, 5)
+    estimator = ddln.Sampling(batch=batch, label_noise=0.3)
+    drawn = batches(estimator, 5)
     for rows, noise in zip(*map(np.asarray, drawn), strict=True):
-        seen = seen_by(oracle, Batch(jnp.asarray(rows), jnp.asarray(noise)))
-        np.testing.assert_allclose(seen, gradient(LAYERS, rows, noise), rtol=1e-10, atol=SAME)
+        estimated = estimate(estimator, Batch(jnp.asarray(rows), jnp.asarray(noise)))
+        np.testing.assert_allclose(estimated, gradient(LAYERS, rows, noise), rtol=1e-10, atol=SAME)
 
 
 @pytest.mark.parametrize("replacement", [True, False])
-def test_batches_estimate_the_whole_gradient(replacement):
-    oracle = ddln.Sampling(batch=2, replacement=replacement, label_noise=0.5)
-    drawn = batches(oracle, DRAWS)
-    seen = jax.vmap(lambda *batch: seen_by(oracle, Batch(*batch)))(*drawn)
-    seen = np.asarray(seen).reshape(DRAWS // 40, 40, -1).mean(axis=1)  # blocks are independent
-    error = seen.std(axis=0) / np.sqrt(len(seen))
-    assert (np.abs(seen.mean(axis=0) - gradient(LAYERS).ravel()) < LIKELY * error).all()
+def test_minibatch_gradients_are_unbiased(replacement):
+    estimator = ddln.Sampling(batch=2, replacement=replacement, label_noise=0.5)
+    drawn = batches(estimator, DRAWS)
+    estimated = jax.vmap(lambda *batch: estimate(estimator, Batch(*batch)))(*drawn)
+    # Means of independent blocks.
+    estimated = np.asarray(estimated).reshape(DRAWS // 40, 40, -1).mean(axis=1)
+    error = estimated.std(axis=0) / np.sqrt(len(estimated))
+    assert (np.abs(estimated.mean(axis=0) - gradient(LAYERS).ravel()) < LIKELY * error).all()
 
 
-def test_without_replacement_every_pass_has_each_sample_once():
+def test_epoch_without_replacement_has_each_sample_once():
     rows, _ = batches(ddln.Sampling(batch=2, replacement=False), 30)
     passes = np.asarray(rows).reshape(10, 6)
     assert (np.sort(passes, axis=1) == np.arange(6)).all()
@@ -84,13 +85,13 @@ def test_without_replacement_every_pass_has_each_sample_once():
     assert set(np.asarray(uneven).ravel()) == set(range(6))
 
 
-def test_with_replacement_all_samples_are_drawn_alike():
+def test_draws_with_replacement_are_uniform():
     rows, _ = batches(ddln.Sampling(batch=2), DRAWS)
     counts = np.bincount(np.asarray(rows).ravel(), minlength=6) / (2 * DRAWS)
     assert (np.abs(counts - 1 / 6) < LIKELY * np.sqrt(5 / 36 / (2 * DRAWS))).all()
 
 
-def test_label_noise_has_its_deviation():
+def test_label_noise_has_its_standard_deviation():
     _, noise = batches(ddln.Sampling(label_noise=0.7), DRAWS)
     noise = np.asarray(noise)
     assert noise.shape == (DRAWS, 6)
@@ -98,27 +99,27 @@ def test_label_noise_has_its_deviation():
     assert np.abs(noise.mean()) < LIKELY * 0.7 / np.sqrt(noise.size)
 
 
-def test_noise_on_one_target_is_as_large_as_the_batch():
-    oracle = ddln.Sampling(label_noise=1.0, noisy=1)
-    _, noise = batches(oracle, DRAWS)
+def test_noise_on_one_target_scales_with_the_batch():
+    estimator = ddln.Sampling(label_noise=1.0, noisy=1)
+    _, noise = batches(estimator, DRAWS)
     noise = np.asarray(noise)
     assert (np.count_nonzero(noise, axis=1) == 1).all()
     assert set(np.argmax(noise != 0, axis=1)) == set(range(6))
     # HaoChen et al. 2021: the whole gradient less ε x_i ⊙ the other layers.
     row = int(np.argmax(noise[0] != 0))
-    seen = seen_by(oracle, Batch(None, jnp.asarray(noise[0])))
+    estimated = estimate(estimator, Batch(None, jnp.asarray(noise[0])))
     others = np.stack([np.delete(LAYERS, j, axis=0).prod(axis=0) for j in range(3)])
     expected = gradient(LAYERS) - noise[0, row] / 6 * FEATURES[row] * others
-    np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=SAME)
+    np.testing.assert_allclose(estimated, expected, rtol=1e-10, atol=SAME)
     np.testing.assert_allclose((noise[noise != 0] / 6).std(), 1.0, rtol=LIKELY / np.sqrt(2 * DRAWS))
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("group", [None, 1, 2])
-def test_sharpness_aware_gradients_are_those_uphill(group, normalised):
+def test_sharpness_aware_gradients_are_taken_after_ascent(group, normalised):
     rows, noise = np.array([0, 3, 5, 1]), np.array([0.1, -0.2, 0.0, 0.3])
-    oracle = ddln.SharpnessAware(0.2, group=group, normalised=normalised)
-    seen = seen_by(oracle, Batch(jnp.asarray(rows), jnp.asarray(noise)))
+    estimator = ddln.SharpnessAware(0.2, group=group, normalised=normalised)
+    estimated = estimate(estimator, Batch(jnp.asarray(rows), jnp.asarray(noise)))
 
     def uphill(rows, noise):
         climb = gradient(LAYERS, rows, noise)
@@ -127,16 +128,16 @@ def test_sharpness_aware_gradients_are_those_uphill(group, normalised):
 
     parts = [slice(i, i + (group or 4)) for i in range(0, 4, group or 4)]
     expected = np.mean([uphill(rows[part], noise[part]) for part in parts], axis=0)
-    np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=SAME)
+    np.testing.assert_allclose(estimated, expected, rtol=1e-10, atol=SAME)
 
 
-def test_uphill_by_nothing_is_the_gradient_itself():
+def test_sharpness_aware_gradient_with_zero_rho_is_exact():
     for normalised in (False, True):
-        oracle = ddln.SharpnessAware(0.0, group=1, normalised=normalised)
-        np.testing.assert_allclose(seen_by(oracle), gradient(LAYERS), rtol=1e-10, atol=SAME)
+        estimator = ddln.SharpnessAware(0.0, group=1, normalised=normalised)
+        np.testing.assert_allclose(estimate(estimator), gradient(LAYERS), rtol=1e-10, atol=SAME)
 
 
-def test_an_oracle_that_draws_nothing_ignores_the_key():
+def test_exact_estimator_ignores_the_key():
     batch, order = ddln.Sampling().draw(PROBLEM, jax.random.key(0), jnp.asarray(0), None)
     assert batch == Batch(None, None)
     assert order is None
@@ -147,22 +148,22 @@ NOISE = RNG.normal(size=(30, 2))
 PLAIN = ddln.optimiser("sgd", learning_rate=0.05)
 
 
-def test_draws_of_ones_own_are_what_the_steps_see():
+def test_steps_use_given_rows_and_noise():
     layers = LAYERS
     for rows, noise in zip(ROWS, NOISE, strict=True):
         layers = layers - 0.05 * gradient(layers, rows, noise)
-    oracle = ddln.Sampling(rows=ROWS, noise=NOISE)
-    run = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=30, oracle=oracle)
+    estimator = ddln.Sampling(rows=ROWS, noise=NOISE)
+    run = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=30, oracle=estimator)
     np.testing.assert_allclose(run.layers[-1], layers, rtol=1e-10, atol=SAME)
     assert run.rates is None
-    part = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=11, oracle=oracle)
-    end = ddln.descend(PROBLEM, part.state, PLAIN, steps=19, oracle=oracle)
+    part = ddln.descend(PROBLEM, LAYERS, PLAIN, steps=11, oracle=estimator)
+    end = ddln.descend(PROBLEM, part.state, PLAIN, steps=19, oracle=estimator)
     np.testing.assert_array_equal(end.layers[-1], run.layers[-1])
     with pytest.raises(ValueError, match=r"`steps` must be at most 30, .* got up to 31"):
-        ddln.descend(PROBLEM, part.state, PLAIN, steps=20, oracle=oracle)
+        ddln.descend(PROBLEM, part.state, PLAIN, steps=20, oracle=estimator)
 
 
-def test_one_kind_of_draw_may_be_ones_own():
+def test_given_rows_combine_with_drawn_noise():
     drawn = ddln.Sampling(batch=2, label_noise=0.3)
     rows, noise = batches(drawn, 30)
     for mixed in (
@@ -176,12 +177,14 @@ def test_one_kind_of_draw_may_be_ones_own():
     assert (whole.noise == 1).all()
 
 
-def test_more_steps_than_draws_are_refused():
-    oracle = ddln.SharpnessAware(0.1, sampling=ddln.Sampling(rows=ROWS))
+def test_more_steps_than_draws_are_an_error():
+    estimator = ddln.SharpnessAware(0.1, sampling=ddln.Sampling(rows=ROWS))
     with pytest.raises(ValueError, match=r"`steps` must be at most 30, .* got up to 31"):
-        ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=oracle)
-    traced = eqx.filter_jit(lambda: ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=oracle))
-    with pytest.raises(eqx.EquinoxRuntimeError, match="The descent diverged"):
+        ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=estimator)
+    traced = eqx.filter_jit(
+        lambda: ddln.descend(PROBLEM, LAYERS, PLAIN, steps=31, oracle=estimator)
+    )
+    with pytest.raises(eqx.EquinoxRuntimeError, match="The run ended early"):
         traced()
 
 
@@ -190,15 +193,15 @@ def test_more_steps_than_draws_are_refused():
     [
         (lambda: ddln.Sampling(batch=0), "`batch` must be ≥ 1, got 0"),
         (lambda: ddln.Sampling(label_noise=-1.0), r"`label_noise` must be ≥ 0, got -1\.0"),
-        (lambda: ddln.Sampling(noisy=1), "`label_noise` must be given where `noisy` is"),
+        (lambda: ddln.Sampling(noisy=1), "`label_noise` must be given together with `noisy`"),
         (
             lambda: ddln.Sampling(batch=2, label_noise=1.0, noisy=3),
             "`noisy` must be from 1 to the size of the batch, got 3",
         ),
-        (lambda: ddln.Sampling(rows=ROWS, batch=2), "`rows` must be None where `batch` is given"),
+        (lambda: ddln.Sampling(rows=ROWS, batch=2), "`rows` must be None if `batch` is given"),
         (
             lambda: ddln.Sampling(noise=NOISE, label_noise=1.0),
-            "`noise` must be None where `label_noise` is given",
+            "`noise` must be None if `label_noise` is given",
         ),
         (lambda: ddln.Sampling(rows=[0, 1]), r"`rows` must be whole .* got shape \(2,\) of int"),
         (lambda: ddln.Sampling(rows=[[0.5]]), r"`rows` must be whole numbers .* of float64"),
@@ -224,7 +227,7 @@ def test_more_steps_than_draws_are_refused():
         ),
         (
             lambda: ddln.Sampling(batch=1).check(ddln.from_function(jnp.sum, 1, minimum=0.0)),
-            "`problem` must be a sum over samples for an oracle to draw from",
+            "`problem` must be a sum over samples if samples",
         ),
         (
             lambda: ddln.SharpnessAware(0.1, group=1).check(
@@ -239,6 +242,6 @@ def test_more_steps_than_draws_are_refused():
         ),
     ],
 )
-def test_bad_oracles_are_named(make, message):
+def test_invalid_gradient_estimators_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ddln.config import experiment as config
 from ddln.plotting import figures
+from ddln.solvers.status import Status
 from ddln.sweeps import plan, report
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
@@ -166,7 +167,7 @@ def test_a_run_without_failures_says_so(folder):
 
 def test_unfinished_networks_are_placed_and_explained(page):
     assert "network.scale = 3" in page.text
-    assert report.ENDINGS["diverged"] in page.text
+    assert Status.DIVERGED.advice in page.text
 
 
 def test_a_network_that_stopped_at_its_target_has_finished(folder, experiment):

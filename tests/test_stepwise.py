@@ -182,8 +182,8 @@ def test_one_nan_fails_at_any_record(run):
 
 
 def test_a_wrong_gradient_fails(monkeypatch):
-    true = gradient_estimators.slope
-    monkeypatch.setattr(gradient_estimators, "slope", lambda *all: true(*all) + 0.01)
+    true = gradient_estimators.estimated_gradient
+    monkeypatch.setattr(gradient_estimators, "estimated_gradient", lambda *all: true(*all) + 0.01)
     rule = ddln.optimiser("sgd", learning_rate=0.11)
     wrong = ddln.descend(PROBLEM, LAYERS[:, ::-1].copy(), rule, steps=777, record_every=70)
     certificates = ddln.certify(PROBLEM, wrong)
@@ -316,8 +316,8 @@ def test_the_order_of_lanes_is_that_of_each():
 
 @pytest.mark.slow
 def test_a_wrong_gradient_has_no_order(monkeypatch):
-    true = gradient_estimators.slope
-    monkeypatch.setattr(gradient_estimators, "slope", lambda *all: 1.01 * true(*all))
+    true = gradient_estimators.estimated_gradient
+    monkeypatch.setattr(gradient_estimators, "estimated_gradient", lambda *all: 1.01 * true(*all))
     deeper = np.concatenate([DEEP, DEEP[1:2]])
     claim = ddln.discretisation_order(PROBLEM, deeper, 2.0)
     assert bool(claim.applies)

@@ -1,4 +1,4 @@
-"""Noise against its covariance by enumeration, flows against closed forms and training itself."""
+"""Noise against its enumerated covariance; flows against closed forms, SciPy and training."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import pytest
 import scipy.integrate
 
 import ddln
-from ddln.solvers import sde
+from ddln.solvers import _sde_terms
 from ddln.solvers.gradient_estimators import Batch
 
 RNG = np.random.default_rng(0)
@@ -37,20 +37,20 @@ def layers_of(problem):
     return LAYERS if problem.dim == 2 else np.hstack([LAYERS, 0.5 * LAYERS])
 
 
-def batches(oracle):
-    """Every batch that can be drawn, all as likely; noise on a target is ± its deviation."""
-    size = oracle.batch or 3
-    draws = [None] if oracle.batch is None else itertools.product(range(3), repeat=size)
+def batches(estimator):
+    """All equally likely batches; noise on a target is plus or minus its standard deviation."""
+    size = estimator.batch or 3
+    draws = [None] if estimator.batch is None else itertools.product(range(3), repeat=size)
     for rows in draws:
         rows = None if rows is None else np.array(rows)
-        if oracle.label_noise is None:
+        if estimator.label_noise is None:
             yield rows, None
             continue
-        noisy = oracle.noisy or size
+        noisy = estimator.noisy or size
         for places in itertools.combinations(range(size), noisy):
             for signs in itertools.product([-1.0, 1.0], repeat=noisy):
                 noise = np.zeros(size)
-                noise[list(places)] = oracle.label_noise * size / noisy * np.array(signs)
+                noise[list(places)] = estimator.label_noise * size / noisy * np.array(signs)
                 yield rows, noise
 
 
@@ -63,20 +63,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "oracle"), CASES.values(), ids=CASES)
-def test_the_noise_has_the_covariance_of_the_gradients_that_steps_see(name, oracle):
+@pytest.mark.parametrize(("name", "estimator"), CASES.values(), ids=CASES)
+def test_noise_has_the_covariance_of_the_gradient_estimator(name, estimator):
     problem = PROBLEMS[name]
     layers = jnp.asarray(layers_of(problem))
     rows, noise = (
         None if parts[0] is None else jnp.asarray(np.stack(parts))
-        for parts in zip(*batches(oracle), strict=True)
+        for parts in zip(*batches(estimator), strict=True)
     )
 
     @jax.jit
     def gradients_and_root(layers):
-        seen = jax.vmap(lambda *batch: oracle.gradient(problem, layers, Batch(*batch))[0])
-        kinds = sum(kind is not None for kind in (oracle.batch, oracle.label_noise))
-        root = jax.jacfwd(lambda dB: sde.noise(problem, layers, oracle, dB))
+        seen = jax.vmap(lambda *batch: estimator.gradient(problem, layers, Batch(*batch))[0])
+        kinds = sum(kind is not None for kind in (estimator.batch, estimator.label_noise))
+        root = jax.jacfwd(lambda dB: _sde_terms.noise(problem, layers, estimator, dB))
         return seen(rows, noise), root(jnp.zeros((kinds, 3)))
 
     gradients, root = gradients_and_root(layers)
@@ -84,9 +84,9 @@ def test_the_noise_has_the_covariance_of_the_gradients_that_steps_see(name, orac
     np.testing.assert_allclose(root @ root.T, np.cov(gradients.T, bias=True), rtol=0, atol=SAME)
 
 
-def test_brownian_motions_stay_what_they_were_when_steps_are_halved():
+def test_halving_steps_keeps_the_brownian_motion():
     def increments(key, halvings):
-        path = sde.Brownian(key, jnp.asarray(3), (1, 2), halvings)
+        path = _sde_terms.Brownian(key, jnp.asarray(3), (1, 2), halvings)
         starts = jnp.arange(2 * 2**halvings) / 2**halvings
         return jax.vmap(lambda t: path.evaluate(t, t + 0.5**halvings))(starts)
 
@@ -110,9 +110,11 @@ RATE, PUSH = 0.25, 0.7  # xσ√γ
 
 
 def one_sample(x, key, times, halvings=0):
-    """A run of a step per saved time, and the Brownian motion over each."""
+    """A run with one step per saved time, and the Brownian increments."""
     run = ddln.stochastic_flow(
-        *(SINGLE[x], START, times),
+        SINGLE[x],
+        START,
+        times,
         learning_rate=RATE,
         oracle=ddln.Sampling(label_noise=PUSH / x / math.sqrt(RATE)),
         key=key,
@@ -120,7 +122,7 @@ def one_sample(x, key, times, halvings=0):
         halvings=halvings,
         throw=False,
     )
-    path = sde.Brownian(key, jnp.asarray(0), (1, 1), 0)
+    path = _sde_terms.Brownian(key, jnp.asarray(0), (1, 1), 0)
     motion = jax.vmap(path.evaluate)(jnp.arange(len(times) - 1.0))[:, 0, 0]
     return run, motion * jnp.sqrt(times[1])
 
@@ -128,7 +130,7 @@ def one_sample(x, key, times, halvings=0):
 SINGLE = {x: ddln.least_squares([[x]], [0.5], normalisation="half") for x in (1.0, 0.1)}
 
 
-def test_weak_and_strong_errors_have_the_order_of_eulers_scheme():
+def test_weak_and_strong_errors_have_the_orders_of_euler():
     def one(steps, key):
         run, motion = one_sample(1.0, key, jnp.arange(33) / steps)
         u, v = run.layers[:, :, 0].T
@@ -147,7 +149,7 @@ def test_weak_and_strong_errors_have_the_order_of_eulers_scheme():
     assert abs(slope(1 / steps, strong) - 0.5) < 0.1
 
 
-def test_halved_steps_follow_the_path_of_the_closed_form():
+def test_halved_steps_converge_to_the_closed_form():
     keys = jax.random.split(jax.random.key(1), 500)
 
     def error(halvings):
@@ -177,18 +179,20 @@ def others(layers):
 
 
 @pytest.mark.parametrize("momentum", [None, 0.6])
-def test_the_scheme_is_eulers_with_the_noise_of_a_step(momentum):
+def test_scheme_agrees_with_euler_in_numpy(momentum):
     rate, key = 0.02, jax.random.key(2)
     run = ddln.stochastic_flow(
-        *(PLAIN, LAYERS, TIMES),
+        PLAIN,
+        LAYERS,
+        TIMES,
         learning_rate=rate,
         oracle=BOTH,
         momentum=momentum,
         key=key,
     )
-    patience = 1 - (momentum or 0.0)
-    step, mass = rate / patience, rate * (2 - patience) / (2 * patience**2)
-    path = sde.Brownian(key, jnp.asarray(0), (2, 3), 0)
+    complement = 1 - (momentum or 0.0)
+    step, mass = rate / complement, rate * (2 - complement) / (2 * complement**2)
+    path = _sde_terms.Brownian(key, jnp.asarray(0), (2, 3), 0)
     layers, velocity = LAYERS, -step / (2 * mass) * gradient(LAYERS)
     saved, k = [layers], 0
     for span in np.diff(TIMES):
@@ -218,7 +222,7 @@ def test_the_scheme_is_eulers_with_the_noise_of_a_step(momentum):
     np.testing.assert_allclose(run.loss - PLAIN.minimum, run.gap, atol=SAME)
 
 
-def test_the_flow_of_momentum_is_its_equation_by_scipy():
+def test_momentum_flow_agrees_with_scipy():
     rate, momentum = 0.05, 0.7
     mass = rate * (1 + momentum) / (2 * (1 - momentum) ** 2)
     run = ddln.stochastic_flow(PLAIN, LAYERS, TIMES, learning_rate=rate, momentum=momentum)
@@ -241,8 +245,8 @@ def test_the_flow_of_momentum_is_its_equation_by_scipy():
 
 
 @pytest.mark.parametrize("fixed", ["momentum", "mass"])
-def test_heavy_ball_follows_the_flow_of_momentum_to_second_order_in_its_step(fixed):
-    """That is to first order in γ at a fixed mass, to second at a fixed β."""
+def test_heavy_ball_approximates_its_flow_to_second_order(fixed):
+    """To first order in γ at a fixed mass, to second order at a fixed β."""
 
     def error(steps):
         step = 2 / steps
@@ -271,7 +275,7 @@ def imbalance(layers):
 
 
 @pytest.mark.slow
-def test_training_on_samples_follows_the_flow_to_first_order_in_its_step():
+def test_minibatch_training_approximates_its_flow_to_first_order():
     def trained(steps, rate):
         """E[u² − v²] over all ways to draw a sample at each step."""
         u, v = np.full(2**steps, 0.9), np.full(2**steps, 0.4)
@@ -283,7 +287,9 @@ def test_training_on_samples_follows_the_flow_to_first_order_in_its_step():
     def flowed(rate, halvings):
         end = jax.vmap(
             lambda key: ddln.stochastic_flow(
-                *(pair(), [[0.9], [0.4]], [0.0, 0.2]),
+                pair(),
+                [[0.9], [0.4]],
+                [0.0, 0.2],
                 learning_rate=rate,
                 oracle=ddln.Sampling(batch=1),
                 key=key,
@@ -303,7 +309,7 @@ def test_training_on_samples_follows_the_flow_to_first_order_in_its_step():
 
 
 @pytest.mark.slow
-def test_heavy_ball_on_samples_follows_the_flow_of_momentum():
+def test_minibatch_heavy_ball_approximates_its_flow():
     rate, momentum, oracle = 0.025, 0.5, ddln.Sampling(batch=1)
     rule = ddln.optimiser("heavy_ball", learning_rate=rate, momentum=momentum)
     start = [[0.9], [0.4]]
@@ -312,7 +318,9 @@ def test_heavy_ball_on_samples_follows_the_flow_of_momentum():
         controls = {"key": key, "oracle": oracle, "throw": False}
         trained = ddln.descend(pair(), start, rule, steps=40, record_every=40, **controls)
         flowed = ddln.stochastic_flow(
-            *(pair(), start, [0.0, 2.0]),
+            pair(),
+            start,
+            [0.0, 2.0],
             learning_rate=rate,
             momentum=momentum,
             halvings=2,
@@ -323,14 +331,16 @@ def test_heavy_ball_on_samples_follows_the_flow_of_momentum():
     trained, flowed = jax.jit(jax.vmap(end))(jax.random.split(jax.random.key(0), 20_000))
     quiet = ddln.stochastic_flow(pair(), start, [0.0, 2.0], learning_rate=rate, momentum=momentum)
     effect = np.mean(trained) - imbalance(quiet.layers[-1])
-    # What noise changes is told to 3 %: 1 % is the order of the step, 0.3 % the sampling error.
+    # Within 3 % of the effect of noise: 1 % from the step size, 0.3 % sampling error.
     assert abs(np.mean(flowed) - np.mean(trained)) < 0.03 * abs(effect)
 
 
-def test_lanes_are_runs_of_their_own():
+def test_vmapped_stochastic_flows_agree_with_single_runs():
     def run(rate, momentum, sigma, scale, key):
         return ddln.stochastic_flow(
-            *(PLAIN, scale * LAYERS, TIMES),
+            PLAIN,
+            scale * LAYERS,
+            TIMES,
             learning_rate=rate,
             oracle=ddln.Sampling(batch=2, label_noise=sigma),
             momentum=momentum,
@@ -338,23 +348,28 @@ def test_lanes_are_runs_of_their_own():
             throw=False,
         )
 
-    lanes = (
-        *(jnp.array([0.02, 0.03, 0.05]), jnp.array([0.0, 0.5, 0.8]), jnp.array([0.0, 0.1, 0.2])),
-        *(jnp.array([1.0, 0.8, 1.1]), jax.random.split(jax.random.key(0), 3)),
+    arguments = (
+        jnp.array([0.02, 0.03, 0.05]),
+        jnp.array([0.0, 0.5, 0.8]),
+        jnp.array([0.0, 0.1, 0.2]),
+        jnp.array([1.0, 0.8, 1.1]),
+        jax.random.split(jax.random.key(0), 3),
     )
-    together = jax.jit(jax.vmap(run))(*lanes)
+    together = jax.jit(jax.vmap(run))(*arguments)
     for i in range(3):
-        alone = run(*(axis[i] for axis in lanes))
+        alone = run(*(axis[i] for axis in arguments))
         np.testing.assert_allclose(together.layers[i], alone.layers, rtol=1e-10)
         assert together.stats["num_steps"][i] == alone.stats["num_steps"]
     assert together.ok.all()
     assert repr(together) == "Diffusion(theta=(3, 3, 2))"
 
 
-def test_runs_are_differentiable_forwards():
+def test_forward_derivatives_agree_with_finite_differences():
     def end(sigma, scale):
         run = ddln.stochastic_flow(
-            *(PLAIN, scale * LAYERS, TIMES),
+            PLAIN,
+            scale * LAYERS,
+            TIMES,
             learning_rate=0.02,
             oracle=ddln.Sampling(batch=2, label_noise=sigma),
             key=jax.random.key(0),
@@ -369,11 +384,11 @@ def test_runs_are_differentiable_forwards():
     np.testing.assert_allclose(slope, (there - back) / (2 * step), rtol=1e-7, atol=1e-9)
 
 
-def test_a_run_that_diverges_is_told_and_ends_in_nan():
+def test_divergence_sets_status_and_gives_nan():
     unstable = {"learning_rate": 50.0, "oracle": BOTH, "key": jax.random.key(0)}
     times = [0.0, 100.0, 4000.0]
     run = ddln.stochastic_flow(PLAIN, LAYERS, times, **unstable, throw=False)
-    assert sde.STATUS[int(run.status)] == "diverged"
+    assert run.status_names[int(run.status)] == "diverged"
     assert not run.ok
     assert np.isfinite(run.layers[0]).all()
     lost = np.isnan(run.loss)
@@ -383,17 +398,21 @@ def test_a_run_that_diverges_is_told_and_ends_in_nan():
         assert np.isnan(saved[lost]).all()
         assert np.isfinite(saved[~lost]).all()
     assert repr(run).startswith("Diffusion(diverged, 3 points up to 4000, depth 3, dim 2, gap 0.")
-    with pytest.raises(RuntimeError, match=r"The flow diverged: lower `learning_rate` or `dt`"):
+    with pytest.raises(
+        RuntimeError, match=r"\(diverged\) after .* lower the scale .* step size of training"
+    ):
         ddln.stochastic_flow(PLAIN, LAYERS, times, **unstable)
     traced = eqx.filter_jit(lambda layers: ddln.stochastic_flow(PLAIN, layers, times, **unstable))
-    with pytest.raises(Exception, match=r"pass `throw=False` for its status"):
+    with pytest.raises(Exception, match=r"pass `throw=False` to get it"):
         jax.block_until_ready(traced(jnp.asarray(LAYERS)).loss)
 
 
-def test_traced_numbers_that_make_no_sense_end_in_nan():
+def test_invalid_traced_numbers_give_nan():
     def run(rate, momentum, dt):
         return ddln.stochastic_flow(
-            *(PLAIN, LAYERS, TIMES),
+            PLAIN,
+            LAYERS,
+            TIMES,
             learning_rate=rate,
             oracle=BOTH,
             momentum=momentum,
@@ -411,10 +430,12 @@ def test_traced_numbers_that_make_no_sense_end_in_nan():
     assert np.isnan(runs.theta[:4, 1:]).all()
 
 
-def test_single_precision_stays_so():
+def test_stochastic_flow_keeps_single_precision():
     problem = ddln.least_squares(np.float32(FEATURES), np.float32(COUNTS))
     run = ddln.stochastic_flow(
-        *(problem, np.float32(LAYERS), TIMES),
+        problem,
+        np.float32(LAYERS),
+        TIMES,
         learning_rate=0.01,
         oracle=BOTH,
         momentum=0.5,
@@ -440,8 +461,8 @@ GOOD = {"learning_rate": 0.1, "oracle": BOTH, "key": jax.random.key(0)}
         ({"halvings": -1}, r"`halvings` must be ≥ 0, got -1"),
         ({"times": [0.0, 1.0, 1.0]}, r"`times` must be ≥ 0 and strictly increasing"),
         ({"layers": LAYERS[:, :1]}, r"`layers` must have shape \(depth, 2\), got \(3, 1\)"),
-        ({"key": None}, r"`key` must be given for an oracle that draws"),
-        ({"oracle": None}, r"`oracle` must draw something where there is no `momentum`"),
+        ({"key": None}, r"`key` must be given if `oracle` draws"),
+        ({"oracle": None}, r"`oracle` must draw something if there is no `momentum`"),
         (
             {"oracle": ddln.Sampling(batch=4)},
             r"`batch` must be at most the number of samples, 3, got 4",
@@ -452,7 +473,7 @@ GOOD = {"learning_rate": 0.1, "oracle": BOTH, "key": jax.random.key(0)}
         ),
         (
             {"oracle": ddln.Sampling(rows=[[0]])},
-            r"`oracle` must have a law, got `rows` or `noise` of your own",
+            r"`oracle` must draw at random, got your own `rows` or `noise`",
         ),
         (
             {"oracle": ddln.SharpnessAware(0.1, sampling=BOTH)},
@@ -460,11 +481,11 @@ GOOD = {"learning_rate": 0.1, "oracle": BOTH, "key": jax.random.key(0)}
         ),
         (
             {"problem": ddln.from_function(jnp.sum, 2, minimum=0.0)},
-            r"`problem` must be a sum over samples for an oracle to draw from",
+            r"`problem` must be a sum over samples if samples",
         ),
     ],
 )
-def test_what_makes_no_sense_is_named(changes, message):
+def test_invalid_arguments_are_errors(changes, message):
     arguments = {"problem": PLAIN, "layers": LAYERS, "times": TIMES} | GOOD | changes
     with pytest.raises(ValueError, match=message):
         ddln.stochastic_flow(**arguments)

@@ -11,7 +11,7 @@ import xarray as xr
 import ddln
 from ddln.config import datasets
 from ddln.config.experiment import substitute
-from ddln.solvers import _batching
+from ddln.solvers import _batching, _descent_loop
 from ddln.solvers._steppers import Rodas5P
 from ddln.sweeps import build, compute, plan, progress
 from ddln.sweeps.dataset_schema import lane_bytes, solved_again
@@ -229,7 +229,7 @@ def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
     def counted(function):
         return lambda *given: traced.append(function) or function(*given)
 
-    for module, name in ((compute, "_build"), (compute, "_examine"), (compute.descent, "_step")):
+    for module, name in ((compute, "_build"), (compute, "_examine"), (_descent_loop, "take_step")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     other = DESCENT.with_({"network.scale": 0.9, "network.init.seed": 5, "problem.data.seed": 3})
     again = ddln.sweep(other, over={RATE: [0.01, 0.03], BETA: [0.0, 0.3, 0.7]})

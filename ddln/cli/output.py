@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ddln.solvers.status import Status
 from ddln.sweeps.environment import relative_path
 
 if TYPE_CHECKING:
@@ -12,11 +13,6 @@ if TYPE_CHECKING:
     from ddln.sweeps.plan import Plan
     from ddln.sweeps.run_folder import RunFolder
 
-REMEDIES = {
-    "max_steps": "raise dynamics.max_steps, lower dynamics.until, or try dynamics.solver=kvaerno5",
-    "diverged": "the numbers overflowed or the step shrank to nothing: lower network.scale, "
-    "dynamics.until, or the step size of a descent",
-}
 ROWS = 40
 """Most rows printed of one table."""
 
@@ -90,9 +86,9 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     print_accuracy(*folder.solved_again())
     if cut := folder.cut():
         typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
-    for name, remedy in REMEDIES.items():
-        if name in ends:
-            typer.echo(f"{name}: {remedy}")
+    for status in Status:
+        if status.value in ends and not status.is_finished:
+            typer.echo(f"{status.value}: {status.meaning}: {status.advice}")
     typer.echo(relative_path(folder.path))
 
 

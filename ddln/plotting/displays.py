@@ -93,7 +93,7 @@ def _(run: Run) -> str:
         return card(repr(run), {})
     depth, dim = run.layers.shape[1:]
     facts = {
-        "ended": run.endings[int(run.status)],
+        "ended": run.status_names[int(run.status)],
         "points": f"{run.times.size:,}",
         "steps": f"{int(run.stats['num_steps']):,}",
         "depth": str(depth),

@@ -1,11 +1,12 @@
-"""Many lanes integrated side by side, each with steps of its own size, and saved at given times.
+"""Integration of a batch of networks, each with its own step sizes, with output at given times.
 
-All lanes take a step at once; a lane whose step is rejected tries a smaller one next time, a lane
-that is done waits. Steps are noted in a ring of polynomials, and whenever it is full, or every lane
-is done, the saved times that they cover are read off.
+Every iteration of the loop takes one step for the whole batch. A network whose step is rejected
+retries with a smaller one in the next iteration; a finished network waits for the others. The steps
+go to a dense-output buffer. When it is full, or all networks have finished, the solution at the
+saved times that it covers is interpolated from it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,168 +14,242 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln.solvers._steppers import Rodas5P, System, Tsit5
 from ddln.solvers.formulations import smallest_step
-from ddln.solvers.gradient_flow import STATUS
+from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.status import Status
 
-OK, MAX_STEPS, DIVERGED, STOPPED = map(STATUS.index, ("ok", "max_steps", "diverged", "stopped"))
-
-_RING_BYTES = 1_000_000
+_BUFFER_BYTES = 1_000_000
 
 
-class March(NamedTuple):
-    """Lanes at the end.
+class BatchSolution(NamedTuple):
+    """Solution of a batch of initial value problems.
 
     Attributes:
-        saved: states at the saved times, NaN from where a lane failed, at rest from where it
-            arrived.
-        status: `OK`, `MAX_STEPS`, `DIVERGED` or `STOPPED`.
-        accepted, rejected: steps of each lane.
-        rounds: steps that were computed for each of the lanes, also while it waited.
+        saved: states at the saved times; NaN from where a network failed, constant from where
+            it terminated.
+        status: codes as in `Trajectory.status`.
+        accepted, rejected: number of steps of each network.
+        loop_iterations: number of steps computed for each network, including those during which
+            it waited for others.
     """
 
-    saved: Float[Array, "times dim lanes"]
-    status: Int[Array, " lanes"]
-    accepted: Int[Array, " lanes"]
-    rejected: Int[Array, " lanes"]
-    rounds: Int[Array, ""]
+    saved: Float[Array, "times dim batch"]
+    status: Int[Array, " batch"]
+    accepted: Int[Array, " batch"]
+    rejected: Int[Array, " batch"]
+    loop_iterations: Int[Array, ""]
 
 
-class _Ring(NamedTuple):
-    """The ends of steps, the first entry being where the ring starts.
+class _Controls(NamedTuple):
+    """What the integration is held to."""
 
-    A step that was rejected, or not made, ends where it started.
-    """
-
-    time: Float[Array, "ring lanes"]
-    state: Float[Array, "ring dim lanes"]
-    between: tuple[Float[Array, "ring dim lanes"], ...]
-    """The coefficients of the polynomials."""
+    horizon: Float[Array, " batch"]
+    rtol: Float[Array, " batch"]
+    atol: Float[Array, "dim batch"]
+    smallest_step: Float[Array, " batch"]
+    max_steps: Int[Array, ""]
 
 
-class _Lanes(NamedTuple):
-    time: Float[Array, " lanes"]
-    state: Float[Array, "dim lanes"]
-    memory: object
-    size: Float[Array, " lanes"]
+class _State(NamedTuple):
+    """The batch between two steps."""
+
+    time: Float[Array, " batch"]
+    y: Float[Array, "dim batch"]
+    carry: Any
+    """What the stepper passes on from step to step."""
+    step_size: Float[Array, " batch"]
     """Of the next step."""
-    accepted: Int[Array, " lanes"]
-    rejected: Int[Array, " lanes"]
-    failed: Bool[Array, " lanes"]
-    arrived: Bool[Array, " lanes"]
+    accepted: Int[Array, " batch"]
+    rejected: Int[Array, " batch"]
+    failed: Bool[Array, " batch"]
+    terminated: Bool[Array, " batch"]
 
 
-def march(
+class _DenseOutput(NamedTuple):
+    """Buffer of steps: their end points, and the coefficients of the polynomials in between.
+
+    The first entry is the start of the first step. A rejected step, and one of a network that
+    waits, ends where it starts.
+    """
+
+    time: Float[Array, "steps batch"]
+    y: Float[Array, "steps dim batch"]
+    coefficients: tuple[Float[Array, "steps dim batch"], ...]
+
+
+def integrate(
     system: System,
     stepper: type[Tsit5] | type[Rodas5P],
-    start: Float[Array, "dim lanes"],
-    first_step: Float[Array, " lanes"],
-    times: Float[Array, "times lanes"],
-    rtol: Float[Array, " lanes"],
-    atol: Float[Array, "dim lanes"],
+    *,
+    start: Float[Array, "dim batch"],
+    first_step: Float[Array, " batch"],
+    times: Float[Array, "times batch"],
+    rtol: Float[Array, " batch"],
+    atol: Float[Array, "dim batch"],
     max_steps: Int[Array, ""],
-) -> March:
-    """Integrate from time 0.
+) -> BatchSolution:
+    """Integrate from time 0 and save the solution at the given times.
 
     Args:
-        system: the equation.
+        system: the differential equation.
         stepper: the method.
         start: states at time 0.
-        first_step: sizes of the first steps; a lane whose first is too small for its time fails.
-        times: saved times, increasing from 0 in each lane.
-        rtol, atol: tolerances of each lane, absolute ones of each of its numbers.
-        max_steps: budget of steps of each lane, rejected ones included.
+        first_step: sizes of the first steps; a network fails if its first step is too small to
+            change its time.
+        times: saved times, increasing from 0 for each network.
+        rtol, atol: relative tolerances, and absolute ones for each component of the state.
+        max_steps: largest number of steps of a network, rejected ones included.
     """
-    horizon, dtype = times[-1], start.dtype
-    smallest, budget = smallest_step(horizon), jnp.asarray(max_steps, int)
-    ring_size = max(16, min(256, _RING_BYTES // (4 * start.nbytes)))
-
-    def is_active(lanes: _Lanes):
-        spent = lanes.accepted + lanes.rejected >= budget
-        return (lanes.time < horizon) & ~lanes.failed & ~lanes.arrived & ~spent
-
-    def advance(index, lanes: _Lanes, ring: _Ring):
-        active = is_active(lanes)
-        remaining = horizon - lanes.time
-        # A last step a hair longer than the one before, rather than a sliver of a step.
-        is_last = lanes.size >= 0.999 * remaining
-        size = jnp.where(active, jnp.where(is_last, remaining, lanes.size), 1.0)
-        step = stepper.step(system, lanes.state, lanes.memory, size)
-        scale = atol + rtol[None] * jnp.maximum(jnp.abs(lanes.state), jnp.abs(step.end))
-        error = jnp.sqrt(jnp.mean((step.error / scale) ** 2, axis=0))
-        accepted = active & (error <= 1)
-        rejected = active & ~accepted
-        time = jnp.where(accepted, jnp.where(is_last, horizon, lanes.time + size), lanes.time)
-        state = jnp.where(accepted[None], step.end, lanes.state)
-        ring = jax.tree.map(
-            lambda kept, new: jax.lax.dynamic_update_index_in_dim(kept, new, index, 0),
-            ring,
-            _Ring(time, state, step.coefficients),
-        )
-        growth = jnp.where(error < 1e8, 0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.0)
-        growth = jnp.clip(growth, 0.2, jnp.where(accepted, 6.0, 0.9))
-        following = jnp.where(active, size * growth, lanes.size)
-        lanes = _Lanes(
-            time,
-            state,
-            jax.tree.map(
-                lambda new, old: jnp.where(accepted[None], new, old), step.memory, lanes.memory
-            ),
-            following,
-            lanes.accepted + accepted.astype(int),
-            lanes.rejected + rejected.astype(int),
-            lanes.failed | (rejected & (following < smallest)),
-            system.arrived(state),
-        )
-        return index + 1, lanes, ring
-
-    def round_trip(carry):
-        rounds, lanes, saved = carry
-        before = lanes.time
-        empty = jnp.zeros((ring_size, *start.shape), dtype)
-        ring = _Ring(
-            jnp.full((ring_size, *horizon.shape), jnp.inf, dtype).at[0].set(lanes.time),
-            empty.at[0].set(lanes.state),
-            (empty,) * 3,
-        )
-        index, lanes, ring = jax.lax.while_loop(
-            lambda carry: (carry[0] < ring_size) & jnp.any(is_active(carry[1])),
-            lambda carry: advance(*carry),
-            (1, lanes, ring),
-        )
-        covered = (times > before[None]) & (times <= lanes.time[None])
-        saved = jnp.where(covered[:, None], _read(ring, times), saved)
-        return rounds + index - 1, lanes, saved
-
-    lanes = _Lanes(
-        jnp.zeros_like(horizon),
-        start,
-        stepper.start(system, start),
-        first_step,
-        jnp.zeros(horizon.shape, int),
-        jnp.zeros(horizon.shape, int),
-        ~(first_step > smallest),  # what happens at the start cannot be resolved
-        system.arrived(start),
+    horizon = times[-1]
+    controls = _Controls(horizon, rtol, atol, smallest_step(horizon), jnp.asarray(max_steps, int))
+    state = _State(
+        time=jnp.zeros_like(horizon),
+        y=start,
+        carry=stepper.start(system, start),
+        step_size=first_step,
+        accepted=jnp.zeros(horizon.shape, int),
+        rejected=jnp.zeros(horizon.shape, int),
+        failed=~(first_step > controls.smallest_step),
+        terminated=system.is_terminated(start),
     )
-    unsaved = jnp.where((times == 0)[:, None], start[None], jnp.nan)
-    rounds, lanes, saved = jax.lax.while_loop(
-        lambda carry: jnp.any(is_active(carry[1])), round_trip, (0, lanes, unsaved)
+
+    def fill_and_save(carry: tuple[Any, _State, Array]) -> tuple[Any, _State, Array]:
+        iterations, before, saved = carry
+        count, state, buffer = _fill_buffer(
+            before, system=system, stepper=stepper, controls=controls
+        )
+        is_covered = (times > before.time[None]) & (times <= state.time[None])
+        saved = jnp.where(is_covered[:, None], _interpolate(buffer, times), saved)
+        return iterations + count, state, saved
+
+    saved = jnp.where((times == 0)[:, None], start[None], jnp.nan)
+    iterations, state, saved = jax.lax.while_loop(
+        lambda carry: jnp.any(_is_active(carry[1], controls=controls)),
+        fill_and_save,
+        (0, state, saved),
     )
-    rests = lanes.arrived & (lanes.time < horizon)
-    saved = jnp.where((rests[None] & (times > lanes.time[None]))[:, None], lanes.state[None], saved)
-    status = jnp.where(lanes.time < horizon, jnp.where(rests, STOPPED, MAX_STEPS), OK)
-    status = jnp.where(lanes.failed, DIVERGED, status)
-    return March(saved, status, lanes.accepted, lanes.rejected, jnp.asarray(rounds))
+    stopped = state.terminated & (state.time < horizon)
+    is_after_stop = stopped[None] & (times > state.time[None])
+    return BatchSolution(
+        saved=jnp.where(is_after_stop[:, None], state.y[None], saved),
+        status=_status(state, controls=controls),
+        accepted=state.accepted,
+        rejected=state.rejected,
+        loop_iterations=jnp.asarray(iterations),
+    )
 
 
-def _read(ring: _Ring, times: Float[Array, "times lanes"]) -> Float[Array, "times dim lanes"]:
-    """The states at those times that the ring's steps cover; anything at others."""
+def _is_active(state: _State, *, controls: _Controls) -> Bool[Array, " batch"]:
+    """Which networks take another step."""
+    is_spent = state.accepted + state.rejected >= controls.max_steps
+    is_before_end = state.time < controls.horizon
+    return is_before_end & ~state.failed & ~state.terminated & ~is_spent
 
-    def lane(ends, states, between, times):
-        # Of steps that end at the same time the first was made, the others were not.
-        last = jnp.clip(jnp.searchsorted(ends, times), 1, ends.size - 1)
-        size = ends[last] - ends[last - 1]
-        s = (times - ends[last - 1]) / jnp.where(size > 0, size, 1.0)
-        return states[last - 1], states[last], [c[last] for c in between], s
 
-    before, after, c, s = jax.vmap(lane, in_axes=-1, out_axes=-1)(*ring, times)
+def _status(state: _State, *, controls: _Controls) -> Int[Array, " batch"]:
+    """The codes of how the networks ended."""
+    ok, max_steps, diverged, stopped = (
+        Trajectory.code_of(status)
+        for status in (Status.OK, Status.MAX_STEPS, Status.DIVERGED, Status.STOPPED)
+    )
+    unfinished = jnp.where(state.terminated, stopped, max_steps)
+    status = jnp.where(state.time < controls.horizon, unfinished, ok)
+    return jnp.where(state.failed, diverged, status)
+
+
+def _fill_buffer(
+    state: _State,
+    *,
+    system: System,
+    stepper: type[Tsit5] | type[Rodas5P],
+    controls: _Controls,
+) -> tuple[Int[Array, ""], _State, _DenseOutput]:
+    """Take steps until the buffer is full or no network is active. Also counts them."""
+    size = max(16, min(256, _BUFFER_BYTES // (4 * state.y.nbytes)))
+    empty = jnp.zeros((size, *state.y.shape), state.y.dtype)
+    buffer = _DenseOutput(
+        time=jnp.full((size, *state.time.shape), jnp.inf, state.y.dtype).at[0].set(state.time),
+        y=empty.at[0].set(state.y),
+        coefficients=(empty,) * 3,
+    )
+
+    def is_unfinished(carry: tuple[Any, _State, _DenseOutput]) -> Bool[Array, ""]:
+        index, state, _ = carry
+        return (index < size) & jnp.any(_is_active(state, controls=controls))
+
+    def take_step(carry: tuple[Any, _State, _DenseOutput]) -> tuple[Any, _State, _DenseOutput]:
+        index, state, buffer = carry
+        state, entry = _step(state, system=system, stepper=stepper, controls=controls)
+        buffer = jax.tree.map(
+            lambda entries, new: jax.lax.dynamic_update_index_in_dim(entries, new, index, 0),
+            buffer,
+            entry,
+        )
+        return index + 1, state, buffer
+
+    index, state, buffer = jax.lax.while_loop(is_unfinished, take_step, (1, state, buffer))
+    return index - 1, state, buffer
+
+
+def _step(
+    state: _State,
+    *,
+    system: System,
+    stepper: type[Tsit5] | type[Rodas5P],
+    controls: _Controls,
+) -> tuple[_State, _DenseOutput]:
+    """Try one step for every active network. Returns the new state and an entry of the buffer."""
+    active = _is_active(state, controls=controls)
+    remaining = controls.horizon - state.time
+    # Stretch the last step slightly instead of leaving a tiny one.
+    is_last = state.step_size >= 0.999 * remaining
+    size = jnp.where(active, jnp.where(is_last, remaining, state.step_size), 1.0)
+    step = stepper.step(system, state.y, state.carry, size)
+    magnitude = jnp.maximum(jnp.abs(state.y), jnp.abs(step.end))
+    scale = controls.atol + controls.rtol[None] * magnitude
+    error = jnp.sqrt(jnp.mean((step.error / scale) ** 2, axis=0))
+    accepted = active & (error <= 1)
+    rejected = active & ~accepted
+    end_time = jnp.where(is_last, controls.horizon, state.time + size)
+    time = jnp.where(accepted, end_time, state.time)
+    y = jnp.where(accepted[None], step.end, state.y)
+    next_size = jnp.where(active, size * _growth(error, accepted), state.step_size)
+    carry = jax.tree.map(
+        lambda new, old: jnp.where(accepted[None], new, old), step.carry, state.carry
+    )
+    state = _State(
+        time=time,
+        y=y,
+        carry=carry,
+        step_size=next_size,
+        accepted=state.accepted + accepted.astype(int),
+        rejected=state.rejected + rejected.astype(int),
+        failed=state.failed | (rejected & (next_size < controls.smallest_step)),
+        terminated=system.is_terminated(y),
+    )
+    return state, _DenseOutput(time, y, step.coefficients)
+
+
+def _growth(
+    error: Float[Array, " batch"], accepted: Bool[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Factor from a step's size to the next one's, for a method with a local error of order 5."""
+    growth = jnp.where(error < 1e8, 0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.0)
+    return jnp.clip(growth, 0.2, jnp.where(accepted, 6.0, 0.9))
+
+
+def _interpolate(
+    buffer: _DenseOutput, times: Float[Array, "times batch"]
+) -> Float[Array, "times dim batch"]:
+    """The solution at the times that the buffer covers; arbitrary numbers elsewhere."""
+
+    def find(buffer: _DenseOutput, times: Float[Array, " times"]) -> tuple[Any, ...]:
+        # Of several steps with the same end, the first was accepted.
+        last = jnp.clip(jnp.searchsorted(buffer.time, times), 1, buffer.time.size - 1)
+        size = buffer.time[last] - buffer.time[last - 1]
+        fraction = (times - buffer.time[last - 1]) / jnp.where(size > 0, size, 1.0)
+        coefficients = [c[last] for c in buffer.coefficients]
+        return buffer.y[last - 1], buffer.y[last], coefficients, fraction
+
+    before, after, c, s = jax.vmap(find, in_axes=-1, out_axes=-1)(buffer, times)
     s = s[:, None]
     return (1 - s) * before + s * (after + (1 - s) * (c[0] + s * (c[1] + s * c[2])))

@@ -1,12 +1,13 @@
-"""One step of an integrator for many lanes at once: an explicit method, and one for stiff lanes.
+"""Single steps of an explicit and an implicit Runge–Kutta method, for a batch of networks.
 
-States have shape (dim, lanes), so that the innermost loops run over lanes. Besides the state at its
-end and an estimate of the error there, a step gives the coefficients of a polynomial in between,
+States have shape (dim, batch), so that the innermost loops run over the batch. Besides the state at
+its end and an estimate of the error there, a step returns the coefficients of its dense output,
 
     y(t + sh) = (1 − s) y₀ + s [y₁ + (1 − s) (c₁ + s (c₂ + s c₃))],        0 ≤ s ≤ 1.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax
@@ -18,57 +19,78 @@ from jaxtyping import Array, Bool, Float
 
 @runtime_checkable
 class System(Protocol):
-    """A differential equation ẏ = f(y), lane by lane."""
+    """An autonomous differential equation ẏ = f(y) for each network of a batch."""
 
-    def rate(self, y: Float[Array, "dim lanes"]) -> Float[Array, "dim lanes"]:
+    def rate(self, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
         """f(y)."""
         ...
 
     def linearised(
-        self, y: Float[Array, "dim lanes"]
-    ) -> tuple[Float[Array, "dim lanes"], Float[Array, "dim dim lanes"]]:
+        self, y: Float[Array, "dim batch"]
+    ) -> tuple[Float[Array, "dim batch"], Float[Array, "dim dim batch"]]:
         """f(y) and ∂f/∂y."""
         ...
 
-    def arrived(self, y: Float[Array, "dim lanes"]) -> Bool[Array, " lanes"]:
-        """Which lanes need not go on."""
+    def is_terminated(self, y: Float[Array, "dim batch"]) -> Bool[Array, " batch"]:
+        """Which networks can stop at y."""
         ...
 
 
 class Step(NamedTuple):
-    """What a step comes to, and what the next one needs to remember of it."""
+    """Result of a step."""
 
-    end: Float[Array, "dim lanes"]
-    error: Float[Array, "dim lanes"]
-    coefficients: tuple[Float[Array, "dim lanes"], ...]
-    memory: Any
+    end: Float[Array, "dim batch"]
+    error: Float[Array, "dim batch"]
+    """Estimate of the local error."""
+    coefficients: tuple[Float[Array, "dim batch"], ...]
+    """Of the dense output."""
+    carry: Any
+    """Input of the next step."""
 
 
 class Tsit5:
-    """Runge–Kutta: explicit, order 5 with an error estimate of order 4 (Tsitouras 2011)."""
+    """An explicit Runge–Kutta method of order 5 with an error estimate of order 4.
+
+    Its carry is f at the start of the step.
+
+    Source: Tsitouras 2011, Computers & Mathematics with Applications 62, 770–775.
+    """
 
     _STAGES = diffrax.Tsit5.tableau.a_lower
     _END = diffrax.Tsit5.tableau.b_sol
     _ERROR = diffrax.Tsit5.tableau.b_error
-    # Minus the leading coefficients of the stages' weights in between.
+    # Minus the leading coefficients of the stages' weights in the dense output.
     _LAST = np.array(
         [
-            *(1.0530884977290216, -0.1017, -2.490627285651252793, 16.54810288924490272),
-            *(-47.37952196281928122, 34.87065786149660974, -2.5),
+            1.0530884977290216,
+            -0.1017,
+            -2.490627285651252793,
+            16.54810288924490272,
+            -47.37952196281928122,
+            34.87065786149660974,
+            -2.5,
         ]
     )
 
     @staticmethod
-    def start(system: System, y):
+    def start(system: System, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
+        """Carry for the first step from y."""
         return system.rate(y)
 
     @classmethod
-    def step(cls, system: System, y, memory, h) -> Step:
-        slopes = [memory]
+    def step(
+        cls,
+        system: System,
+        y: Float[Array, "dim batch"],
+        carry: Float[Array, "dim batch"],
+        h: Float[Array, " batch"],
+    ) -> Step:
+        """A step of size h from y."""
+        slopes = [carry]
         for weights in cls._STAGES:
             end = y + h[None] * _combine(weights, slopes)
             slopes.append(system.rate(end))
-        # The polynomial has the slopes of the curve at both ends.
+        # The dense output has the derivatives of the solution at both ends.
         first = np.eye(7)[0] - cls._END
         middle = -np.eye(7)[6] + cls._END - first - cls._LAST
         coefficients = tuple(h[None] * _combine(c, slopes) for c in (first, middle, cls._LAST))
@@ -76,10 +98,10 @@ class Tsit5:
 
 
 class Rodas5P:
-    """Rosenbrock: linearly implicit, L-stable, order 5 with an error estimate of order 4.
+    """A Rosenbrock method: linearly implicit, L-stable, order 5 with an error estimate of order 4.
 
-    It solves (1/(γh) − ∂f/∂y) k = r for every stage, by the inverse, since lanes are many and
-    their matrices small.
+    Every stage solves (1/(γh) − ∂f/∂y) k = r. The matrices are small and many, so they are inverted
+    explicitly. The carry is empty.
 
     Source: Steinebach 2023, BIT 63, 27; in the form without products by ∂f/∂y.
     """
@@ -91,8 +113,11 @@ class Rodas5P:
         (-6.954028509809101, 2.489845061869568, -10.358996098473584),
         (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
         (
-            *(-7.502846399306121, 2.561846144803919, -11.627539656261098),
-            *(-0.18268767659942256, 0.030198172008377946),
+            -7.502846399306121,
+            2.561846144803919,
+            -11.627539656261098,
+            -0.18268767659942256,
+            0.030198172008377946,
         ),
     )
     _COUPLING = (
@@ -101,39 +126,77 @@ class Rodas5P:
         (147.12150275711716, -1.41221402718213, 71.68940251302358),
         (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
         (
-            *(24.854864614690072, -3.0009227002832186, 47.4931110020768),
-            *(5.5814197821558125, -0.6610691825249471),
+            24.854864614690072,
+            -3.0009227002832186,
+            47.4931110020768,
+            5.5814197821558125,
+            -0.6610691825249471,
         ),
         (
-            *(30.91273214028599, -3.1208243349937974, 77.79954646070892),
-            *(34.28646028294783, -19.097331116725623, -28.087943162872662),
+            30.91273214028599,
+            -3.1208243349937974,
+            77.79954646070892,
+            34.28646028294783,
+            -19.097331116725623,
+            -28.087943162872662,
         ),
         (
-            *(37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047),
-            *(-40.06618937091002, -54.66780262877968, -9.48861652309627),
+            37.80277123390563,
+            -3.2571969029072276,
+            112.26918849496327,
+            66.9347231244047,
+            -40.06618937091002,
+            -54.66780262877968,
+            -9.48861652309627,
         ),
     )
-    _BETWEEN = (
+    _DENSE_OUTPUT = (
         (
-            *(25.948786856663858, -2.5579724845846235, 10.433815404888879, -2.3679251022685204),
-            *(0.524948541321073, 1.1241088310450404, 0.4272876194431874, -0.17202221070155493),
+            25.948786856663858,
+            -2.5579724845846235,
+            10.433815404888879,
+            -2.3679251022685204,
+            0.524948541321073,
+            1.1241088310450404,
+            0.4272876194431874,
+            -0.17202221070155493,
         ),
         (
-            *(-9.91568850695171, -0.9689944594115154, 3.0438037242978453, -24.495224566215796),
-            *(20.176138334709044, 15.98066361424651, -6.789040303419874, -6.710236069923372),
+            -9.91568850695171,
+            -0.9689944594115154,
+            3.0438037242978453,
+            -24.495224566215796,
+            20.176138334709044,
+            15.98066361424651,
+            -6.789040303419874,
+            -6.710236069923372,
         ),
         (
-            *(11.419903575922262, 2.8879645146136994, 72.92137995996029, 80.12511834622643),
-            *(-52.072871366152654, -59.78993625266729, -0.15582684282751913, 4.883087185713722),
+            11.419903575922262,
+            2.8879645146136994,
+            72.92137995996029,
+            80.12511834622643,
+            -52.072871366152654,
+            -59.78993625266729,
+            -0.15582684282751913,
+            4.883087185713722,
         ),
     )
 
     @staticmethod
-    def start(system: System, y):
+    def start(system: System, y: Float[Array, "dim batch"]) -> tuple[()]:
+        """Carry for the first step from y."""
         return ()
 
     @classmethod
-    def step(cls, system: System, y, memory, h) -> Step:
+    def step(
+        cls,
+        system: System,
+        y: Float[Array, "dim batch"],
+        carry: tuple[()],
+        h: Float[Array, " batch"],
+    ) -> Step:
+        """A step of size h from y."""
         rate, jacobian = system.linearised(y)
         identity = jnp.eye(y.shape[0], dtype=y.dtype)[:, :, None]
         matrix = inverse(identity / (cls._GAMMA * h)[None, None] - jacobian)
@@ -141,31 +204,34 @@ class Rodas5P:
         increments = [product(matrix, rate)]
         end = y
         for i, coupling in enumerate(cls._COUPLING):
-            # The last two stages start where their predecessor ended.
-            after = i >= len(cls._STAGES)
-            end = end + increments[-1] if after else y + _combine(cls._STAGES[i], increments)
+            # The last two stages start from the end of the stage before them.
+            is_late = i >= len(cls._STAGES)
+            end = end + increments[-1] if is_late else y + _combine(cls._STAGES[i], increments)
             right = system.rate(end) + _combine(coupling, increments) / h[None]
             increments.append(product(matrix, right))
         end = end + increments[-1]
-        coefficients = tuple(_combine(c, increments) for c in cls._BETWEEN)
+        coefficients = tuple(_combine(c, increments) for c in cls._DENSE_OUTPUT)
         return Step(end, increments[-1], coefficients, ())
 
 
-def _combine(weights, terms) -> Array:
+def _combine(
+    weights: Sequence[float] | np.ndarray, terms: Sequence[Float[Array, "dim batch"]]
+) -> Float[Array, "dim batch"]:
+    """Linear combination of the leading terms, as many as there are weights."""
     return functools.reduce(jnp.add, map(jnp.multiply, map(float, weights), terms))
 
 
-def inverse(matrix: Float[Array, "dim dim lanes"]) -> Float[Array, "dim dim lanes"]:
-    """The inverse of each lane's matrix, by Gauss–Jordan elimination without pivoting.
+def inverse(matrix: Float[Array, "dim dim batch"]) -> Float[Array, "dim dim batch"]:
+    """Inverses of a batch of matrices, by Gauss–Jordan elimination without pivoting.
 
-    For lanes of moderate dim, side by side, it is many times as fast as a batched LAPACK. Where a
-    pivot vanishes the result is not finite, and the step that asked for it is rejected.
+    For a batch of moderate dim this is many times as fast as LAPACK. A zero pivot makes the result
+    infinite or NaN, and the step that uses it is rejected.
 
     >>> inverse(jnp.array([[2.0, 0.0], [1.0, 4.0]])[:, :, None])[:, :, 0].tolist()
     [[0.5, 0.0], [-0.125, 0.25]]
     """
 
-    def eliminate(k, matrix):
+    def eliminate(k: Any, matrix: Float[Array, "dim dim batch"]) -> Float[Array, "dim dim batch"]:
         pivot = 1 / matrix[k, k]
         row, column = matrix[k] * pivot[None], matrix[:, k]
         matrix = matrix - column[:, None] * row[None]
@@ -176,16 +242,17 @@ def inverse(matrix: Float[Array, "dim dim lanes"]) -> Float[Array, "dim dim lane
 
 
 def product(
-    matrix: Float[Array, "dim dim lanes"], vector: Float[Array, "dim lanes"]
-) -> Float[Array, "dim lanes"]:
-    """Matrix times vector, lane by lane, so that lanes stay the innermost loop.
+    matrix: Float[Array, "dim dim batch"], vector: Float[Array, "dim batch"]
+) -> Float[Array, "dim batch"]:
+    """Matrix times vector for each network, with the batch as the innermost loop.
 
     >>> product(jnp.array([[2.0, 0.0], [1.0, 4.0]])[:, :, None], jnp.array([[1.0], [2.0]]))[:, 0]
     Array([2., 9.], dtype=float64)
     """
 
-    def add(j, total):
+    def add(j: Any, total: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
         return total + matrix[:, j] * vector[j][None]
 
-    # Not unrolled to the end: what enters a loop is computed once, not wherever it is used.
+    # A loop, not fully unrolled: XLA computes the inputs of a loop once, but fuses (and repeats)
+    # them into every term of an unrolled sum.
     return jax.lax.fori_loop(0, len(vector), add, jnp.zeros_like(vector), unroll=4)

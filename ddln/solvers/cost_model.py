@@ -1,26 +1,22 @@
-"""What work there is and when it is done, for those who do it and for `check`, which tells before
-anything is imported.
+"""Cost model shared by the planner and the integrator.
 
-Steps of an integrator are counted in explicit ones.
+Costs are in steps of an explicit method. NumPy suffices here, so that `ddln check` can use the
+model without loading JAX.
 """
-
-from typing import Any
 
 import numpy as np
 
-FINISHED = ("ok", "stopped")
-"""How a run ends that came to its end: all of it done, or its target gap reached."""
 CORES = 4
-"""That the work of one process is cut for, whatever the machine has: another cut has other last
-digits."""
+"""Number of cores for which one process divides its work, whatever the machine has: the last digits
+depend on the division."""
 CERTIFIED_DUALS = 33
-"""Saved times at which a flow's mirror map is checked."""
+"""Number of saved times at which a flow's mirror map is checked."""
 DENSE = 64
-"""Coordinates up to which ∇²Q, which is diagonal, is formed whole."""
+"""Largest dimension at which the diagonal ∇²Q is stored as a full matrix."""
 
 
-def accurate_steps(rtol: Any) -> Any:
-    """That accuracy asks of a method of order 5, explicit or not; of every tolerance given.
+def accurate_steps(rtol: float | np.ndarray) -> np.ndarray:
+    """Steps that a method of order 5, explicit or implicit, needs for each relative tolerance.
 
     >>> round(float(accurate_steps(1e-9)))
     158
@@ -29,7 +25,7 @@ def accurate_steps(rtol: Any) -> Any:
 
 
 def surcharge(dim: int) -> float:
-    """What a linearly implicit step costs on top of an explicit one, as measured.
+    """Measured extra cost of a linearly implicit step, in explicit steps.
 
     >>> surcharge(32)
     4.0

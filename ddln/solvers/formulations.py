@@ -1,173 +1,246 @@
-"""The same flow in four pictures: what its state is, how it moves, what is seen of it.
+"""Four formulations of gradient flow, each an ordinary differential equation for another state.
 
     layers      u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        the definition; L·d numbers
-    smallest    ẇ = −P(w) ⊙ ∇ℒ(θ)                 of all layers the smallest; d numbers
+    smallest    ẇ = −P(w) ⊙ ∇ℒ(θ)                 the smallest layer; d numbers
     reduced     v̇ = −R(v) ⊙ ∇ℒ(θ(v))              w = sinh-like in v, for decades of w
     mirror      ξ̇ = −∇ℒ(∇Q*(ξ))                   Theorem 1, arXiv 2412.16765
 
-with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R without the first of these roots. All but the first keep
-the imbalance by construction. What the second and third compute is elementwise, so that their
-arrays may have a last axis of lanes.
+with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R = P without the first root. All but the first conserve
+the imbalance exactly. `Smallest` and `Reduced` work elementwise, so their arrays can have a last
+axis for a batch of networks.
 """
 
-from typing import Any
+import abc
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddln._internal.validation import largest
+from ddln._internal.validation import Number, largest
 from ddln.networks._inverse_mirror_map import coordinate_of_dual
 from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 
 
-class Smallest(eqx.Module):
-    """State w. Without exponentials, but a w that grows by decades takes many steps."""
+class Formulation(eqx.Module):
+    """An initial value problem ẏ = rate(y, ∇ℒ(θ(y))) equivalent to gradient flow on the layers."""
+
+    name: ClassVar[str]
+    """As in `Trajectory.coordinates`."""
+
+    @abc.abstractmethod
+    def initial(self) -> Float[Array, "*state"]:
+        """y at time 0."""
+
+    @abc.abstractmethod
+    def rate(
+        self, y: Float[Array, "*state"], gradient: Float[Array, "dim *batch"]
+    ) -> Float[Array, "*state"]:
+        """dy/dt, given ∇ℒ(θ)."""
+
+    @abc.abstractmethod
+    def theta(self, y: Float[Array, "*state"]) -> Float[Array, "dim *batch"]:
+        """θ of a state."""
+
+    @abc.abstractmethod
+    def layers(self, y: Float[Array, "*state"]) -> Float[Array, "depth dim"]:
+        """Layers of a state."""
+
+
+class Smallest(Formulation):
+    """State w. Evaluates no exponentials, but takes many steps while w grows by decades."""
 
     name = "reduced"
     reduction: Reduction
 
-    def initial(self):
+    def initial(self) -> Float[Array, "dim *batch"]:
         return self.reduction.smallest(self.reduction.start)
 
-    def smallest(self, w):
+    def smallest(self, w: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
+        """w of a state."""
         return w
 
-    def tolerance(self, atol):
-        """The tolerance on w that one on v implies: dw/dv is at least √λ_min."""
+    def tolerance(self, atol: Float[Array, "*batch"]) -> Float[Array, "dim *batch"]:
+        """The tolerance on w for a tolerance on v: dw/dv is at least √λ_min."""
         root = self.reduction.sqrt_min_imbalance
         return jnp.broadcast_to(atol, root.shape) * root
 
-    def rate(self, w, gradient):
-        return jnp.where(
-            self.reduction.is_frozen, 0.0, -self.reduction.at_smallest(w).other_product * gradient
-        )
+    def rate(
+        self, w: Float[Array, "dim *batch"], gradient: Float[Array, "dim *batch"]
+    ) -> Float[Array, "dim *batch"]:
+        product = self.reduction.at_smallest(w).other_product
+        return jnp.where(self.reduction.is_frozen, 0.0, -product * gradient)
 
-    def theta(self, w):
+    def theta(self, w: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         return self.reduction.at_smallest(w).theta
 
-    def layers(self, w):
+    def layers(self, w: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
         return self.reduction.at_smallest(w).layers
 
-    def jacobian(self, w, gradient, hessian):
-        """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
+    def jacobian(
+        self,
+        w: Float[Array, "dim *batch"],
+        gradient: Float[Array, "dim *batch"],
+        hessian: Float[Array, "dim dim *batch"],
+    ) -> Float[Array, "dim dim *batch"]:
+        """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i."""
         point = self.reduction.at_smallest(w)
         full = -point.other_product[:, None] * hessian * point.dtheta_dw[None]
         return full - _diagonal(point.dP_dw * gradient)
 
 
-class Reduced(eqx.Module):
-    """State v."""
+class Reduced(Formulation):
+    """State v, the reduced coordinate of `ddln.Reduction`."""
 
     name = "reduced"
     reduction: Reduction
 
-    def initial(self):
+    def initial(self) -> Float[Array, "dim *batch"]:
         return self.reduction.start
 
-    def rate(self, v, gradient):
-        return jnp.where(
-            self.reduction.is_frozen, 0.0, -self.reduction.remaining_product(v) * gradient
-        )
+    def rate(
+        self, v: Float[Array, "dim *batch"], gradient: Float[Array, "dim *batch"]
+    ) -> Float[Array, "dim *batch"]:
+        product = self.reduction.remaining_product(v)
+        return jnp.where(self.reduction.is_frozen, 0.0, -product * gradient)
 
-    def theta(self, v):
+    def theta(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         return self.reduction.theta(v)
 
-    def layers(self, v):
+    def layers(self, v: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
         return self.reduction.layers(v)
 
-    def smallest(self, v):
+    def smallest(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
+        """w of a state."""
         return self.reduction.smallest(v)
 
-    def tolerance(self, atol):
-        """Of v, for one of v."""
+    def tolerance(self, atol: Float[Array, "*batch"]) -> Float[Array, "dim *batch"]:
+        """The tolerance on v, broadcast to the state's shape."""
         return jnp.broadcast_to(atol, self.reduction.start.shape)
 
-    def jacobian(self, v, gradient, hessian):
-        """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i; (dim, dim, *lanes)."""
+    def jacobian(
+        self,
+        v: Float[Array, "dim *batch"],
+        gradient: Float[Array, "dim *batch"],
+        hessian: Float[Array, "dim dim *batch"],
+    ) -> Float[Array, "dim dim *batch"]:
+        """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i."""
         point, is_frozen = self.reduction.at(v), self.reduction.is_frozen
-        speed = jnp.where(is_frozen, 0.0, point.remaining_product)
+        product = jnp.where(is_frozen, 0.0, point.remaining_product)
         diagonal = jnp.where(is_frozen, 0.0, point.dR_dv * gradient)
-        return -speed[:, None] * hessian * point.dtheta_dv[None] - _diagonal(diagonal)
+        return -product[:, None] * hessian * point.dtheta_dv[None] - _diagonal(diagonal)
 
 
-def _diagonal(entries):
-    """The matrices with these (dim, *lanes) on their diagonals, (dim, dim, *lanes)."""
+def _diagonal(entries: Float[Array, "dim *batch"]) -> Float[Array, "dim dim *batch"]:
+    """Diagonal matrices with the given entries."""
     dim = len(entries)
     identity = jnp.eye(dim, dtype=entries.dtype)
     return identity.reshape(dim, dim, *[1] * (entries.ndim - 1)) * entries[None]
 
 
-class Mirror(eqx.Module):
+class Mirror(Formulation):
     """State ξ = ∇Q(θ)."""
 
     name = "mirror"
     reduction: Reduction
 
-    def initial(self):
+    def initial(self) -> Float[Array, " dim"]:
         return jnp.zeros_like(self.reduction.start)
 
-    def rate(self, xi, gradient):
+    def rate(
+        self, xi: Float[Array, " dim"], gradient: Float[Array, " dim"]
+    ) -> Float[Array, " dim"]:
         return -gradient
 
-    def _position(self, xi):
+    def theta(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.reduction.theta(self._reduced(xi))
+
+    def layers(self, xi: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
+        return self.reduction.layers(self._reduced(xi))
+
+    def _reduced(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        """v of a state."""
         return coordinate_of_dual(xi, self.reduction)[0]
 
-    def theta(self, xi):
-        return self.reduction.theta(self._position(xi))
 
-    def layers(self, xi):
-        return self.reduction.layers(self._position(xi))
-
-
-class Layers(eqx.Module):
-    """State u."""
+class Layers(Formulation):
+    """State u, the layers themselves."""
 
     name = "layers"
     start: Float[Array, "depth dim"]
 
-    def initial(self):
+    def initial(self) -> Float[Array, "depth dim"]:
         return self.start
 
-    def rate(self, layers, gradient):
+    def rate(
+        self, layers: Float[Array, "depth dim"], gradient: Float[Array, " dim"]
+    ) -> Float[Array, "depth dim"]:
         return -layer_gradient(layers, gradient)
 
-    def theta(self, layers):
+    def theta(self, layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
         return effective_parameter(layers)
 
-    def layers(self, layers):
+    def layers(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return layers
 
 
-def field(t, state, args):
-    """The right-hand side, in diffrax's form."""
-    problem, picture = args
-    return picture.rate(state, problem.gradient(picture.theta(state)))
+class Observation(NamedTuple):
+    """Everything that a flow saves of one state."""
+
+    layers: Float[Array, "depth dim"]
+    theta: Float[Array, " dim"]
+    velocity: Float[Array, " dim"]
+    """dθ/dt."""
+    loss: Float[Array, ""]
+    gap: Float[Array, ""]
 
 
-def observe(t, state, args):
-    """Layers, θ, dθ/dt, loss and gap at a state."""
-    problem, picture = args
-    theta, velocity = jax.jvp(picture.theta, (state,), (field(t, state, args),))
-    return picture.layers(state), theta, velocity, problem.loss(theta), problem.gap(theta)
+def vector_field(
+    t: Number,
+    state: Float[Array, "*state"],
+    args: tuple[Problem, Formulation],
+) -> Float[Array, "*state"]:
+    """Right-hand side of the differential equation, with the signature that diffrax expects."""
+    problem, formulation = args
+    return formulation.rate(state, problem.gradient(formulation.theta(state)))
 
 
-def smallest_step(horizon: Float[Array, "*lanes"]) -> Float[Array, "*lanes"]:
-    """A step below which time does not move on."""
+def observe(
+    t: Number,
+    state: Float[Array, "*state"],
+    args: tuple[Problem, Formulation],
+) -> Observation:
+    """Compute what is saved of a state, with the signature that diffrax expects."""
+    problem, formulation = args
+    velocity = vector_field(t, state, args)
+    theta, theta_velocity = jax.jvp(formulation.theta, (state,), (velocity,))
+    return Observation(
+        layers=formulation.layers(state),
+        theta=theta,
+        velocity=theta_velocity,
+        loss=problem.loss(theta),
+        gap=problem.gap(theta),
+    )
+
+
+def smallest_step(horizon: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The shortest step that still changes the time, up to the horizon."""
     return 4 * jnp.finfo(horizon.dtype).eps * horizon
 
 
-def first_step(problem: Problem, picture: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
-    """A hundredth of the time scale on which the state moves, or on which its speed changes."""
-    state = picture.initial()
-    rate, change = jax.jvp(
-        lambda state: field(0.0, state, (problem, picture)),
-        (state,),
-        (field(0.0, state, (problem, picture)),),
-    )
+def first_step(
+    problem: Problem, formulation: Formulation, horizon: Float[Array, ""]
+) -> Float[Array, ""]:
+    """A hundredth of the time scale on which the state or its velocity changes at the start."""
+
+    def velocity(state: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        return vector_field(0.0, state, (problem, formulation))
+
+    state = formulation.initial()
+    rate, change = jax.jvp(velocity, (state,), (velocity(state),))
     speed = largest(jnp.abs(rate))
     stiffness = largest(jnp.abs(change)) / jnp.where(speed > 0, speed, 1.0)
     fastest = jnp.maximum(speed, stiffness)

@@ -1,11 +1,10 @@
-"""The gradient that a step of training sees: of all samples or of some, of noisy targets, at
-another point.
+"""Gradient estimators: exact, on minibatches, with label noise, or sharpness-aware.
 
     `Sampling`          ∂ℓ/∂u^j = ∇ℓ(θ) ⊙ ⊙_{i≠j} uⁱ       with ℓ an unbiased estimate of ℒ
     `SharpnessAware`    the same at u + ρ ∂ℓ/∂u
 
-What is drawn at a step follows from the key and the number of the step, so that a resumed run
-draws what it would have drawn.
+The draws of a step depend only on the key and the number of the step, so a resumed run draws the
+same numbers as an uninterrupted one.
 """
 
 from functools import partial
@@ -23,53 +22,57 @@ from ddln.problems.base import Problem
 
 
 class Batch(NamedTuple):
-    """Which rows of the data, None for all, and what is added to their targets, None for 0."""
+    """Samples of a step: their rows, None for all; and noise on their targets, None for none."""
 
     rows: Int[Array, " batch"] | None
     noise: Float[Array, " batch"] | None
 
 
-def value(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, ""]:
-    """ℓ(θ), the loss as a batch estimates it."""
+def estimated_loss(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, ""]:
+    """ℓ(θ), the estimate of ℒ(θ) from a batch."""
     if batch.rows is None and batch.noise is None:
         return problem.loss(theta)
     return problem.estimate(theta, *batch)
 
 
-def slope(problem: Problem, theta: Float[Array, " dim"], batch: Batch) -> Float[Array, " dim"]:
+def estimated_gradient(
+    problem: Problem, theta: Float[Array, " dim"], batch: Batch
+) -> Float[Array, " dim"]:
     """∇ℓ(θ)."""
     if batch.rows is None and batch.noise is None:
         return problem.gradient(theta)
-    return jax.grad(value, argnums=1)(problem, theta, batch)
+    return jax.grad(estimated_loss, argnums=1)(problem, theta, batch)
 
 
-def _on_layers(problem, layers, batch):
+def _estimate(
+    problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"]]:
     """∂ℓ/∂u and ∇ℓ(θ)."""
-    gradient = slope(problem, effective_parameter(layers), batch)
+    gradient = estimated_gradient(problem, effective_parameter(layers), batch)
     return layer_gradient(layers, gradient), gradient
 
 
 class Sampling(eqx.Module):
-    """∂ℓ/∂u with ℓ(θ) = n/b times the part of b samples in ℒ, noise added to their targets.
+    """Minibatch gradients ∂ℓ/∂u, with ℓ(θ) = n/b times the terms of b samples in ℒ.
 
     Args:
-        batch: b, how many samples a step sees; None for all n.
-        replacement: every step draws from all samples; else n // b steps share them out in a
-            random order, then a new order is drawn.
-        label_noise: σ. Each step adds a fresh N(0, σ²) to each target. None for no noise.
-        noisy: how many targets of the batch the noise falls on, drawn at each step, b/noisy times
-            as large to make up for it. None for all.
-        rows: draws of your own in place of `batch`: the numbers of the samples that each step sees,
-            counted from 0, shape (steps, b). Not looked at where they are traced.
-        noise: draws of your own in place of `label_noise`: what each step adds to the targets that
-            it sees, shape (steps, b).
+        batch: b, the number of samples in a step; None for all n.
+        replacement: every step draws from all samples. Otherwise an epoch of n // b steps goes
+            through the samples in a random order, and the next one in a new order.
+        label_noise: σ. Each step adds new N(0, σ²) noise to each target. None for no noise.
+        noisy: number of targets in the batch with noise, drawn at each step; their noise is
+            b/noisy times as large. None for all.
+        rows: your own draws instead of `batch`: the samples of each step, counted from 0, shape
+            (steps, b). Not checked if traced.
+        noise: your own draws instead of `label_noise`: the noise of each step on the targets of its
+            samples, shape (steps, b).
 
-    A run takes as many steps as it has `rows` or `noise` for, at most: counted from its start, also
-    where it goes on from a state. (Under `jit` a longer one is NaN.)
+    With `rows` or `noise` a run can have at most that many steps, counted from its start even if it
+    continues from a state. (Under `jit` a longer run is NaN.)
 
     Raises:
-        ValueError: sizes < 1, `noisy` above `batch` or without noise, σ < 0 (traced: NaN); `rows`
-            beside `batch`, `noise` beside `label_noise`, or shapes of theirs that do not fit.
+        ValueError: sizes < 1, `noisy` above `batch` or without noise, σ < 0 (traced: NaN); both
+            `rows` and `batch`, both `noise` and `label_noise`, or inconsistent shapes of them.
 
     Source: label noise as in HaoChen et al. 2021.
 
@@ -85,7 +88,7 @@ class Sampling(eqx.Module):
     >>> bool(run.gap[-1] < 1e-20)
     True
 
-    Draws of your own, here the samples in turn, the first with noise:
+    Your own draws, here each sample in turn, with noise on the first:
 
     >>> rows, noise = jnp.array([[0], [1], [0], [1]]), jnp.array([[0.1], [0.0], [-0.1], [0.0]])
     >>> run = ddln.descend(
@@ -118,13 +121,13 @@ class Sampling(eqx.Module):
         if batch is not None and batch < 1:
             raise ValueError(f"`batch` must be ≥ 1, got {batch}.")
         if noisy is not None and label_noise is None:
-            raise ValueError("`label_noise` must be given where `noisy` is.")
+            raise ValueError("`label_noise` must be given together with `noisy`.")
         for name, own, instead, drawn in (
             ("rows", rows, "batch", batch),
             ("noise", noise, "label_noise", label_noise),
         ):
             if own is not None and drawn is not None:
-                raise ValueError(f"`{name}` must be None where `{instead}` is given.")
+                raise ValueError(f"`{name}` must be None if `{instead}` is given.")
         self.rows = None if rows is None else _as_rows(rows)
         self.noise = None if noise is None else as_floats("noise", noise, 2)
         if self.rows is not None and self.noise is not None and self.rows.shape != self.noise.shape:
@@ -141,35 +144,37 @@ class Sampling(eqx.Module):
 
     @property
     def sampling(self) -> "Sampling":
-        """What draws: every oracle has one."""
+        """The sampling itself; every estimator has one."""
         return self
 
     @property
     def is_random(self) -> bool:
-        """Whether anything is drawn, for which a key is needed."""
+        """Whether anything is drawn, which requires a key."""
         return self.batch is not None or self.label_noise is not None
 
     @property
     def steps(self) -> int | None:
-        """How many steps there are draws of your own for; None without any."""
+        """Number of steps for which `rows` or `noise` has draws; None without them."""
         own = self.noise if self.rows is None else self.rows
         return None if own is None else own.shape[0]
 
     @property
     def is_exact(self) -> bool:
-        """Whether a step sees all samples and their targets as they are."""
+        """Whether every step uses all samples, without noise."""
         return not self.is_random and self.steps is None
 
     def size(self, problem: Problem) -> int:
-        """How many samples a step sees."""
+        """Number of samples in a step."""
         return (self.batch or problem.samples) if self.rows is None else self.rows.shape[1]
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem that cannot be sampled so."""
+        """Raise an error if the problem cannot be sampled like this."""
         if self.is_exact:
             return
         if problem.samples == 0:
-            raise ValueError("`problem` must be a sum over samples for an oracle to draw from.")
+            raise ValueError(
+                "`problem` must be a sum over samples if samples or label noise are drawn."
+            )
         for name in ("batch", "noisy"):
             size = getattr(self, name)
             if size is not None and size > problem.samples:
@@ -179,8 +184,8 @@ class Sampling(eqx.Module):
                 )
         if self.noise is not None and self.noise.shape[1] != self.size(problem):
             raise ValueError(
-                f"`noise` must have shape (steps, {self.size(problem)}), one for each target that "
-                f"a step sees, got {self.noise.shape}."
+                f"`noise` must have shape (steps, {self.size(problem)}), one for each target of "
+                f"a step, got {self.noise.shape}."
             )
         if self.rows is not None and is_concrete(self.rows):
             last = np.max(np.asarray(self.rows))
@@ -188,7 +193,7 @@ class Sampling(eqx.Module):
                 raise ValueError(f"`rows` must be below {problem.samples}, got {last}.")
 
     def first_order(self, problem: Problem) -> Int[Array, " samples"] | None:
-        """What `draw` passes on from step to step: the order of a pass through the samples."""
+        """Initial order of the samples, which `draw` passes on; None with replacement."""
         if self.batch is None or self.replacement:
             return None
         return jnp.arange(problem.samples, dtype=jnp.int32)
@@ -200,64 +205,66 @@ class Sampling(eqx.Module):
         step: Int[Array, ""],
         order: Int[Array, " samples"] | None,
     ) -> tuple[Batch, Int[Array, " samples"] | None]:
-        """The batch of a step, and the order for the next one."""
+        """Draw the batch of a step; also returns the order of the samples for the next step."""
         dtype = problem.minimum.dtype
         rows = None if self.rows is None else self.rows[step]
         noise = None if self.noise is None else self.noise[step].astype(dtype)
         if key is None or not self.is_random:
             return Batch(rows, noise), None
-        for_rows, for_noise, for_places = (jax.random.fold_in(key, 3 * step + i) for i in range(3))
+        rows_key, noise_key, places_key = (jax.random.fold_in(key, 3 * step + i) for i in range(3))
         size = self.size(problem)
         if order is not None:
-            place = step % (problem.samples // size)
+            index = step % (problem.samples // size)  # of the step in its epoch
             order = jax.lax.cond(
-                place == 0, partial(jax.random.permutation, for_rows), lambda order: order, order
+                index == 0, partial(jax.random.permutation, rows_key), lambda order: order, order
             )
-            rows = jax.lax.dynamic_slice_in_dim(jnp.asarray(order), place * size, size)
+            rows = jax.lax.dynamic_slice_in_dim(jnp.asarray(order), index * size, size)
         elif self.batch is not None:
-            rows = jax.random.randint(for_rows, (size,), 0, problem.samples, jnp.int32)
+            rows = jax.random.randint(rows_key, (size,), 0, problem.samples, jnp.int32)
         if self.label_noise is not None:
-            noise = self._label_noise(for_noise, for_places, size, dtype)
+            noise = self._draw_label_noise(noise_key, places_key, size, dtype)
         return Batch(rows, noise), order
 
-    def _label_noise(self, key, for_places, size, dtype):
+    def _draw_label_noise(
+        self, key: Array, places_key: Array, size: int, dtype: jnp.dtype
+    ) -> Float[Array, " batch"]:
         scale = jnp.asarray(self.label_noise, dtype)
         if self.noisy is None:
             return scale * jax.random.normal(key, (size,), dtype)
-        # Drawing one with replacement is the same, and takes no permutation.
-        places = jax.random.choice(for_places, size, (self.noisy,), replace=self.noisy == 1)
+        # A single draw is the same with replacement, and avoids a permutation.
+        places = jax.random.choice(places_key, size, (self.noisy,), replace=self.noisy == 1)
         drawn = scale * (size / self.noisy) * jax.random.normal(key, (self.noisy,), dtype)
         return jnp.zeros(size, dtype).at[places].set(drawn)
 
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
     ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"] | None]:
-        """∂ℓ/∂u, and the ∇ℓ(θ) whose pullback it is, None where it is of none."""
-        return _on_layers(problem, layers, batch)
+        """∂ℓ/∂u, and the ∇ℓ(θ) of which it is the pullback."""
+        return _estimate(problem, layers, batch)
 
 
 class SharpnessAware(eqx.Module):
-    """The gradient uphill: ∂ℓ/∂u at u + ρ ∂ℓ/∂u, or at u + ρ ∂ℓ/∂u / ‖∂ℓ/∂u‖.
+    """Sharpness-aware gradients: ∂ℓ/∂u at u + ρ ∂ℓ/∂u, or at u + ρ ∂ℓ/∂u / ‖∂ℓ/∂u‖.
 
     Args:
-        rho: ρ ≥ 0, how far uphill.
-        group: m, how many samples of the batch climb the loss of theirs together, the gradients
-            there being averaged ("m-SAM"): 1 is each its own ℓ_i, n times its part of ℒ ("1-SAM").
-            None for all ("n-SAM").
-        normalised: whether the climb has length ρ.
+        rho: ρ ≥ 0, the size of the ascent step.
+        group: m, the size of a microbatch ("m-SAM"). Each microbatch ascends its own loss, and the
+            gradients at these points are averaged. With 1 the losses are ℓ_i, n times the term of
+            sample i in ℒ ("1-SAM"). None for the whole batch ("n-SAM").
+        normalised: whether the ascent step has length ρ.
         sampling: the batch of each step, and its noise.
 
     Raises:
         ValueError: ρ < 0 (traced: NaN), m < 1, or a batch that m does not divide.
 
     Source: Foret et al. 2021 (normalised); Andriushchenko & Flammarion 2022 (m-SAM, not
-    normalised: the factor of the loss is one of ρ too).
+    normalised: a factor in the loss also multiplies ρ).
 
     >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
-    >>> layers = jnp.array([[1.0], [0.0]])  # ∂ℓ/∂u = (0, −1): climb to (1, −0.5), θ = −0.5
-    >>> oracle = ddln.SharpnessAware(rho=0.5)
-    >>> everything = ddln.solvers.gradient_estimators.Batch(None, None)
-    >>> oracle.gradient(problem, layers, everything)[0].ravel().tolist()
+    >>> layers = jnp.array([[1.0], [0.0]])  # ∂ℓ/∂u = (0, −1): ascend to (1, −0.5), θ = −0.5
+    >>> estimator = ddln.SharpnessAware(rho=0.5)
+    >>> all_samples = ddln.solvers.gradient_estimators.Batch(None, None)
+    >>> estimator.gradient(problem, layers, all_samples)[0].ravel().tolist()
     [0.75, -1.5]
     """
 
@@ -280,7 +287,7 @@ class SharpnessAware(eqx.Module):
         self.sampling = Sampling() if sampling is None else sampling
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem that cannot be sampled so."""
+        """Raise an error if the problem cannot be sampled like this."""
         self.sampling.check(problem)
         if self.group is None:
             return
@@ -293,27 +300,29 @@ class SharpnessAware(eqx.Module):
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
     ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"] | None]:
-        """As that of `Sampling`: the pullback of no ∇ℓ(θ) at these layers."""
+        """The gradient; and None, because it is not the pullback of a ∇ℓ(θ) at these layers."""
         if self.group is None:
-            return self._uphill(problem, layers, batch), None
+            return self._gradient_after_ascent(problem, layers, batch), None
         rows = jnp.arange(problem.samples) if batch.rows is None else batch.rows
-        parts = Batch(rows, batch.noise)
-        parts = jax.tree.map(lambda x: x.reshape(-1, self.group), parts)
-        each = jax.vmap(lambda part: self._uphill(problem, layers, part))(parts)
-        return jnp.mean(each, axis=0), None
+        microbatches = jax.tree.map(lambda x: x.reshape(-1, self.group), Batch(rows, batch.noise))
+        gradients = jax.vmap(partial(self._gradient_after_ascent, problem, layers))(microbatches)
+        return jnp.mean(gradients, axis=0), None
 
-    def _uphill(self, problem, layers, batch):
-        climb, _ = _on_layers(problem, layers, batch)
+    def _gradient_after_ascent(
+        self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+    ) -> Float[Array, "depth dim"]:
+        ascent, _ = _estimate(problem, layers, batch)
         if self.normalised:
-            length = jnp.linalg.norm(climb)
-            climb = climb / jnp.where(length > 0, length, 1.0)
-        return _on_layers(problem, layers + jnp.asarray(self.rho, layers.dtype) * climb, batch)[0]
+            length = jnp.linalg.norm(ascent)
+            ascent = ascent / jnp.where(length > 0, length, 1.0)
+        return _estimate(problem, layers + jnp.asarray(self.rho, layers.dtype) * ascent, batch)[0]
 
 
-Oracle = Sampling | SharpnessAware
+GradientEstimator = Sampling | SharpnessAware
 
 
 def _as_rows(rows: ArrayLike) -> Int[Array, "steps batch"]:
+    """Check the numbers of samples, except against the number of samples in a problem."""
     numbers = jnp.asarray(rows)
     if numbers.ndim != 2 or 0 in numbers.shape or not jnp.issubdtype(numbers.dtype, jnp.integer):
         raise ValueError(
@@ -321,8 +330,8 @@ def _as_rows(rows: ArrayLike) -> Int[Array, "steps batch"]:
             f"{numbers.shape} of {numbers.dtype}."
         )
     if is_concrete(numbers):
-        seen = np.asarray(numbers)
-        wrong = seen[(seen < 0) | (seen >= 2**31)]
+        values = np.asarray(numbers)
+        wrong = values[(values < 0) | (values >= 2**31)]
         if wrong.size:
             raise ValueError(f"`rows` must be ≥ 0 and below 2³¹, got {wrong[0]}.")
     return numbers.astype(jnp.int32)

@@ -7,7 +7,7 @@ Time is flow time: k steps of gradient descent of size η reach t = kη.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import diffrax
 import equinox as eqx
@@ -21,65 +21,62 @@ from ddln._internal.validation import ArrayLike, as_floats, as_layers, is_concre
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 from ddln.solvers.formulations import (
+    Formulation,
     Layers,
     Mirror,
     Reduced,
-    field,
     first_step,
     observe,
     smallest_step,
+    vector_field,
 )
-from ddln.solvers.result import Run
+from ddln.solvers.result import Run, raise_on_failure
+from ddln.solvers.status import Status
 
 Coordinates = Literal["reduced", "layers"]
 
-STATUS = ("ok", "max_steps", "diverged", "stopped")
-"""What the codes in `Trajectory.status` mean, in order; only lanes of a sweep are stopped."""
-
-_ADVICE = {
-    "max_steps": "the step budget ran out before the last time: raise `max_steps`, loosen `rtol` "
-    "and `atol`, shorten `times`, or take an implicit solver such as `diffrax.Kvaerno5()`",
-    "diverged": "the solution left the range of floating-point numbers or the step size shrank to "
-    "nothing: check the scale of the layers and of the data",
-}
-
 
 class Trajectory(Run):
-    """A run: what was saved at `times`. NaN from where a failed run stopped."""
+    """A gradient or mirror flow, saved at `times`. A failed flow is NaN from where it ended."""
 
     velocity: Float[Array, "points dim"]
-    """dθ/dt, from the right-hand side that was integrated."""
+    """dθ/dt, from the right-hand side of the integrated equation."""
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
     coordinates: str = eqx.field(static=True)
-    """What was integrated: "layers", "reduced" or "mirror"."""
+    """The integrated state: "layers", "reduced" or "mirror"."""
 
-    endings: ClassVar = STATUS
+    statuses: ClassVar = (Status.OK, Status.MAX_STEPS, Status.DIVERGED, Status.STOPPED)
 
 
 @eqx.filter_jit
 def _integrate(
-    problem, picture, layers, times, rtol, atol, solver, max_steps, adjoint
+    problem: Problem,
+    formulation: Formulation,
+    layers: Float[Array, "depth dim"],
+    times: Float[Array, " times"],
+    rtol: Float[Array, ""],
+    atol: Float[Array, ""],
+    solver: diffrax.AbstractSolver,
+    max_steps: int,
+    adjoint: diffrax.AbstractAdjoint,
 ) -> Trajectory:
-    elapsed = times - times[0]  # the flow does not know the time
+    elapsed = times - times[0]  # the equation is autonomous
     horizon = elapsed[-1]
     controller = diffrax.PIDController(
-        rtol=rtol,
-        atol=atol,
-        dtmin=smallest_step(horizon),
-        force_dtmin=False,
+        rtol=rtol, atol=atol, dtmin=smallest_step(horizon), force_dtmin=False
     )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
-        # Between its long steps it has cubics only, of an accuracy that nothing controls.
+        # Its dense output is cubic, with no error control, and its steps are long.
         controller = diffrax.ClipStepSizeController(controller, step_ts=elapsed)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
+        diffrax.ODETerm(vector_field),
         solver,
         elapsed[0],
         horizon,
-        first_step(problem, picture, horizon).astype(times.dtype),
-        picture.initial(),
-        args=(problem, picture),
+        first_step(problem, formulation, horizon).astype(times.dtype),
+        formulation.initial(),
+        args=(problem, formulation),
         saveat=diffrax.SaveAt(ts=elapsed, fn=observe),
         stepsize_controller=controller,
         max_steps=max_steps,
@@ -89,32 +86,37 @@ def _integrate(
     path, theta, velocity, loss, gap = jax.tree.map(
         lambda saved: jnp.where(jnp.isfinite(saved), saved, jnp.nan), solution.ys
     )
-    results = diffrax.RESULTS
-    status = jnp.where(
-        (solution.result == results.successful)
-        & jnp.all(jnp.isfinite(theta) & jnp.isfinite(velocity)),
-        STATUS.index("ok"),
-        jnp.where(
-            solution.result == results.max_steps_reached,
-            STATUS.index("max_steps"),
-            STATUS.index("diverged"),
-        ),
+    is_finite = jnp.all(jnp.isfinite(theta) & jnp.isfinite(velocity))
+    is_finite &= jnp.all(jnp.isfinite(loss) & jnp.isfinite(gap))
+    failure = jnp.where(
+        solution.result == diffrax.RESULTS.max_steps_reached,
+        Trajectory.code_of(Status.MAX_STEPS),
+        Trajectory.code_of(Status.DIVERGED),
     )
+    is_solved = (solution.result == diffrax.RESULTS.successful) & is_finite
     counts = ("num_steps", "num_accepted_steps", "num_rejected_steps")
-    stats = {name: solution.stats[name] for name in counts}
-    path = path.at[0].set(layers)  # as they were given, not there and back
     return Trajectory(
-        times, path, theta, loss, gap, status, stats, velocity, rtol, atol, picture.name
+        times=times,
+        layers=path.at[0].set(layers),  # as given, without the rounding of a change of variables
+        theta=theta,
+        loss=loss,
+        gap=gap,
+        status=jnp.where(is_solved, Trajectory.code_of(Status.OK), failure),
+        stats={name: solution.stats[name] for name in counts},
+        velocity=velocity,
+        rtol=rtol,
+        atol=atol,
+        coordinates=formulation.name,
     )
 
 
-def as_times(times: Float[Array, "*lanes times"]) -> Float[Array, "*lanes times"]:
-    """`times`, which must increase from a first one that is not negative."""
+def as_times(times: Float[Array, "*batch times"]) -> Float[Array, "*batch times"]:
+    """Check saved times: they must be ≥ 0 and increase strictly."""
     if times.shape[-1] < 2:
         raise ValueError(f"`times` must hold at least two times, got {times.shape[-1]}.")
     if is_concrete(times):
-        seen = np.asarray(times)
-        if not ((np.diff(seen) > 0).all() and (seen[..., 0] >= 0).all()):
+        values = np.asarray(times)
+        if not ((np.diff(values) > 0).all() and (values[..., 0] >= 0).all()):
             raise ValueError("`times` must be ≥ 0 and strictly increasing; the first is the start.")
     return times
 
@@ -122,22 +124,30 @@ def as_times(times: Float[Array, "*lanes times"]) -> Float[Array, "*lanes times"
 def as_tolerances(
     rtol: ArrayLike | None,
     atol: ArrayLike | None,
-    finest: float,
+    default: float,
     dtype: jnp.dtype,
-    lanes: tuple[int, ...] = (),
-) -> tuple[Float[Array, "*lanes"], Float[Array, "*lanes"]]:
-    """Tolerances of shape `lanes`; `None` is `finest`, a thousandth of it, or what dtype allows."""
+    shape: tuple[int, ...] = (),
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Check tolerances and broadcast them.
+
+    Args:
+        rtol, atol: scalars or arrays of the given shape; `None` for the defaults.
+        default: default of `rtol`; that of `atol` is a thousandth of it. Both are larger if dtype
+            requires it.
+        dtype: of the results.
+        shape: of the results.
+    """
     precision = float(jnp.finfo(dtype).eps)
-    rtol = max(finest, 100 * precision) if rtol is None else rtol
-    atol = max(1e-3 * finest, precision / 10) if atol is None else atol
+    rtol = max(default, 100 * precision) if rtol is None else rtol
+    atol = max(1e-3 * default, precision / 10) if atol is None else atol
     checked = []
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if np.shape(value) not in ((), lanes):
-            raise ValueError(f"`{name}` must have shape {lanes or ()}, got {np.shape(value)}.")
+        if np.shape(value) not in ((), shape):
+            raise ValueError(f"`{name}` must have shape {shape or ()}, got {np.shape(value)}.")
         tolerance = as_floats(name, value, np.ndim(value))
         if is_concrete(tolerance) and not (np.asarray(tolerance) > 0).all():
             raise ValueError(f"`{name}` must be > 0, got {float(np.min(tolerance))}.")
-        checked.append(jnp.broadcast_to(tolerance.astype(dtype), lanes))
+        checked.append(jnp.broadcast_to(tolerance.astype(dtype), shape))
     if is_concrete(checked[0]) and (finest := float(np.min(checked[0]))) < precision:
         warnings.warn(
             f"`rtol` = {finest:g} is finer than the {precision:.1g} of {dtype}.", stacklevel=4
@@ -146,18 +156,20 @@ def as_tolerances(
 
 
 def _solve(
-    picture: Callable[[Float[Array, "depth dim"]], Any],
     problem: Problem,
     layers: ArrayLike,
     times: ArrayLike,
+    *,
+    formulate: Callable[[Float[Array, "depth dim"]], Formulation],
     rtol: ArrayLike | None,
     atol: ArrayLike | None,
-    finest: float,
+    default_rtol: float,
     solver: diffrax.AbstractSolver | None,
     max_steps: int,
     adjoint: diffrax.AbstractAdjoint | None,
     throw: bool,
 ) -> Trajectory:
+    """Check the arguments, integrate the formulation of the flow, and raise if that fails."""
     drop_programs()
     layers = as_layers(layers)
     if layers.shape[1] != problem.dim:
@@ -166,14 +178,15 @@ def _solve(
             f"got {layers.shape}."
         )
     dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
+    layers = layers.astype(dtype)
     times = as_times(as_floats("times", times, 1).astype(dtype))
-    rtol, atol = as_tolerances(rtol, atol, finest, dtype)
+    rtol, atol = as_tolerances(rtol, atol, default_rtol, dtype)
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
     run = _integrate(
         problem,
-        picture(layers.astype(dtype)),
-        layers.astype(dtype),
+        formulate(layers),
+        layers,
         times,
         rtol,
         atol,
@@ -181,14 +194,7 @@ def _solve(
         max_steps,
         diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )
-    if not throw:
-        return run
-    if is_concrete(run.status):
-        name = STATUS[int(run.status)]
-        if name != "ok":
-            raise RuntimeError(f"The flow stopped early ({name}): {_ADVICE[name]}.")
-        return run
-    return eqx.error_if(run, ~run.ok, "The flow stopped early: pass `throw=False` for its status.")
+    return raise_on_failure(run) if throw else run
 
 
 def gradient_flow(
@@ -210,24 +216,23 @@ def gradient_flow(
         problem: the loss.
         layers: initial layers, shape (depth, dim).
         times: flow times to save at, strictly increasing; the first is the start.
-        coordinates: "reduced" integrates one position per coordinate, from which the layers follow
-            exactly; "layers" integrates the layers as they stand.
-        rtol, atol: tolerances on the state that is integrated; `None` is 1e-9 and 1e-12, or 100
-            roundings and a tenth of one where that is more. A warning where rtol is finer than the
-            numbers.
+        coordinates: "reduced" integrates one number per coordinate, from which the layers follow
+            exactly; "layers" integrates the layers themselves.
+        rtol, atol: tolerances on the integrated state; `None` is 1e-9 and 1e-12, but at least 100
+            and a tenth of the machine epsilon. An rtol below the machine epsilon gives a warning.
         solver: a diffrax solver; `None` is `diffrax.Tsit5()`.
         max_steps: budget of steps.
         adjoint: how to differentiate; for `jax.jvp` and `jax.jacfwd` pass `diffrax.ForwardMode()`.
-            Positions are not smooth in tied layers (the derivative is NaN): there, with respect to
-            the layers, take `coordinates="layers"`.
-        throw: raise when the run fails; else see `status`.
+            Reduced coordinates are not differentiable in tied layers (the derivative is NaN):
+            use `coordinates="layers"` for derivatives with respect to these.
+        throw: raise an error if the run fails; otherwise `status` tells.
 
     Returns:
         A `Trajectory`.
 
     Raises:
-        ValueError: shapes, times or tolerances that make no sense.
-        RuntimeError: the run failed and `throw`.
+        ValueError: invalid shapes, times or tolerances.
+        RuntimeError: the run failed, and `throw` is true.
 
     Source: the flow of Proposition 1, arXiv 2412.16765; reduced form as derived in docs/theory.md.
 
@@ -239,9 +244,22 @@ def gradient_flow(
     if coordinates not in get_args(Coordinates):
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
-    picture = Layers if coordinates == "layers" else lambda layers: Reduced(Reduction(layers))
+
+    def formulate(layers: Float[Array, "depth dim"]) -> Formulation:
+        return Layers(layers) if coordinates == "layers" else Reduced(Reduction(layers))
+
     return _solve(
-        picture, problem, layers, times, rtol, atol, 1e-9, solver, max_steps, adjoint, throw
+        problem,
+        layers,
+        times,
+        formulate=formulate,
+        rtol=rtol,
+        atol=atol,
+        default_rtol=1e-9,
+        solver=solver,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        throw=throw,
     )
 
 
@@ -259,10 +277,10 @@ def mirror_flow(
 ) -> Trajectory:
     """Mirror flow d/dt ∇Q(θ) = −∇ℒ(θ) with the entropy Q of the given layers.
 
-    By Theorem 1 the curve of `gradient_flow`, computed another way: the state is ξ = ∇Q(θ), and θ
-    is found from it by inverting the mirror map. Tolerances are on ξ, `None` being 1e-10 and 1e-13.
-    Where ξ nears an end of its range it no longer tells one θ from another (docs/theory.md), and
-    `gradient_flow` is the one to use. Arguments, results and errors are otherwise the same.
+    By Theorem 1 this is the curve of `gradient_flow`. The integrated state is ξ = ∇Q(θ), and θ
+    follows from ξ by inverting the mirror map. Tolerances apply to ξ; `None` is 1e-10 and 1e-13.
+    Near an end of its range ξ no longer resolves θ (docs/theory.md): use `gradient_flow` there.
+    Arguments, results and errors are otherwise the same.
 
     Source: Theorem 1, arXiv 2412.16765.
 
@@ -272,15 +290,15 @@ def mirror_flow(
     2.0
     """
     return _solve(
-        lambda layers: Mirror(Reduction(layers)),
         problem,
         layers,
         times,
-        rtol,
-        atol,
-        1e-10,
-        solver,
-        max_steps,
-        adjoint,
-        throw,
+        formulate=lambda layers: Mirror(Reduction(layers)),
+        rtol=rtol,
+        atol=atol,
+        default_rtol=1e-10,
+        solver=solver,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        throw=throw,
     )

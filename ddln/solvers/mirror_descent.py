@@ -1,9 +1,9 @@
-"""Mirror descent: the steps of which the mirror flow of Theorem 1 is the limit.
+"""Mirror descent, whose limit for small steps is the mirror flow of Theorem 1.
 
     ∇Q(θ_{k+1}) = ∇Q(θ_k) − γ ∇ℒ(θ_k)
 
-Gradient descent on the layers follows the same flow by other steps. k steps of size γ reach flow
-time kγ.
+Gradient descent on the layers is another discretisation of the same flow. k steps of size γ reach
+flow time kγ.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -30,30 +30,30 @@ class MirrorMap(Protocol):
 def mirror_descent(
     entropy: MirrorMap | Any, learning_rate: Number | optax.Schedule
 ) -> optax.GradientTransformation:
-    """∇Q(θ_{k+1}) = ∇Q(θ_k) − γ g, as an optax transformation on θ.
+    """Mirror descent ∇Q(θ_{k+1}) = ∇Q(θ_k) − γ g, as an optax transformation on θ.
 
-    θ_k is what optax hands over as the parameters, so that whatever else moves them (a projection,
-    a transformation chained behind) counts; g is what was chained before. With a network's entropy
-    it discretises `ddln.mirror_flow`; with ∇Q = id it is gradient descent, with ∇Q = log
-    exponentiated gradient.
+    θ_k are the parameters that optax passes to it, so projections and transformations chained after
+    it take effect; g is the output of the transformations chained before it. With the entropy of a
+    network it discretises `ddln.mirror_flow`. With ∇Q = id it is gradient descent, with ∇Q = log
+    the exponentiated gradient method.
 
-    From depth 3 on the range of ∇Q is bounded, and a step can leave it: then no θ is its end. That
-    is a `ValueError`, and under a transformation NaN in the coordinate that left, never a number.
-    `Entropy.in_range` tells beforehand, `optax.apply_if_finite` leaves such a step out. A shorter
-    step stays inside.
+    From depth 3 on the range of ∇Q is bounded. A step that leaves it has no θ: it raises a
+    `ValueError`, and under a transformation it gives NaN in the coordinate that left the range.
+    `Entropy.in_range` tests for this in advance, `optax.apply_if_finite` skips such steps, and
+    shorter steps avoid them.
 
     Args:
         entropy: a `ddln.Entropy`, or any object with `mirror_map` and `inverse`.
         learning_rate: γ > 0 in flow time, which can be traced, or an optax schedule.
 
     Returns:
-        The transformation. Its `update` needs `params`, and its state is optax's of the schedule.
+        The transformation. Its `update` needs `params`, and its state is that of optax's schedule.
 
     Raises:
-        ValueError: no such maps, γ ≤ 0 (traced: NaN), no `params`, θ outside Q's domain or a step
-            outside the range of ∇Q (traced: NaN).
+        ValueError: no such maps, γ ≤ 0 (traced: NaN), no `params`, θ outside the domain of Q, or a
+            step outside the range of ∇Q (traced: NaN).
 
-    Source: Nemirovski & Yudin 1983; its limit of small steps is Theorem 1, arXiv 2412.16765.
+    Source: Nemirovski & Yudin 1983; the limit for small steps is Theorem 1, arXiv 2412.16765.
 
     >>> import optax
     >>> problem = ddln.least_squares([[1.0]], [2.0])
@@ -77,12 +77,12 @@ def mirror_descent(
     return optax.chain(optax.scale_by_learning_rate(learning_rate), _through(entropy))
 
 
-def _through(entropy):
-    """Updates of ∇Q(θ) to updates of θ."""
+def _through(entropy: MirrorMap) -> optax.GradientTransformation:
+    """Turn updates of ∇Q(θ) into updates of θ."""
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError("`params` must be the θ that the updates are of, got None.")
+            raise ValueError("`params` must be the current θ, got None.")
         xi = jax.tree.map(
             lambda xi, change: xi + change.astype(xi.dtype), entropy.mirror_map(params), updates
         )

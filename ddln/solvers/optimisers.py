@@ -1,4 +1,4 @@
-"""Rules of training by name, their numbers traced: another step size compiles nothing.
+"""Optimisers by name, with traced numbers, so that a new step size needs no compilation.
 
 sgd          u ← u − γ g
 heavy_ball   u ← u − γ g + β (u − u_before)
@@ -22,11 +22,11 @@ from jaxtyping import Array, Float, Int
 from ddln._internal.validation import Number, as_floats, refuse
 
 
-def _momentum(learning_rate, momentum, *, nesterov):
+def _momentum(learning_rate: Any, momentum: Any, *, nesterov: bool) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum, nesterov)
 
 
-def _sgd(learning_rate):
+def _sgd(learning_rate: Any) -> optax.GradientTransformation:
     return optax.sgd(learning_rate)
 
 
@@ -39,7 +39,7 @@ _RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 NAMES = tuple(_RULES)
-"""What `optimiser` knows by name."""
+"""Names of the rules that `optimiser` knows."""
 
 _POSITIVE = "> 0", lambda value: value <= 0
 _FRACTION = "≥ 0 and < 1", lambda value: (value < 0) | (value >= 1)
@@ -54,19 +54,21 @@ _RANGES = {
 }
 
 
-class Drops(eqx.Module):
-    """γ at a step, as a rate that is multiplied by a factor from each of some steps on."""
+class StepSchedule(eqx.Module):
+    """A piecewise constant learning rate, multiplied by a factor from each of some steps on."""
 
     rate: Array
+    """γ at first."""
     steps: Int[Array, " drops"]
     factors: Float[Array, " drops"]
 
     def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """γ at a step."""
         return self.rate * jnp.prod(jnp.where(step >= self.steps, self.factors, 1.0))
 
 
 class Optimiser(eqx.Module):
-    """An optax transformation as a pytree whose leaves are its numbers. From `optimiser`."""
+    """An optax transformation as a pytree with its numbers as leaves, made by `optimiser`."""
 
     rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
     numbers: dict[str, Any]
@@ -79,44 +81,50 @@ class Optimiser(eqx.Module):
             rule = optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
         return optax.with_extra_args_support(rule)
 
-    # Optax's rules and schedules mix types (Adam its count of steps with the layers), which strict
-    # promotion refuses: hence the three contexts.
+    # Optax mixes types in its rules and schedules (Adam: the step count with the layers), which
+    # strict promotion rejects. Hence the contexts of standard promotion below.
 
     def init(self, params: Any) -> Any:
-        """As optax's."""
+        """State of the transformation, as in optax."""
         with jax.numpy_dtype_promotion("standard"):
             return self._transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        """As optax's."""
+        """Updates of the parameters and the next state, as in optax."""
         with jax.numpy_dtype_promotion("standard"):
             return self._transformation.update(updates, state, params, **extra)
 
     @property
     def is_gradient_descent(self) -> bool:
-        """Whether a step is u − γ g and nothing else."""
+        """Whether a step is u − γ g, without momentum or weight decay."""
         return self.rule is _sgd and self.weight_decay is None
 
     def learning_rate(self, step: Int[Array, ""]) -> Any:
-        """γ at a step; 1 where the rule has none by that name."""
+        """γ at a step; 1 if the rule has no `learning_rate`."""
         rate = self.numbers.get("learning_rate", 1.0)
         with jax.numpy_dtype_promotion("standard"):
             return rate(step) if callable(rate) else rate
 
     def elapsed(self, step: Int[Array, ""], more: Int[Array, ""], time: Array) -> Float[Array, ""]:
-        """The flow time Σ γ / (1 − β) at `more` steps after a step that was reached at `time`."""
+        """Flow time Σ γ / (1 − β) after `more` steps, from a step with the given flow time."""
         momentum = self.numbers.get("momentum")
-        slowness = 1.0 if momentum is None else 1 - momentum
+        momentum_complement = 1.0 if momentum is None else 1 - momentum
 
-        def rate(step):
+        def rate(step: Any) -> Float[Array, ""]:
             return jnp.asarray(self.learning_rate(step), time.dtype)
 
         if not callable(self.numbers.get("learning_rate")):
-            return jnp.asarray(step + more, time.dtype) * rate(step) / slowness
-        return jax.lax.fori_loop(step, step + more, lambda k, time: time + rate(k) / slowness, time)
+            return jnp.asarray(step + more, time.dtype) * rate(step) / momentum_complement
+
+        def add_step(k: Any, time: Float[Array, ""]) -> Float[Array, ""]:
+            return time + rate(k) / momentum_complement
+
+        return jax.lax.fori_loop(step, step + more, add_step, time)
 
 
-class _Given(NamedTuple):
+class _Constant(NamedTuple):
+    """A rule without numbers that always returns the same transformation."""
+
     transformation: optax.GradientTransformation
 
     def __call__(self) -> optax.GradientTransformation:
@@ -124,11 +132,11 @@ class _Given(NamedTuple):
 
 
 def as_optimiser(rule: object) -> Optimiser:
-    """An optax transformation that was made elsewhere, its numbers part of the program."""
+    """Wrap an optax transformation, with its numbers compiled into the program."""
     if isinstance(rule, Optimiser):
         return rule
     if isinstance(rule, optax.GradientTransformation):
-        return Optimiser(_Given(rule), {})
+        return Optimiser(_Constant(rule), {})
     raise ValueError(
         f"`optimiser` must be an optax transformation, or come from `ddln.optimiser`, got {rule!r}."
     )
@@ -142,28 +150,29 @@ def optimiser(
     drops: Sequence[tuple[int, Number]] = (),
     **numbers: Any,
 ) -> Optimiser:
-    """A rule of training for `descend`; its numbers can be traced: another value compiles nothing.
+    """An optimiser for `descend`. Its numbers can be traced, so new values need no compilation.
 
     Args:
-        rule: "sgd", "heavy_ball", "nesterov", "adam" or "sign"; or what makes an optax
-            transformation of numbers, such as `optax.adamw`.
-        intrinsic_step: λ > 0 in place of a learning rate, where there is a momentum β: then
+        rule: "sgd", "heavy_ball", "nesterov", "adam" or "sign"; or a function from numbers to an
+            optax transformation, such as `optax.adamw`.
+        intrinsic_step: λ > 0 instead of a learning rate, for a rule with momentum β:
             γ = λ (1 − β)².
         weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖².
-        drops: pairs of a step and a factor > 0: from the step on, counted from 0, γ is multiplied.
-        numbers: what the rule takes: `learning_rate` (γ > 0, or an optax schedule), and `momentum`
-            (0 ≤ β < 1) for heavy_ball and nesterov, or `b1`, `b2`, `eps` for adam.
+        drops: step schedule, as pairs of a step, counted from 0, and a factor > 0 by which γ is
+            multiplied from that step on.
+        numbers: arguments of the rule: `learning_rate` (γ > 0, or an optax schedule); `momentum`
+            (0 ≤ β < 1) for heavy_ball and nesterov; `b1`, `b2` and `eps` for adam.
 
-    A rule that itself takes one of `intrinsic_step`, `weight_decay` and `drops` gets it: the
-    `weight_decay` of `optax.adamw` is AdamW's.
+    A rule with an argument called `intrinsic_step`, `weight_decay` or `drops` receives it: the
+    `weight_decay` of `optax.adamw` is that of AdamW.
 
     Raises:
-        ValueError: an unknown rule, numbers that it does not take or that are out of range
-            (traced: NaN), a learning rate beside `intrinsic_step`; a rule with `**options` beside
-            `intrinsic_step`, `weight_decay` or `drops`, which it could take as well.
+        ValueError: an unknown rule; numbers that are not arguments of the rule, or out of range
+            (traced: NaN); both a learning rate and `intrinsic_step`; or `intrinsic_step`,
+            `weight_decay` or `drops` with a rule that has `**options`, which could be meant too.
 
-    Source: heavy ball as in Papazov et al. 2024, where the intrinsic quantity λ = γ/(1 − β)²
-    decides the path, so that runs of equal λ end nearly at the same point.
+    Source: heavy ball as in Papazov et al. 2024: the intrinsic step λ = γ/(1 − β)² determines the
+    path, so that runs with equal λ end close to each other.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [1.0])
     >>> layers = jnp.array([[0.3, 0.3], [0.0, 0.0]])
@@ -181,34 +190,38 @@ def optimiser(
             hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
             raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
         rule = _RULES[rule]
-    ours: dict[str, Any] = {"intrinsic_step": intrinsic_step, "weight_decay": weight_decay}
-    ours |= {"drops": drops if len(drops) else None}
-    given = {key: value for key, value in ours.items() if value is not None}
-    for key in _taken(rule, given, name):
-        numbers[key] = given.pop(key)
-    return _made(rule, name, numbers, **given)
+    options: dict[str, Any] = {
+        "intrinsic_step": intrinsic_step,
+        "weight_decay": weight_decay,
+        "drops": drops if len(drops) else None,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in _arguments_of(rule, options, name):
+        numbers[key] = options.pop(key)
+    return _build(rule, name, numbers, **options)
 
 
-def _taken(rule: Callable[..., Any], given: Iterable[str], name: str) -> list[str]:
-    """Which of our names the rule takes.
+def _arguments_of(rule: Callable[..., Any], options: Iterable[str], name: str) -> list[str]:
+    """Which of our options are arguments of the rule.
 
     Raises:
-        ValueError: it takes any name.
+        ValueError: the rule accepts any name, so that the option is ambiguous.
     """
     parameters = inspect.signature(rule).parameters
     kinds = {key: parameter.kind for key, parameter in parameters.items()}
     by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    taken = [key for key in given if kinds.get(key) in by_name]
-    either = [key for key in given if key not in taken]
-    if either and inspect.Parameter.VAR_KEYWORD in kinds.values():
+    arguments = [key for key in options if kinds.get(key) in by_name]
+    ambiguous = [key for key in options if key not in arguments]
+    if ambiguous and inspect.Parameter.VAR_KEYWORD in kinds.values():
         raise ValueError(
-            f"`{either[0]}` must have one taker, got `ddln.optimiser` and {name}, which takes any "
-            "name: bind it to the rule (`functools.partial`), or list in the rule what it takes."
+            f"`{ambiguous[0]}` must be for either `ddln.optimiser` or {name}, got a rule that "
+            "accepts any name: bind it to the rule (`functools.partial`), or give the rule "
+            "explicit arguments."
         )
-    return taken
+    return arguments
 
 
-def _made(
+def _build(
     rule: Callable[..., optax.GradientTransformation],
     name: str,
     numbers: dict[str, Any],
@@ -217,22 +230,22 @@ def _made(
     weight_decay: Number | None = None,
     drops: Sequence[tuple[int, Number]] = (),
 ) -> Optimiser:
-    """The rule with its numbers, and with what is not its own."""
+    """The optimiser of a rule with its numbers and our options."""
     if intrinsic_step is not None:
-        numbers["learning_rate"] = _rate_of(intrinsic_step, numbers)
+        numbers["learning_rate"] = _learning_rate_from(intrinsic_step, numbers)
     try:
         inspect.signature(rule).bind(**numbers)
     except TypeError as fault:
-        raise ValueError(f"`numbers` must be what {name} takes: {fault}.") from None
+        raise ValueError(f"`numbers` must be arguments of {name}: {fault}.") from None
     decay = None if weight_decay is None else _checked("weight_decay", weight_decay)
     numbers = {key: _checked(key, value) for key, value in numbers.items()}
     if len(drops):
-        numbers["learning_rate"] = _dropping(numbers.get("learning_rate"), drops)
+        numbers["learning_rate"] = _step_schedule(numbers.get("learning_rate"), drops)
     return Optimiser(rule, numbers, decay)
 
 
-def _dropping(rate: Any, drops: Sequence[tuple[int, Number]]) -> Drops:
-    """The rate with its drops."""
+def _step_schedule(rate: Any, drops: Sequence[tuple[int, Number]]) -> StepSchedule:
+    """The schedule of a constant rate with drops."""
     if rate is None or callable(rate):
         given = "none" if rate is None else "a schedule"
         raise ValueError(f"`drops` must come with a `learning_rate` that is a number, got {given}.")
@@ -240,22 +253,22 @@ def _dropping(rate: Any, drops: Sequence[tuple[int, Number]]) -> Drops:
     factors = as_floats("drops", jnp.stack([jnp.asarray(factor) for factor in factors]), 1)
     wrong = ~(factors > 0).all()
     factors = refuse(wrong, f"`drops` must have factors > 0, got {factors}.", factors)
-    return Drops(rate, jnp.asarray(steps, jnp.int32), factors)
+    return StepSchedule(rate, jnp.asarray(steps, jnp.int32), factors)
 
 
-def _rate_of(intrinsic_step: Number, numbers: dict[str, Any]) -> Array:
+def _learning_rate_from(intrinsic_step: Number, numbers: dict[str, Any]) -> Array:
     """γ = λ (1 − β)²."""
     if "momentum" not in numbers or "learning_rate" in numbers:
         raise ValueError(
             "`intrinsic_step` must come with a `momentum` and without a `learning_rate`, got "
             f"{', '.join(numbers) or 'no other number'}."
         )
-    patience = 1 - _checked("momentum", numbers["momentum"])
-    return _checked("intrinsic_step", intrinsic_step) * patience**2
+    momentum_complement = 1 - _checked("momentum", numbers["momentum"])
+    return _checked("intrinsic_step", intrinsic_step) * momentum_complement**2
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A number that is known to have a range as an array within it; anything else as it is."""
+    """Check that a number is in the range of its name, if that has one; convert it to an array."""
     if value is None or callable(value):
         return value
     if name not in _RANGES:

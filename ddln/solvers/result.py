@@ -1,6 +1,6 @@
-"""What flows, descents and stochastic flows have in common: what was recorded of a curve."""
+"""`Run`, the base class of all results, and the error that a failed run raises."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,11 +8,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal import display
 from ddln._internal.validation import is_concrete
-from ddln.solvers.cost_model import FINISHED
+from ddln.solvers.status import Status
 
 
 class Run(eqx.Module):
-    """A curve of layers at some of its points."""
+    """A computed curve of layers, saved at some of its points.
+
+    Gradient flows, stochastic flows and gradient descent return subclasses of it.
+    """
 
     times: Float[Array, " points"]
     """Flow time: k steps of training reach kγ/(1 − β)."""
@@ -22,18 +25,32 @@ class Run(eqx.Module):
     gap: Float[Array, " points"]
     """ℒ(θ) − ℒ*."""
     status: Int[Array, ""]
-    """Index into `endings`."""
+    """Index into `statuses` and `status_names`."""
     stats: dict[str, Array]
-    """Counts, num_steps among them."""
+    """Counts such as num_steps."""
 
-    endings: ClassVar[tuple[str, ...]]
-    """How a run can end, in words."""
+    statuses: ClassVar[tuple[Status, ...]]
+    """Every way in which such a run can end, by its code."""
+
+    @classmethod
+    def code_of(cls, status: Status) -> int:
+        """The integer in `status` that stands for a status.
+
+        >>> ddln.Trajectory.code_of(ddln.solvers.status.Status.DIVERGED)
+        2
+        """
+        return cls.statuses.index(status)
+
+    @property
+    def status_names(self) -> tuple[str, ...]:
+        """The word for each status code."""
+        return tuple(status.value for status in self.statuses)
 
     @property
     def ok(self) -> Bool[Array, "..."]:
-        """Whether it came to its end: the last of its points, or the gap that it was to reach."""
-        ends = [self.endings.index(word) for word in FINISHED if word in self.endings]
-        return jnp.isin(self.status, jnp.asarray(ends))
+        """Whether the run reached the last of its points, or its target gap."""
+        finished = [code for code, status in enumerate(self.statuses) if status.is_finished]
+        return jnp.isin(self.status, jnp.asarray(finished))
 
     def _repr_html_(self) -> str:
         return display.html(self)
@@ -43,8 +60,29 @@ class Run(eqx.Module):
         if not is_concrete(self.status) or self.status.ndim:
             return f"{name}(theta={self.theta.shape})"
         return (
-            f"{name}({self.endings[int(self.status)]}, {self.times.size} points up to "
+            f"{name}({self.status_names[int(self.status)]}, {self.times.size} points up to "
             f"{float(self.times[-1]):g}, depth {self.layers.shape[1]}, dim {self.layers.shape[2]}, "
             f"gap {float(self.gap[0]):.3g} → {float(self.gap[-1]):.3g}, "
             f"{int(self.stats['num_steps'])} steps)"
         )
+
+
+RunT = TypeVar("RunT", bound=Run)
+
+
+def raise_on_failure(run: RunT) -> RunT:
+    """Return a run that finished; raise an error for any other.
+
+    Raises:
+        RuntimeError: the run failed. Under `jax.jit` JAX raises it when the program runs.
+    """
+    if not is_concrete(run.status):
+        message = "The run ended early: pass `throw=False` to get it with its `status`."
+        return eqx.error_if(run, ~run.ok, message)
+    status = run.statuses[int(run.status)]
+    if not status.is_finished:
+        raise RuntimeError(
+            f"The run ended early ({status.value}) after {int(run.stats['num_steps'])} steps: "
+            f"{status.meaning}. To mend it, {status.advice}; or pass `throw=False` to get the run."
+        )
+    return run

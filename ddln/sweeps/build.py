@@ -19,7 +19,7 @@ from ddln.config.experiment import Experiment, parse
 from ddln.config.schema import Devices, Table
 from ddln.networks import init
 from ddln.problems import base, convex, sharding
-from ddln.solvers.gradient_estimators import Oracle, Sampling, SharpnessAware
+from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
 from ddln.solvers.optimisers import Optimiser, optimiser
 
 _LOSSES = {
@@ -144,7 +144,7 @@ def rule_of(descent: Descent) -> Optimiser:
     return optimiser(descent.optimiser.kind, **given)
 
 
-def oracle_of(descent: Descent) -> Oracle:
+def oracle_of(descent: Descent) -> GradientEstimator:
     """What gradient a step sees."""
     drawn = {} if descent.sampling is None else _options(descent.sampling)
     drawn.pop("seed", None)

@@ -240,10 +240,9 @@ def _together(chunk: Chunk, report: Report | None, twice: bool) -> xr.Dataset:
     for name, variable in dataset.data_vars.items():
         _, units, words = VARIABLES[str(name)]
         variable.attrs = {"units": units, "long_name": words}
-    endings = runs.endings
     dataset["status"].attrs |= {
-        "flag_values": np.arange(len(endings)),
-        "flag_meanings": " ".join(endings),
+        "flag_values": np.arange(len(runs.status_names)),
+        "flag_meanings": " ".join(runs.status_names),
     }
     dataset.attrs = {"certificate_statements": claims.statements(checked)}
     return dataset

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from ddln.solvers.cost_model import FINISHED
+from ddln.solvers.status import FINISHED
 from ddln.sweeps.plan import Chunk, Plan
 
 Item = TypeVar("Item")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddln._internal.files import read_limited, write_whole
 from ddln._internal.html import Markup, count, element, join, number, table
-from ddln.solvers.cost_model import FINISHED
+from ddln.solvers.status import FINISHED, Status
 from ddln.sweeps.dataset_schema import accuracy_in_words, solved_again
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
@@ -29,12 +29,6 @@ LARGEST = 2**26
 """Bytes of a figure or config that goes into the page."""
 LISTED = 50
 """So many unfinished networks are listed by name; the rest are counted."""
-
-ENDINGS = {
-    "max_steps": "the solver used up its steps: raise dynamics.max_steps, or try solver kvaerno5",
-    "diverged": "a value stopped being a number: of a flow, tighten dynamics.rtol or shorten "
-    "dynamics.until; of a descent, lower its step size",
-}
 
 
 MEANINGS = {
@@ -188,6 +182,13 @@ def _check(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _explanation(name: str) -> str:
+    """Meaning of a status, and the advice about it."""
+    if name not in {status.value for status in Status}:
+        return ""
+    return f"{Status(name).meaning}: {Status(name).advice}"
+
+
 def _unfinished(dataset: xr.Dataset) -> list[str]:
     """What became of the networks whose run broke off, and where they are in the sweep."""
     status = dataset["status"]
@@ -200,7 +201,7 @@ def _unfinished(dataset: xr.Dataset) -> list[str]:
         place = dict(zip(status.dims, index.tolist(), strict=True))
         name = names.get(int(status[place]), "unknown")
         values = [f"{axis} = {dataset[axis][i].item():g}" for axis, i in place.items()]
-        rows.append([", ".join(values) or "the only one", name, ENDINGS.get(name, "")])
+        rows.append([", ".join(values) or "the only one", name, _explanation(name)])
     more = f"{count(len(where), 'network')} in all; the first {LISTED} are listed."
     return [
         *([table(("Network", "Ended", "Meaning"), rows)] if rows else []),

@@ -3,7 +3,7 @@
 Any rule, on any samples: the steps from some of the records are taken again, from the optimiser's
 state there and with the run's key, and must lead to the records that follow.
 
-With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers.gradient_descent.Ledger`), λ = |u² −
+With x_k = γ_k ∇ℓ_k and plain steps at depth 2 (`ddln.solvers._descent_state`), λ = |u² −
 v²| and the mirror map ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|, any run has at any step,
 whatever its samples,
 

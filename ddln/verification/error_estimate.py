@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln.networks.reparametrisation import Reduction
-from ddln.solvers.gradient_flow import STATUS, Trajectory
+from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.status import Status
 
 _MANY = 10
 
@@ -67,7 +68,9 @@ def discrepancy(run: Trajectory, again: Float[Array, "times dim"]) -> Float[Arra
 
 def rests(run: Trajectory) -> Bool[Array, " times"]:
     """Where a run that was stopped at its target is at rest."""
-    return jnp.all(run.theta == run.theta[-1:], axis=1) & (run.status == STATUS.index("stopped"))
+    return jnp.all(run.theta == run.theta[-1:], axis=1) & (
+        run.status == run.code_of(Status.STOPPED)
+    )
 
 
 def _farthest(run: Trajectory) -> Float[Array, ""]:

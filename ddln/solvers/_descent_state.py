@@ -1,0 +1,119 @@
+"""State of gradient descent between two steps, and what a run needs to repeat its steps.
+
+At depth 2, plain steps u ← u − γ (∇ℓ ⊙ v), v ← v − γ (∇ℓ ⊙ u) satisfy, for any samples and any γ,
+
+    u ± v  ←  (1 ∓ γ ∇ℓ) ⊙ (u ± v),       u² − v²  ←  (1 − γ² (∇ℓ)²) ⊙ (u² − v²),
+
+so a run accumulates the products of these factors for its certificates.
+
+Source: u² − v² and its consequences for the limit, Even et al. 2023.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt
+
+from ddln.solvers.gradient_estimators import GradientEstimator
+from ddln.solvers.optimisers import Optimiser
+
+BLOCK = 64
+"""Number of steps whose factors are accumulated relative to 1."""
+
+
+class AccumulatedSteps(eqx.Module):
+    """Products and sums over all steps from the start; for plain steps at depth 2."""
+
+    growth: Float[Array, "*records 2 dim"]
+    """Π_k (1 − γ_k ∇ℓ_k) and Π_k (1 + γ_k ∇ℓ_k), the growth factors of u + v and u − v."""
+    dual: Float[Array, "*records dim"]
+    """−Σ_k γ_k ∇ℓ_k."""
+
+
+class StepAccumulator(eqx.Module):
+    """Accumulates the steps of a run.
+
+    A single running product would lose the small difference of each factor from 1. So each block of
+    64 steps has its own product, stored less 1. Blocks are counted from the start of the run, not
+    from a record.
+    """
+
+    completed: AccumulatedSteps
+    """All completed blocks."""
+    block: AccumulatedSteps
+    """The current block; its growth is stored less 1."""
+
+    @classmethod
+    def start(cls, layers: Float[Array, "2 dim"]) -> "StepAccumulator":
+        """The accumulator before the first step."""
+        nothing = AccumulatedSteps(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
+        return cls(nothing, jax.tree.map(jnp.zeros_like, nothing))
+
+    @property
+    def total(self) -> AccumulatedSteps:
+        """All steps so far."""
+        growth, dual = self.completed.growth, self.completed.dual
+        return AccumulatedSteps(growth + growth * self.block.growth, dual + self.block.dual)
+
+    def with_block(self, block: AccumulatedSteps, step: Int[Array, ""]) -> "StepAccumulator":
+        """Replace the current block; begin a new one if the number of steps completes it."""
+        unfinished = StepAccumulator(self.completed, block)
+        finished = StepAccumulator(unfinished.total, jax.tree.map(jnp.zeros_like, block))
+        return jax.tree.map(partial(jnp.where, step % BLOCK == 0), finished, unfinished)
+
+
+def add_step(
+    block: AccumulatedSteps, rate: Float[Array, ""], gradient: Float[Array, " dim"]
+) -> AccumulatedSteps:
+    """Add a step of the given learning rate and ∇ℓ(θ) to a block."""
+    sign = jnp.asarray([[-1.0], [1.0]], gradient.dtype)
+    factor = sign * (rate * gradient)[None]
+    growth = block.growth + (factor + block.growth * factor)
+    return AccumulatedSteps(growth, block.dual - rate * gradient)
+
+
+class State(eqx.Module):
+    """State of a run after some steps. `descend` continues from it."""
+
+    layers: Float[Array, "depth dim"]
+    carry: Any
+    """State of the optimiser."""
+    ledger: StepAccumulator | None
+    taken: Int[Array, ""]
+    """Number of steps until the run ended. `step` and `time` go on after the end, so that all runs
+    of a batch share them."""
+    step: Int[Array, ""]
+    time: Float[Array, ""]
+    order: Int[Array, " samples"] | None
+    """Order of the samples in the current epoch, if they are drawn without replacement."""
+    key: UInt[Array, " words"] | None
+    """Key data, so that `eqx.tree_serialise_leaves` can write a state to a file."""
+    generator: str | None = eqx.field(static=True)
+    """Name of the key's generator."""
+
+
+class Method(eqx.Module):
+    """Optimiser and gradient estimator of a run, as a pytree of arrays that `jax.vmap` can return.
+
+    Optimisers and estimators themselves can have Python numbers as leaves.
+    """
+
+    arrays: list[Any]
+    others: tuple[Any, ...] = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+
+    def __init__(self, optimiser: Optimiser, estimator: GradientEstimator):
+        leaves, self.structure = jax.tree.flatten((optimiser, estimator))
+        self.arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
+        self.others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+
+    def unpack(self) -> tuple[Optimiser, GradientEstimator]:
+        """Optimiser and gradient estimator."""
+        leaves = [
+            other if array is None else array
+            for array, other in zip(self.arrays, self.others, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
