@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ RATE = 0.03
 GRADIENT = np.array([0.7, -1.3])
 
 
-def stepped(entropy, theta, rate=RATE, gradient=GRADIENT):
+def stepped(entropy, theta, rate: Any = RATE, gradient: Any = GRADIENT) -> Any:
     rule = ddln.mirror_descent(entropy, rate)
     updates, _ = rule.update(jnp.asarray(gradient), rule.init(theta), theta)
     return optax.apply_updates(theta, updates)

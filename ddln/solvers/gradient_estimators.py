@@ -238,7 +238,7 @@ class Sampling(eqx.Module):
 
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
-    ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"] | None]:
+    ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"]]:
         """∂ℓ/∂u, and the ∇ℓ(θ) of which it is the pullback."""
         return _estimate(problem, layers, batch)
 
@@ -299,7 +299,7 @@ class SharpnessAware(eqx.Module):
 
     def gradient(
         self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
-    ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"] | None]:
+    ) -> tuple[Float[Array, "depth dim"], None]:
         """The gradient; and None, because it is not the pullback of a ∇ℓ(θ) at these layers."""
         if self.group is None:
             return self._gradient_after_ascent(problem, layers, batch), None
