@@ -11,7 +11,7 @@ import pytest
 import ddln
 from ddln.networks.reparametrisation import Reduction
 from ddln.solvers import gradient_flow
-from ddln.solvers.cost_model import DENSE
+from ddln.solvers.cost_model import LARGEST_DENSE_DIM
 from ddln.sweeps import report
 from ddln.verification.flow_certificates import _diagonal, gap_floor
 
@@ -279,7 +279,7 @@ def test_claims_on_integrals_over_too_few_saved_times_do_not_apply(certified):
 
 
 def test_a_wide_diagonal_is_that_of_a_narrow_one():
-    at = jnp.linspace(-2.0, 2.0, DENSE + 1)
+    at = jnp.linspace(-2.0, 2.0, LARGEST_DENSE_DIM + 1)
     for part in (at, at[1:]):
         np.testing.assert_allclose(_diagonal(lambda x: x**3, part), 3 * part**2)
 

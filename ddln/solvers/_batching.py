@@ -20,7 +20,7 @@ from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
 from ddln.problems.base import Problem
 from ddln.solvers._steppers import Rodas5P, Tsit5
-from ddln.solvers.cost_model import CORES, accurate_steps, surcharge
+from ddln.solvers.cost_model import ASSUMED_CORES, accurate_steps, implicit_extra_cost
 from ddln.solvers.formulations import Reduced, Smallest
 
 _NARROWEST = 8
@@ -107,7 +107,7 @@ def plan_batches(
         concurrency: number of batches that run at the same time.
     """
     steps_for_stability = np.nan_to_num(stiffness, nan=0.0) / 3
-    is_stiff = steps_for_stability > accurate_steps(rtol) * surcharge(dim)
+    is_stiff = steps_for_stability > accurate_steps(rtol) * implicit_extra_cost(dim)
     if solver != "auto":
         is_stiff = np.full(stiffness.shape, solver == "rodas5p")
     is_short = coordinate_range <= _SHORT_RANGE
@@ -135,7 +135,9 @@ def batch_width(
         largest = min(64, 65536 // dim)
     # Enough batches for all cores of a machine, but the same number on every machine: the last
     # digits of a result depend on the width of its batch.
-    share = max(-(-networks // (CORES if is_cpu else concurrency)), min(networks, _NARROWEST))
+    share = max(
+        -(-networks // (ASSUMED_CORES if is_cpu else concurrency)), min(networks, _NARROWEST)
+    )
     return min(1 << max(largest, 1).bit_length() - 1, 1 << (share - 1).bit_length())
 
 

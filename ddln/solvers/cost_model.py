@@ -6,16 +6,16 @@ model without loading JAX.
 
 import numpy as np
 
-CORES = 4
+ASSUMED_CORES = 4
 """Number of cores for which one process divides its work, whatever the machine has: the last digits
 depend on the division."""
-CERTIFIED_DUALS = 33
+MIRROR_MAP_CHECKS = 33
 """Number of saved times at which a flow's mirror map is checked."""
-DENSE = 64
-"""Largest dimension at which the diagonal ∇²Q is stored as a full matrix."""
+LARGEST_DENSE_DIM = 64
+"""Largest dimension at which ∇²Q, which is diagonal, is computed as a full matrix."""
 
 
-def accurate_steps(rtol: float | np.ndarray) -> np.ndarray:
+def accurate_steps(rtol: float | np.ndarray) -> np.floating | np.ndarray:
     """Steps that a method of order 5, explicit or implicit, needs for each relative tolerance.
 
     >>> round(float(accurate_steps(1e-9)))
@@ -24,10 +24,10 @@ def accurate_steps(rtol: float | np.ndarray) -> np.ndarray:
     return 2.5 * np.power(rtol, -0.2)
 
 
-def surcharge(dim: int) -> float:
+def implicit_extra_cost(dim: int) -> float:
     """Measured extra cost of a linearly implicit step, in explicit steps.
 
-    >>> surcharge(32)
+    >>> implicit_extra_cost(32)
     4.0
     """
     return (dim / 16) ** 2

@@ -32,7 +32,7 @@ import typer
 from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
 from ddln.config.schema import Devices
-from ddln.solvers.cost_model import CORES
+from ddln.solvers.cost_model import ASSUMED_CORES
 from ddln.sweeps._manifest import differences
 from ddln.sweeps.environment import install_command, provenance, start_jax
 from ddln.sweeps.executor import Here, LostChunks, Way
@@ -325,7 +325,7 @@ def _close(cluster: Any) -> None:
 def _local(where: str) -> int:
     """How many processes of this machine; 0 where the cluster is another one."""
     if where == "local":
-        return max(1, (os.cpu_count() or 1) // CORES)
+        return max(1, (os.cpu_count() or 1) // ASSUMED_CORES)
     if not (given := re.fullmatch(r"local:(\d+)", where)):
         return 0
     if (count := int(given[1])) < 1:

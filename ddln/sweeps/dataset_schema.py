@@ -13,7 +13,7 @@ import numpy as np
 from ddln.config.datasets import has_truth, shape_of
 from ddln.config.dynamics import Descent
 from ddln.config.experiment import Experiment
-from ddln.solvers.cost_model import CERTIFIED_DUALS, DENSE
+from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -155,8 +155,8 @@ def working_bytes(experiment: Experiment) -> int:
     if isinstance(experiment.dynamics, Descent):
         held = _COPIES_OF_A_DESCENT * depth * positions
     else:
-        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, CERTIFIED_DUALS)
-        hessians = _HESSIANS * width * min(width, DENSE)
+        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, MIRROR_MAP_CHECKS)
+        hessians = _HESSIANS * width * min(width, LARGEST_DENSE_DIM)
         held = (_WORKSPACE + _COPIES * depth) * positions + duals + hessians
     return 8 * (held + _COPIES * matrices)
 

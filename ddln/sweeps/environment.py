@@ -19,11 +19,11 @@ def start_jax() -> None:
     # are not cached. What could raise has been checked before they run.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from ddln.solvers.cost_model import CORES
+    from ddln.solvers.cost_model import ASSUMED_CORES
 
     # Of how many threads sums are cut into, last digits depend: so it is not left to the machine.
     # XLA reads the first; LAPACK, whose threads side by side wait for each other, the second.
-    os.environ["NPROC"], os.environ["OPENBLAS_NUM_THREADS"] = str(CORES), "1"
+    os.environ["NPROC"], os.environ["OPENBLAS_NUM_THREADS"] = str(ASSUMED_CORES), "1"
     import jax
 
     jax.config.update("jax_enable_x64", True)

@@ -24,7 +24,7 @@ from ddln.config.experiment import (
     units_of,
 )
 from ddln.config.sweep_axes import columns
-from ddln.solvers.cost_model import accurate_steps, surcharge
+from ddln.solvers.cost_model import accurate_steps, implicit_extra_cost
 from ddln.sweeps.dataset_schema import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
@@ -285,7 +285,7 @@ def _steps(experiment: Experiment, flow: Flow, samples: int) -> Any:
     if flow.solver == "kvaerno5":
         return 350  # implicit: seen between 285 and 378
     accurate = accurate_steps(flow.rtol)
-    implicit = accurate * (1 + surcharge(experiment.width))
+    implicit = accurate * (1 + implicit_extra_cost(experiment.width))
     if flow.solver == "rodas5p":
         return implicit
     factor = {"sum": 2, "half": 1, "mean": 2 / samples, "half_mean": 1 / samples}

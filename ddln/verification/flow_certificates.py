@@ -22,7 +22,7 @@ from ddln._internal.validation import ArrayLike, Number, as_layers, largest, sma
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import OPEN, coordinate_kinds, effective_parameter, mobility
 from ddln.problems.base import Problem
-from ddln.solvers.cost_model import DENSE
+from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_flow import Trajectory
 from ddln.theory import _hermite
@@ -38,8 +38,8 @@ from ddln.verification.consistency import (
 from ddln.verification.descent_certificates import step_claims
 from ddln.verification.error_estimate import expected_error, relative_accuracy, rests
 
-_SAMPLES, _DUALS = 9, 33
-"""Saved times at which claims that need second derivatives, and mirror maps, are checked."""
+_SAMPLES = 9
+"""Saved times at which claims that need second derivatives are checked."""
 _IDENTITY = 450_000
 """Roundings that are granted to an identity at a point: 1e-10 in float64."""
 _LOOSEST = 0.05
@@ -258,7 +258,7 @@ def _dissipation(problem, layers, theta, velocity):
 
 def _diagonal(function, at):
     """Of the Jacobian; of a large one by its product with signs, that other entries would spoil."""
-    if at.size <= DENSE:
+    if at.size <= LARGEST_DENSE_DIM:
         return jnp.diagonal(jax.jacfwd(function)(at))
     signs = jax.random.rademacher(key_from_seed(0), at.shape, at.dtype)
     return signs * jax.jvp(function, (at,), (signs,))[1]
@@ -314,7 +314,7 @@ def _dual_claims(problem, entropy, run):
     From the start all errors add up. Between two times only those made there count, so that a clock
     that is off shows wherever a curve is resolved, whatever happened before.
     """
-    few = _few(run, _DUALS)
+    few = _few(run, MIRROR_MAP_CHECKS)
     value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )
