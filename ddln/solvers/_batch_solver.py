@@ -42,7 +42,7 @@ def solve_in_batches(
     max_steps: int,
     mesh: Mesh | None,
 ) -> BatchSolution:
-    """Solve for all networks. What is saved are the smallest layers, (networks, times, dim)."""
+    """Solve for all networks. The saved states are the smallest layers, (networks, times, dim)."""
     horizon = inputs.times[:, -1] - inputs.times[:, 0]
     stiffness, coordinate_range = predict(problem, layers, inputs.reduction, horizon)
     devices = concurrent_devices(mesh)
@@ -57,7 +57,7 @@ def solve_in_batches(
         )
     )
     inputs = jax.tree.map(np.asarray, inputs)
-    # Two programs on the same devices of a mesh could wait for each other: one at a time on each.
+    # Run one program at a time on each device: two on the devices of a mesh could deadlock.
     idle: SimpleQueue[Any] = SimpleQueue()
     for device in devices:
         idle.put(device)
