@@ -15,6 +15,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 import ddln
+from ddln.networks import _coordinate_maps
 
 DEPTH, DIM, SAMPLE, REPEATS = 6, 1_000_000, 100, 5
 
@@ -58,7 +59,7 @@ def rows() -> Iterator[tuple[str, list[float], float]]:
     condition = np.maximum(1, np.abs(dual / np.asarray(entropy.hessian(theta)) / theta))
 
     reduction = entropy.reduction
-    v_end = ddln.networks._coordinate_maps.coordinate_of_theta(jax.numpy.asarray(theta), reduction)
+    v_end = _coordinate_maps.coordinate_of_theta(jax.numpy.asarray(theta), reduction)
     start, end = (np.asarray(reduction.smallest(v)) for v in (reduction.start, v_end))
 
     def by_quad(k, stop):
@@ -72,7 +73,9 @@ def rows() -> Iterator[tuple[str, list[float], float]]:
 
     def by_brentq(k):
         far = 10 * (abs(end[k]) + abs(start[k]))
-        return brentq(lambda w: by_quad(k, w) - dual[k], -far, far, xtol=1e-300, rtol=1e-12)
+        return brentq(
+            lambda w: by_quad(k, w) - dual[k], -far, far, xtol=1e-300, rtol=np.float64(1e-12)
+        )
 
     chosen = np.arange(SAMPLE)
     with np.errstate(all="ignore"):

@@ -235,10 +235,9 @@ class ReducedPoint(eqx.Module):
         imbalances = jnp.zeros_like(signs).at[2:].set(self.reduction.other_imbalances)
         # Only constants are put into the order of the layers: under `vmap` over w, only once.
         signs, imbalances = _by_layer(signs, order), _by_layer(imbalances, order)
-        index = _layer_index(order)
-        w, g = self.smallest[None], self.second[None]
-        others = jnp.where(index == order[1:2], g, jnp.sqrt(w**2 + imbalances))
-        return signs * jnp.where(index == order[:1], w, others)
+        layer, w, g = _layer_index(order), self.smallest[None], self.second[None]
+        others = jnp.where(layer == order[1:2], g, jnp.sqrt(w**2 + imbalances))
+        return signs * jnp.where(layer == order[:1], w, others)
 
 
 def _positive(squares: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -252,6 +251,7 @@ def _sqrt(square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _layer_index(order: Int[Array, "depth dim *batch"]) -> Int[Array, "depth ..."]:
+    """0 … depth − 1 along the first axis."""
     return jnp.arange(len(order)).reshape(-1, *[1] * (order.ndim - 1))
 
 
@@ -259,11 +259,11 @@ def _by_layer(
     rows: Float[Array, "depth dim *batch"], order: Int[Array, "depth dim *batch"]
 ) -> Float[Array, "depth dim *batch"]:
     """Reorder rows from ascending magnitude to the order of the layers."""
-    index = _layer_index(order)
+    layer = _layer_index(order)
     # Selection runs at memory speed; sorting and gathering are far slower.
     selected = (
-        jnp.where(position[None] == index, row[None], 0.0)
-        for row, position in zip(rows, order, strict=True)
+        jnp.where(layer == index[None], row[None], 0.0)
+        for row, index in zip(rows, order, strict=True)
     )
     return sum(selected, start=jnp.zeros_like(rows))
 
