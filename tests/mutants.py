@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     "networks/entropy": ["test_entropy.py"],
     "networks/layers": ["test_network.py", "test_init.py"],
-    "networks/reparametrisation": ["test_network.py", "test_pictures.py"],
+    "networks/reparametrisation": ["test_network.py", "test_formulations.py"],
     "solvers/gradient_flow": ["test_flow.py"],
     "verification/flow_certificates": ["test_certificates.py"],
     "theory/convergence": ["test_theory.py", "test_design.py"],
