@@ -21,7 +21,7 @@ import numpy as np
 
 from ddln.config.experiment import load
 from ddln.sweeps import executor
-from ddln.sweeps.dask_executor import Cluster, way_to_compute
+from ddln.sweeps.dask_executor import DaskExecutor, open_executor
 from ddln.sweeps.environment import start_jax
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
@@ -40,17 +40,17 @@ def sweep(number: int):
     return make_plan(load("configs/figure4.toml", [seeds]))
 
 
-def seconds_of_chunks(root: Path, plan, way: executor.Way) -> np.ndarray:
+def seconds_of_chunks(root: Path, plan, workers: executor.Executor) -> np.ndarray:
     """From the end of each chunk to that of the next one; the first from the beginning."""
     folder = RunFolder.of(plan.experiment, root)
-    with executor.begun(folder, plan, way):
+    with executor.open_run(folder, plan, workers):
         ends = [time.perf_counter()]
-        ends += [time.perf_counter() for _ in way.compute(folder, plan.chunks, lambda *_: None)]
+        ends += [time.perf_counter() for _ in workers.compute(folder, plan.chunks, lambda *_: None)]
     return np.diff(ends)
 
 
 @contextlib.contextmanager
-def cluster(root: Path, cores: list[int]) -> Iterator[Cluster]:
+def cluster(root: Path, cores: list[int]) -> Iterator[DaskExecutor]:
     """A scheduler, and a worker on each of these cores."""
     where = root / f"{len(cores)}.json"
     scheduler = _start(
@@ -64,9 +64,9 @@ def cluster(root: Path, cores: list[int]) -> Iterator[Cluster]:
     for worker, core in zip(workers, cores, strict=True):
         os.sched_setaffinity(worker.pid, {core})
     try:
-        with way_to_compute(str(where)) as way:
-            way._connected().wait_for_workers(len(cores))
-            yield way
+        with open_executor(str(where)) as remote:
+            remote._connected().wait_for_workers(len(cores))
+            yield remote
     finally:
         for process in (*workers, scheduler):
             process.kill()
@@ -78,9 +78,9 @@ def _start(verb: str, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
 
 
-def seconds_of_a_task(way: Cluster) -> float:
+def seconds_of_a_task(workers: DaskExecutor) -> float:
     """Of one that is nothing: what scheduler, client and workers need for it."""
-    client = way._connected()
+    client = workers._connected()
     began = time.perf_counter()
     client.gather(client.map(abs, range(TASKS), pure=False))
     return (time.perf_counter() - began) / TASKS
@@ -92,17 +92,17 @@ def measure(root: Path) -> tuple[dict[str, float], np.ndarray]:
     start_jax()
     os.sched_setaffinity(0, cores[:1])
     for number in (0, 1):  # the first compiles
-        alone = seconds_of_chunks(root, sweep(number), executor.Here())
+        alone = seconds_of_chunks(root, sweep(number), executor.LocalExecutor())
     os.sched_setaffinity(0, cores)
     taken, there = {}, {}
     for count in (1, 2):
-        with cluster(root, cores[:count]) as way:
+        with cluster(root, cores[:count]) as workers:
             plan = sweep(10 * count)
-            seconds_of_chunks(root, plan, way)  # compiles
+            seconds_of_chunks(root, plan, workers)  # compiles
             others = (sweep(10 * count + k) for k in (1, 2, 3))
-            taken[count] = min(seconds_of_chunks(root, other, way).mean() for other in others)
-            there[count] = min(seconds_of_chunks(root, plan, way).mean() for _ in range(3))
-            task = seconds_of_a_task(way)
+            taken[count] = min(seconds_of_chunks(root, other, workers).mean() for other in others)
+            there[count] = min(seconds_of_chunks(root, plan, workers).mean() for _ in range(3))
+            task = seconds_of_a_task(workers)
     sizes = [path.stat().st_size for path in root.glob("*/chunks/*.nc")]
     return {
         "seconds a chunk, without a cluster": alone.mean(),

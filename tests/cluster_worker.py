@@ -1,6 +1,7 @@
-"""Preloaded by the workers of the tests: chunks that take a moment, and one that may be poisoned.
+"""A preload for the workers of the tests: chunks take a moment, and one of them may fail.
 
-The environment says how: SECONDS of a chunk, and POISON, such as `3:raise` or `3:die`.
+Environment variables control it: SECONDS for each chunk, and POISON, such as `3:raise` or
+`3:die`.
 """
 
 import os
@@ -13,7 +14,7 @@ import stand_in
 
 
 def dask_setup(worker):
-    """Stands in for what computes."""
+    """Replace the numerical modules when a worker starts."""
     stand_in._prepare()
     vars(sys.modules["ddln.sweeps.compute"])["compute"] = partial(_compute, stand_in._compute)
 

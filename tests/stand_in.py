@@ -1,8 +1,8 @@
-"""The command line with stand-ins for what computes: processes that start in milliseconds.
+"""The command line without its numerics: processes that start in milliseconds.
 
-Run as a program it imports once and then forks: a line of JSON on standard input, `{"start": …}`
-or `{"wait": pid}`, is answered by the child's number or by its exit status, −n of one that signal
-n killed. Tests use it through `Processes`.
+Run as a program, it imports once and then forks. It answers each line of JSON on standard input:
+`{"start": …}` with the process id of a child, `{"wait": pid}` with its exit status, which is −n
+after signal n. Tests use it through `Processes`.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "figure4.toml")
 STUDY = '''
-"""A study that claims and draws next to nothing."""
+"""A study with one claim and a small figure."""
 from types import SimpleNamespace
 from matplotlib.figure import Figure
 
@@ -35,11 +35,11 @@ def draw(dataset):
     return figure
 '''
 _DAC_OVERRIDE = 1 << 1
-"""The capability by which root writes where nobody may."""
+"""The capability by which root may write to read-only files."""
 
 
 def sweep(chunks: int) -> list[str]:
-    """Overrides: so many chunks, of two lanes each."""
+    """Overrides of a config that make this many chunks of two lanes each."""
     return [f"sweep={{network.init.seed={{range=[0, {2 * chunks}]}}}}", "memory=0.003"]
 
 
@@ -47,7 +47,7 @@ class Processes:
     """Real processes of the stand-in.
 
     Args:
-        folder: that they work in; gets a study of its own.
+        folder: the working folder; a study is written into it.
     """
 
     def __init__(self, folder: Path):
@@ -64,25 +64,25 @@ class Processes:
         )
 
     def start(self, *arguments: str, **controls: Any) -> int:
-        """Starts `ddln` with these arguments; `controls` as `_child` takes them."""
+        """Start `ddln` with the `controls` of `_child`; return its process id."""
         return self._ask({"start": arguments, "cwd": str(self.folder), **controls})
 
     def wait(self, pid: int) -> int:
-        """The exit status, once it has ended."""
+        """Wait for a process, and return its exit status."""
         return self._ask({"wait": pid})
 
     def call(self, *arguments: str, **controls: Any) -> tuple[int, str]:
-        """The exit status, and what was said on standard error."""
+        """Run `ddln`, and return its exit status and standard error."""
         pid = self.start(*arguments, **controls)
         return self.wait(pid), self.said(pid)
 
     def said(self, pid: int) -> str:
-        """What a process said on standard error: nothing if it was killed before it could."""
+        """The standard error of a process; empty if it was killed early."""
         file = self.folder / f"{pid}.err"
         return file.read_text() if file.exists() else ""
 
     def close(self) -> None:
-        """Lets the server end."""
+        """End the server."""
         self._server.communicate()
 
     def _ask(self, question: dict[str, Any]) -> int:
@@ -114,7 +114,7 @@ def _compute(chunk: Any, report: Any = None) -> Any:
 
 
 def _prepare() -> Any:
-    """Imports what a run imports, less what computes, and stands in for that."""
+    """Import what a run imports, with stand-ins for the numerical modules."""
     from ddln.sweeps import environment as runtime
 
     runtime.start_jax = lambda: None
@@ -140,13 +140,13 @@ def _prepare() -> Any:
 
 
 def _child(cli: Any, arguments: list[str], controls: dict[str, Any]) -> None:
-    """Runs `ddln` in this process.
+    """Run `ddln` in this process.
 
     Args:
         cli: the module.
         arguments: of the command line.
-        controls: `cwd`; `fsize`, bytes that a file may have; `unprivileged`, so that root may
-            write only where others may; `clock`, whether the time of day goes backwards.
+        controls: `cwd`; `fsize`, the largest size of a file in bytes; `unprivileged`, to drop
+            root's right to write everywhere; `clock`, to let the time of day go backwards.
     """
     os.chdir(controls["cwd"])
     for number, kind in ((1, "out"), (2, "err")):

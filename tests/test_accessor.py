@@ -144,6 +144,6 @@ def test_modules_that_make_or_draw_data_sets_bring_the_accessor(imports):
 
 def test_an_opened_data_set_has_the_accessor(grid, tmp_path):
     grid.to_netcdf(tmp_path / "dataset.nc", engine="h5netcdf")
-    with _netcdf.opened(tmp_path / "dataset.nc") as dataset:
+    with _netcdf.open_dataset(tmp_path / "dataset.nc") as dataset:
         assert isinstance(dataset.ddln, accessor.Accessor)
         assert len(list(dataset.ddln.runs())) == 6

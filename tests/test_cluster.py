@@ -1,4 +1,4 @@
-"""Sweeps on a cluster: real processes, which are killed."""
+"""Sweeps on a Dask cluster of real processes, some of which are killed."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ import pytest
 from ddln.config.experiment import load
 from ddln.solvers import _batching
 from ddln.solvers._steppers import Rodas5P, Tsit5
-from ddln.sweeps import dask_executor, executor
+from ddln.sweeps import _dask_address, dask_executor, executor
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
 
@@ -25,12 +25,12 @@ stand_in = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(stand_in)
 
 ROOT = Path(__file__).parent.parent
-PRELOAD = "cluster_worker"  # by its name: Dask would run a copy of the file, elsewhere
+PRELOAD = "cluster_worker"  # by name: given a path, Dask would run a copy of the file
 PRELOADED = ("--preload", PRELOAD)
 PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 CHUNKS = 12
 SWEEP = stand_in.sweep(CHUNKS)
-PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
+PATIENT = 60.0  # seconds to wait on a busy machine
 
 
 @pytest.mark.parametrize(
@@ -44,24 +44,24 @@ PATIENT = 60.0  # seconds in which a cluster of a busy machine gets somewhere
         ),
     ],
 )
-def test_a_place_that_is_no_cluster_is_refused(where, told):
+def test_invalid_cluster_option_is_refused(where, told):
     pytest.importorskip("distributed")
-    with pytest.raises(ValueError, match=re.escape(told)), dask_executor.way_to_compute(where):
+    with pytest.raises(ValueError, match=re.escape(told)), dask_executor.open_executor(where):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_is_told_of_with_what_to_do():
+def test_unreachable_scheduler_gives_advice():
     def connect():
         raise OSError("nobody there")
 
     told = "no scheduler answers at tcp://a:1: `dask scheduler` must be running there"
     with pytest.raises(ConnectionError, match=re.escape(told)):
-        dask_executor.Cluster(connect, "tcp://a:1")
+        dask_executor.DaskExecutor(connect, "tcp://a:1")
 
 
-def test_a_cluster_that_knows_nothing_of_ddln_is_refused():
+def test_cluster_without_ddln_is_refused():
     class Broken:
-        """What was sent for, where it could not be unpickled."""
+        """Replaces a task that could not be unpickled."""
 
         def exception(self, timeout):
             return self.fault
@@ -77,24 +77,24 @@ def test_a_cluster_that_knows_nothing_of_ddln_is_refused():
     client = SimpleNamespace(submit=lambda *_, **__: Broken())
     told = "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
     with pytest.raises(ValueError, match=re.escape(told)):
-        dask_executor.Cluster(lambda: client, "tcp://a:1").provenance(None)
+        dask_executor.DaskExecutor(lambda: client, "tcp://a:1").provenance(None)
 
 
-def test_an_address_that_strangers_reach_is_warned_of_and_others_are_not(
-    tmp_path, capsys, monkeypatch
-):
+def test_only_public_unencrypted_addresses_give_a_warning(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dask_executor, "_has_certificates", lambda: True)
     (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
     for where in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tls://10.0.0.1:8786"):
-        assert dask_executor._address(where) == where
+        assert _dask_address.scheduler_address(where) == where
     assert capsys.readouterr().err == ""
-    assert dask_executor._address(str(tmp_path / "scheduler.json")) == "tcp://10.0.0.1:8786"
+    assert (
+        _dask_address.scheduler_address(str(tmp_path / "scheduler.json")) == "tcp://10.0.0.1:8786"
+    )
     assert (
         "not encrypted, and whoever reaches it can run programs as you" in capsys.readouterr().err
     )
 
 
-def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client(monkeypatch):
+def test_local_workers_share_devices_and_ignore_ctrl_c(monkeypatch):
     heard = signal.getsignal(signal.SIGINT)
     try:
         for name, own in ((0, "4"), (1, "6"), (2, "4"), ("node-7", "4,6")):
@@ -106,7 +106,7 @@ def test_workers_of_one_machine_share_its_devices_and_leave_ctrl_c_to_the_client
         signal.signal(signal.SIGINT, heard)
 
 
-def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
+def test_width_of_batches_does_not_depend_on_cores(monkeypatch):
     widths = []
     for cores in (1, 2, 64):
         monkeypatch.setattr(_batching, "_concurrency", lambda cores=cores: cores)
@@ -121,7 +121,7 @@ def test_batches_are_as_wide_whatever_the_cores(monkeypatch):
     assert widths[0] == widths[1] == widths[2]
 
 
-def test_lost_chunks_are_told_one_by_one_up_to_a_few():
+def test_lost_chunks_are_listed_up_to_a_limit():
     error = executor.LostChunks(9, {k: ValueError(f"no {k}") for k in (7, 1, 2, 3, 4, 5)})
     assert str(error).splitlines()[1:] == [
         *(f"chunk {k}: ValueError: no {k}" for k in (1, 2, 3, 4, 5)),
@@ -130,7 +130,7 @@ def test_lost_chunks_are_told_one_by_one_up_to_a_few():
 
 
 def surroundings():
-    """The environment of a process."""
+    """The environment of a started process."""
     return {**os.environ, "PYTHONPATH": PATHS, "MPLBACKEND": "Agg"}
 
 
@@ -138,7 +138,7 @@ UNWATCHED = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
 
 
 class Machines:
-    """A scheduler, its workers and clients, each a process."""
+    """A scheduler, its workers and clients, each in its own process."""
 
     def __init__(self, folder, plain, protocol="tcp", host="127.0.0.1"):
         self.folder, self.plain, self.processes, self.workers = folder, plain, [], []
@@ -186,7 +186,7 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The files of a run without a cluster."""
+    """The files of a run without a cluster, by name."""
     processes = stand_in.Processes(tmp_path_factory.mktemp("plain"))
     code, said = processes.call("run", stand_in.CONFIG, *SWEEP, "--out", "runs")
     processes.close()
@@ -211,11 +211,11 @@ PLAN = make_plan(load(stand_in.CONFIG, SWEEP))
 
 
 def finished(folder):
-    """When each chunk that is there was written."""
+    """The time at which each finished chunk was written."""
     return {
         chunk.index: (folder.path / f"chunks/{chunk.index:05d}.nc").stat().st_mtime_ns
         for chunk in PLAN.chunks
-        if folder.kept(chunk) is not None
+        if folder.chunk_status(chunk) is not None
     }
 
 
@@ -243,7 +243,7 @@ def assert_nothing_was_lost_or_computed_again(machines, folder, before):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_loses_no_chunk(machines, folder):
+def test_killed_worker_loses_no_chunk(machines, folder):
     machines.scheduler()
     first = machines.worker()
     machines.worker()
@@ -255,25 +255,25 @@ def test_a_worker_that_is_killed_loses_no_chunk(machines, folder):
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_killed_and_comes_back_goes_on(machines, folder):
+def test_run_continues_after_the_scheduler_restarts(machines, folder):
     scheduler = machines.scheduler()
     machines.worker()
     client = machines.client()
     wait_for(folder, 3)
     scheduler.kill()
     scheduler.wait()
-    for worker in machines.workers:  # one that lost its scheduler leaves
+    for worker in machines.workers:  # workers end when they lose their scheduler
         worker.wait(PATIENT)
     before = finished(folder)
     machines.scheduler()
     machines.worker()
     assert machines.clients.wait(client) == 0, machines.clients.said(client)
-    assert "is gone, or what it knew; asking it again" in machines.clients.said(client)
+    assert "is gone or was restarted; submitting the missing" in machines.clients.said(client)
     assert_nothing_was_lost_or_computed_again(machines, folder, before)
 
 
 @pytest.mark.slow
-def test_a_client_that_is_killed_is_started_again_and_goes_on(machines, folder):
+def test_run_continues_after_the_client_restarts(machines, folder):
     machines.scheduler()
     machines.worker()
     machines.worker()
@@ -289,7 +289,7 @@ def test_a_client_that_is_killed_is_started_again_and_goes_on(machines, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["cluster", "plain"])
-def test_a_run_goes_on_the_other_way(machines, folder, first):
+def test_run_continues_with_another_executor(machines, folder, first):
     machines.scheduler()
     machines.worker()
     plain = ("run", stand_in.CONFIG, *SWEEP, "--out", "runs")
@@ -299,7 +299,7 @@ def test_a_run_goes_on_the_other_way(machines, folder, first):
     os.kill(client, signal.SIGINT)
     assert machines.clients.wait(client) == 128 + signal.SIGINT
     assert "the same command goes on from here" in machines.clients.said(client)
-    time.sleep(0.5)  # what a worker had begun it finishes
+    time.sleep(0.5)  # a worker finishes the chunk it has begun
     before = finished(folder)
     (other,) = start.values()
     assert machines.clients.wait(other()) == 0
@@ -308,9 +308,9 @@ def test_a_run_goes_on_the_other_way(machines, folder, first):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "told"), [("raise", "ValueError: poisoned"), ("die", "Killed")])
-def test_a_poisoned_chunk_is_reported_and_the_rest_finishes(machines, folder, how, told):
+def test_failing_chunk_is_reported_and_the_others_finish(machines, folder, how, told):
     machines.scheduler()
-    for _ in range(4 if how == "die" else 1):  # of which it kills three
+    for _ in range(4 if how == "die" else 1):  # the chunk kills three of them
         machines.worker(POISON=f"3:{how}")
     client = machines.client()
     assert machines.clients.wait(client) == 2
@@ -331,14 +331,14 @@ PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 
 
 def recipe(language, holds):
-    """The block of docs/cluster.md in this language that has this text."""
+    """The code block of docs/cluster.md in this language that contains this text."""
     (block,) = (b for b in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if holds in b)
     return block
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A home with the certificate and the tls.sh of the page."""
+    """A home folder with the certificate and tls.sh from the page."""
     home, script = tmp_path_factory.mktemp("home"), recipe("bash", "openssl")
     (home / "tls").mkdir()
     (home / "tls.sh").write_text(script)
@@ -349,7 +349,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def encrypted(home, monkeypatch):
-    """The settings of tls.sh in this process and those that it starts."""
+    """Apply the settings of tls.sh to this process and its children."""
     monkeypatch.setenv("HOME", str(home))
     told = subprocess.run(
         ["bash", "-c", "source tls.sh; env"], cwd=home, capture_output=True, text=True, check=True
@@ -361,9 +361,7 @@ def encrypted(home, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_recipe_for_kubernetes_is_a_cluster_over_tls(
-    encrypted, monkeypatch, tmp_path, folder, plain
-):
+def test_kubernetes_recipe_is_a_cluster_over_tls(encrypted, monkeypatch, tmp_path, folder, plain):
     yaml = pytest.importorskip("yaml")
     (container,) = yaml.safe_load(recipe("yaml", "Deployment"))["spec"]["template"]["spec"][
         "containers"
@@ -394,7 +392,7 @@ def test_the_recipe_for_kubernetes_is_a_cluster_over_tls(
 
 
 @pytest.mark.slow
-def test_the_recipe_for_slurm_runs_as_it_is_written(home, tmp_path, folder, plain):
+def test_slurm_recipe_runs_as_written(home, tmp_path, folder, plain):
     commands = {
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "dask": f'verb=$1; shift; exec {sys.executable} -m distributed.cli.dask_$verb "$@"',
@@ -433,7 +431,7 @@ def test_the_recipe_for_slurm_runs_as_it_is_written(home, tmp_path, folder, plai
 
 
 @pytest.mark.slow
-def test_a_worker_that_dask_looks_at_is_refused(machines, folder):
+def test_worker_with_profiler_is_refused(machines, folder):
     machines.scheduler()
     machines.worker(**{UNWATCHED: "true"})
     client = machines.client()
@@ -443,9 +441,9 @@ def test_a_worker_that_dask_looks_at_is_refused(machines, folder):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_strangers_reach_is_warned_of_and_used(tmp_path, folder, plain):
+def test_public_cluster_gives_a_warning_and_is_used(tmp_path, folder, plain):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect(("203.0.113.1", 9))  # nothing is sent
+        route.connect(("203.0.113.1", 9))  # no packet is sent
         own = route.getsockname()[0]
     machines = Machines(tmp_path, plain, "tcp", own)
     try:
@@ -463,7 +461,7 @@ REAL = ["sweep={}", "sweep.network.scale={linspace=[0.7, 1.8, 40]}", "memory=0.0
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_data_set_of_a_plain_run_bit_for_bit(tmp_path):
+def test_two_workers_give_the_same_bytes_as_a_local_run(tmp_path):
     small = ["network.depth=3", "dynamics.points=21"]
     command = [sys.executable, "-m", "ddln.cli", "run", stand_in.CONFIG, *REAL, *small]
     for out, where in (("plain", []), ("cluster", ["--cluster", "local:2"])):
@@ -481,7 +479,7 @@ def test_two_workers_give_the_data_set_of_a_plain_run_bit_for_bit(tmp_path):
 
 
 def alive_in_group(group):
-    """Processes that are more than an entry which nobody has looked at yet."""
+    """Running processes, without zombies."""
     listed = subprocess.run(
         ["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True
     )
@@ -490,7 +488,7 @@ def alive_in_group(group):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_local_cluster_at_once_and_leaves_no_process(tmp_path):
+def test_ctrl_c_ends_a_local_cluster_and_all_its_processes(tmp_path):
     command = [sys.executable, "-m", "ddln.cli", "run", stand_in.CONFIG, *REAL]
     where = ["--out", str(tmp_path), "--cluster", "local:2"]
     with subprocess.Popen(

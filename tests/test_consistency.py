@@ -11,7 +11,7 @@ import pytest
 import ddln
 from ddln._internal.validation import largest, smallest
 from ddln.solvers import batched_flow
-from ddln.sweeps import compute
+from ddln.sweeps import _runners
 from ddln.verification.consistency import consistency, steepness
 
 TIMES = 81
@@ -172,7 +172,7 @@ def test_a_swapped_network_of_a_sweep_is_caught(monkeypatch):
         return jax.tree.map(lambda x: x.at[jnp.array([0, 1])].set(x[jnp.array([1, 0])]), runs)
 
     monkeypatch.setattr(batched_flow.Flows, "trajectories", swapped)
-    monkeypatch.setattr(compute, "_PROGRAMS", {})
+    _runners.make_runner.cache_clear()
     holds = ddln.run(experiment)["certificate_holds"].sel(certificate="consistency")
     assert holds.values.tolist() == [False, False, True]
 

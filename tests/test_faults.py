@@ -1,8 +1,8 @@
-"""What a machine can do to a run: it is cut off, runs full, or is another's. Real processes, real
-files; lanes are stood in for (`stand_in`).
+"""Faults of a machine: kills, full disks, missing permissions, damaged files, too little memory.
 
-After each fault: what was finished is there, one message says what is the matter, and the same
-command ends with the bytes of a run that nothing happened to.
+Processes and files are real; `stand_in` replaces the computing. After each fault the finished
+chunks are there, one message says what is wrong, and the same command ends with the bytes of an
+undisturbed run.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def processes(tmp_path_factory):
 
 
 class Runs:
-    """Runs of one sweep into folders of their own, held against one that nothing happened to."""
+    """Runs of one sweep into separate folders, compared with an undisturbed run."""
 
     def __init__(self, processes, chunks):
         self.processes, self.overrides = processes, stand_in.sweep(chunks)
@@ -73,7 +73,7 @@ class Runs:
         }
 
     def finished(self, name):
-        """The chunks that count as done, and their files."""
+        """The files of the finished chunks, by name."""
         folder = self.folder(name)
         if not folder.path.exists():
             return {}
@@ -84,7 +84,7 @@ class Runs:
         return {name: content for name, content in self.files(name).items() if name in names}
 
     def assert_goes_on(self, name, finished):
-        """What was finished is not computed again, and the run ends as if nothing had happened."""
+        """Finished chunks stay, and the run ends with the bytes of an undisturbed one."""
         assert finished.items() <= self.whole.items()
         before = {path: path.stat().st_mtime_ns for path in self.chunk_files(name, finished)}
         code, told = self.call(name)
@@ -102,7 +102,7 @@ def runs(processes):
 
 
 def kill_at_random_moments(runs, trials, rng):
-    """Kills runs again and again, each until it ends or there were trials enough."""
+    """Kill and resume runs until there were enough trials."""
     done = 0
     while done < trials:
         name, finished, code = f"killed{len(runs.plan.chunks)}-{done}", {}, None
@@ -110,10 +110,10 @@ def kill_at_random_moments(runs, trials, rng):
             pid = runs.processes.start(*runs.arguments(name))
             time.sleep(rng.uniform(0.0, runs.seconds))
             sent = [signal.SIGKILL, signal.SIGTERM][done % 2]
-            # One that has ended is there still, not being waited for.
+            # A process that has ended can still be signalled: nobody has waited for it yet.
             os.kill(pid, sent)
             code, told = runs.processes.wait(pid), runs.processes.said(pid)
-            # Before the command listens, SIGTERM is the end as well.
+            # Before the command handles SIGTERM, the signal ends it.
             assert code in (0, -sent, 128 + sent)
             assert "Traceback" not in told
             if code == 128 + sent:
@@ -125,14 +125,13 @@ def kill_at_random_moments(runs, trials, rng):
         runs.assert_goes_on(name, finished)
 
 
-def test_a_dozen_kills_lose_nothing_and_change_no_byte(runs):
+def test_dozen_kills_lose_nothing_and_change_no_byte(runs):
     kill_at_random_moments(runs, 12, np.random.default_rng(0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 4, 30])
 def test_kills_at_random_moments_lose_nothing_and_change_no_byte(processes, chunks):
-    """Seventy of each size."""
     rng = np.random.default_rng(chunks)
     kill_at_random_moments(Runs(processes, chunks), 70, rng)
 
@@ -140,8 +139,8 @@ def test_kills_at_random_moments_lose_nothing_and_change_no_byte(processes, chun
 @pytest.mark.parametrize(
     "file", ["config.toml", "manifest.json", "chunks/00000.nc", "dataset.nc", "figures/figure4.pdf"]
 )
-def test_a_file_too_large_for_the_disk_is_one_message_and_loses_nothing(runs, file):
-    """HDF5 takes the process with it where a write fails; ours goes on to say so."""
+def test_file_too_large_for_the_disk_gives_one_message(runs, file):
+    """HDF5 crashes if a write fails; `ddln` must report the error instead."""
     name = f"full {Path(file).name}"
     code, said = runs.call(name, fsize=len(runs.whole[file]) - 1)
     last = said.splitlines()[-1]
@@ -152,7 +151,7 @@ def test_a_file_too_large_for_the_disk_is_one_message_and_loses_nothing(runs, fi
     runs.assert_goes_on(name, runs.finished(name))
 
 
-def test_a_disk_that_is_full_is_one_message_and_loses_nothing(runs):
+def test_full_disk_gives_one_message(runs):
     name, room = "small", sum(map(len, runs.whole.values())) // 4
     runs.root(name).mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(runs.root(name))]
@@ -181,8 +180,8 @@ REAL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [100, 300, 500])
-def test_a_real_run_on_a_disk_that_is_full_is_one_message(tmp_path, kilobytes):
-    """HDF5 crashed in data sets of real runs, where those of the stand-in did not make it."""
+def test_full_disk_gives_one_message_in_a_real_run(tmp_path, kilobytes):
+    """HDF5 used to crash on data sets of real runs, but not on those of the stand-in."""
     mounted = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path)]
     if subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("may not mount a small disk")
@@ -196,7 +195,7 @@ def test_a_real_run_on_a_disk_that_is_full_is_one_message(tmp_path, kilobytes):
     assert done.stderr.splitlines()[-1].endswith(f"No space left on device{FOLLOWS}")
 
 
-def test_a_folder_that_may_not_be_written_to_is_one_message_and_stays_as_it_is(runs):
+def test_read_only_folder_gives_one_message_and_is_unchanged(runs):
     name = "readonly"
     runs.root(name).mkdir()
     runs.root(name).chmod(0o555)
@@ -216,7 +215,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_message_and_stays_as_it_is(r
     runs.assert_goes_on(name, finished)
 
 
-def test_a_finished_run_can_be_shown_from_a_folder_that_may_not_be_written_to(runs):
+def test_finished_run_is_shown_from_a_read_only_folder(runs):
     name = "shown"
     runs.call(name)
     for path in runs.folder(name).path.rglob("*"):
@@ -225,7 +224,7 @@ def test_a_finished_run_can_be_shown_from_a_folder_that_may_not_be_written_to(ru
     assert runs.processes.call("show", str(runs.folder(name).path), unprivileged=True)[0] == 0
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(runs):
+def test_clock_going_backwards_changes_nothing(runs):
     name = "clock"
     runs.call(name, fsize=len(runs.whole["dataset.nc"]) - 1)
     finished = runs.finished(name)
@@ -235,20 +234,20 @@ def test_a_clock_that_goes_backwards_changes_nothing(runs):
     runs.assert_goes_on(name, finished)
 
 
-def test_of_two_that_write_one_is_refused_and_the_other_ends_as_if_alone(runs):
+def test_second_writer_is_refused_and_the_first_unaffected(runs):
     name = "two"
     first, second = (runs.processes.start(*runs.arguments(name)) for _ in range(2))
     codes = runs.processes.wait(first), runs.processes.wait(second)
     refused = [pid for pid, code in zip((first, second), codes, strict=True) if code]
-    if refused:  # else one was done before the other began
+    if refused:  # otherwise one ended before the other began
         assert sorted(codes) == [0, 2]
         told = "another process is working on this run; wait, or stop it\n"
         assert runs.processes.said(refused[0]) == f"ddln: {runs.folder(name).path}: {told}"
     runs.assert_goes_on(name, runs.finished(name))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "manifest cut", "receipt cut"])
-def test_damage_is_found_and_mended_to_the_last_byte(runs, damage):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "manifest cut", "record cut"])
+def test_damage_is_detected_and_repaired_to_the_last_byte(runs, damage):
     name = f"damaged {damage}"
     runs.call(name)
     path = runs.folder(name).path
@@ -272,7 +271,7 @@ def test_damage_is_found_and_mended_to_the_last_byte(runs, damage):
     runs.assert_goes_on(name, finished)
 
 
-def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(runs):
+def test_run_of_an_older_format_is_refused_by_the_command(runs):
     name = "older"
     runs.call(name)
     (runs.folder(name).path / "manifest.json").write_text('{"format": 1, "chunks": {}}')
@@ -283,7 +282,7 @@ def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(runs):
     assert runs.files(name) == before
 
 
-def test_a_config_that_was_changed_makes_a_run_of_its_own_and_leaves_the_old_one(runs):
+def test_changed_config_makes_a_new_run(runs):
     name = "changed"
     runs.call(name)
     config = runs.folder(name).path / "config.toml"
@@ -294,7 +293,7 @@ def test_a_config_that_was_changed_makes_a_run_of_its_own_and_leaves_the_old_one
     assert runs.processes.call("run", str(config), "--out", out)[0] == 0
     assert len(list(runs.root(name).iterdir())) == 2
     assert runs.files(name) == before
-    # A folder under another's name is no one's to write to.
+    # A folder under another run's name must not be written to.
     (other,) = set(runs.root(name).iterdir()) - {runs.folder(name).path}
     runs.folder(name).path.rename(runs.root(name) / "away")
     other.rename(runs.folder(name).path)
@@ -303,16 +302,16 @@ def test_a_config_that_was_changed_makes_a_run_of_its_own_and_leaves_the_old_one
     assert f"holds the run {other.name[-10:]}, not {runs.plan.experiment.digest()}" in said
 
 
-MEMORY = 3  # lanes that memory does for
+MEMORY = 3  # the largest number of lanes that fit into memory
 
 
 class Memory:
-    """Stands in for the computing of lanes side by side, and refuses too many with a real error."""
+    """Replaces the computing of a chunk, and raises a real error for too many lanes."""
 
     def __init__(self, lanes, refuse):
-        self.lanes, self.refuse, self.widths = compute, refuse, []
+        self.lanes, self.refuse, self.widths = lanes, refuse, []
 
-    def together(self, chunk, report, again):
+    def together(self, chunk, report, recompute):
         if chunk.width > self.lanes:
             self.refuse()
         assert chunk.lanes.size <= chunk.width
@@ -329,9 +328,7 @@ def allocate_too_much_on_the_host():
 
 
 @pytest.mark.parametrize("refuse", [allocate_too_much, allocate_too_much_on_the_host])
-def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
-    tmp_path, monkeypatch, refuse
-):
+def test_out_of_memory_splits_only_the_chunk_concerned(tmp_path, monkeypatch, refuse):
     experiment = load(CONFIG, ["sweep={network.init.seed={range=[0, 11]}}"])
     plan = make_plan(experiment, chunk_lanes=6)
     assert [chunk.lanes.size for chunk in plan.chunks] == [6, 5]
@@ -342,13 +339,13 @@ def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
         with folder.locked():
             folder.open(plan)
             for chunk, memory in zip(plan.chunks, memories, strict=True):
-                monkeypatch.setattr(compute, "_together", memory.together)
+                monkeypatch.setattr(compute, "_compute_at_once", memory.together)
                 told = "chunk 0: out of memory with 6 lanes at once, going on with 3"
                 expected = pytest.warns(ResourceWarning, match=told)
                 with expected if memory is tight else contextlib.nullcontext():
                     folder.write_chunk(chunk, compute.compute(chunk))
-        assert folder.cut() == int(name == "one tight")
-        assert folder.endings() == {"ok": 11}
+        assert folder.count_split_chunks() == int(name == "one tight")
+        assert folder.status_counts() == {"ok": 11}
         assert not folder.missing(plan)
     assert tight.widths == [3, 3]
     roomy, tight = (
@@ -358,17 +355,17 @@ def test_a_chunk_that_memory_does_not_do_for_is_halved_and_the_others_are_not(
         assert (roomy / name).read_bytes() == (tight / name).read_bytes()
 
 
-def test_a_single_lane_that_memory_does_not_do_for_is_one_message(monkeypatch):
-    monkeypatch.setattr(compute, "_together", Memory(0, allocate_too_much).together)
+def test_out_of_memory_with_one_network_gives_one_message(monkeypatch):
+    monkeypatch.setattr(compute, "_compute_at_once", Memory(0, allocate_too_much).together)
     chunk = make_plan(load(CONFIG), chunk_lanes=1).chunks[0]
     with pytest.raises(MemoryError, match="out of memory with a single lane"):
         compute.compute(chunk)
 
 
-def test_another_error_of_the_device_is_not_taken_for_one_of_memory(monkeypatch):
+def test_other_device_errors_are_not_treated_as_out_of_memory(monkeypatch):
     def fail(chunk, report, again):
         raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
 
-    monkeypatch.setattr(compute, "_together", fail)
+    monkeypatch.setattr(compute, "_compute_at_once", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         compute.compute(make_plan(load(CONFIG)).chunks[0])

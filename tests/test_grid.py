@@ -1,4 +1,4 @@
-"""The grid: lanes land where they belong, in memory as in a file; holes stay holes."""
+"""Assembling: each network is at its place, in memory and in files; missing chunks stay NaN."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ AXES = {"network.scale": [1.0, 2.0, 3.0], "network.depth": [2, 4], "network.init
 
 
 def part_of(chunk, until=0.0):
-    """A chunk with the lane's number in every place of its layers."""
+    """A chunk whose layers all equal the lane's number."""
     count, depth = chunk.lanes.size, chunk.experiment.network.depth
     number = chunk.lanes[:, None, None, None]
     return xr.Dataset(
@@ -36,7 +36,7 @@ def part_of(chunk, until=0.0):
 
 @settings(max_examples=25, deadline=None)
 @given(order=st.permutations(list(AXES)), chunk_lanes=st.integers(1, 7))
-def test_every_lane_lands_at_its_place_in_the_grid(order, chunk_lanes):
+def test_every_network_is_assembled_at_its_place_in_the_grid(order, chunk_lanes):
     plan = make_plan(PLAIN.with_({"sweep": {name: AXES[name] for name in order}}), chunk_lanes)
     layers = assemble.assemble(plan, part_of)["layers"]
     assert layers.dims == (*order, "time", "layer", "coordinate")
@@ -47,7 +47,7 @@ def test_every_lane_lands_at_its_place_in_the_grid(order, chunk_lanes):
 
 
 @pytest.mark.parametrize("lost", [None, 0, 1])
-def test_a_file_holds_what_memory_holds_holes_too(lost, tmp_path):
+def test_file_equals_data_set_in_memory_even_with_missing_chunks(lost, tmp_path):
     plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
 
     def load(chunk):
@@ -67,7 +67,7 @@ def test_a_file_holds_what_memory_holds_holes_too(lost, tmp_path):
     )
 
 
-def test_flow_time_is_the_coordinate_of_time_only_where_all_lanes_share_it():
+def test_flow_time_is_a_coordinate_only_if_all_networks_share_it():
     plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
     shared = assemble.assemble(plan, part_of)
     assert shared["time"].values[-1] == 300

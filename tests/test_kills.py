@@ -1,7 +1,7 @@
-"""Runs that are killed, stopped or crowded: real processes on real folders.
+"""Runs that are killed, stopped, or compete for a folder: real processes, real folders.
 
-In the quick tests the lanes are stood in for, so that what dies is the store and the command line;
-the slow one computes.
+The quick tests replace the computing, to test run folders and the command line; the slow ones
+compute.
 """
 
 import json
@@ -54,7 +54,7 @@ plan = make_plan(load(sys.argv[1], sys.argv[3:]))
 folder = RunFolder.of(plan.experiment, sys.argv[2])
 with folder.locked():
     folder.open(plan)
-    for chunk, dataset in progress.computed(compute, folder.missing(plan)):
+    for chunk, dataset in progress.prefetch(compute, folder.missing(plan)):
         folder.write_chunk(chunk, dataset)
     folder.write_dataset(plan)
     folder.finish()
@@ -63,7 +63,7 @@ SEEDS = ["sweep={}", "sweep.network.init.seed={range=[0, 40]}", "memory=0.003"]
 
 
 def fill(root):
-    """Starts a process that fills the run folder below `root` and prints each chunk it begins."""
+    """Start a process that fills the run folder below `root` and prints each chunk it begins."""
     command = [sys.executable, "-c", FILL, FIGURE4, str(root), *SEEDS]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
@@ -77,7 +77,7 @@ def files_of(folder):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
+def test_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     plan = make_plan(load(FIGURE4, SEEDS))
     assert len(plan.chunks) == 20
     with fill(tmp_path / "whole") as process:
@@ -95,9 +95,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
         recomputed = set(map(int, filter(None, computed))) & set(finished)
         assert not recomputed
         computed.clear()
-        for receipt in folder._receipts():
-            finished.setdefault(receipt.chunk, receipt.sha256)
-            assert finished[receipt.chunk] == receipt.sha256
+        for record in folder._chunk_records():
+            finished.setdefault(record.chunk, record.sha256)
+            assert finished[record.chunk] == record.sha256
     assert not folder.missing(plan)
     whole = RunFolder.of(plan.experiment, tmp_path / "whole").path
     killed, expected = files_of(folder.path), files_of(whole)
@@ -113,7 +113,7 @@ from ddln.cli import main as cli
 
 lanes = ModuleType("ddln.sweeps.compute")
 lanes.validate = lambda chunk: None
-lanes.compute = lambda chunk, report: ctypes.CDLL(None).sleep(60)  # deaf, as a compiled program
+lanes.compute = lambda chunk, report: ctypes.CDLL(None).sleep(60)  # deaf to signals, like XLA
 sys.modules["ddln.sweeps.compute"] = ddln.sweeps.compute = lanes
 cli.start_jax = lambda: None
 cli.main()
@@ -121,7 +121,7 @@ cli.main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_leaves_at_once_and_says_how_to_go_on(number, tmp_path):
+def test_stopped_run_exits_at_once_with_advice(number, tmp_path):
     command = [sys.executable, "-c", STUCK, "run", FIGURE4, "--json-lines"]
     with subprocess.Popen(
         command,
@@ -158,7 +158,7 @@ with signals.interruptible():
 """
 
 
-def test_a_stop_that_a_finaliser_swallows_is_heard_again():
+def test_stop_signal_swallowed_by_a_finaliser_still_stops():
     command = [sys.executable, "-c", SWALLOW]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
@@ -179,7 +179,7 @@ class Half:
 
 def work(path):
     half = Half()
-    with _netcdf.written(path) as file:
+    with _netcdf.hdf5_writer(path) as file:
         os.kill(os.getpid(), signal.SIGTERM)
         file.write(b"all of it")
     time.sleep(60)
@@ -189,11 +189,11 @@ with interruptible():
 """
 
 
-def test_a_stop_amid_a_file_is_heard_when_the_file_is_whole(tmp_path):
+def test_stop_signal_while_writing_waits_for_the_file(tmp_path):
     command = [sys.executable, "-c", AMID, str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
     assert (tmp_path / "file").read_bytes() == b"all of it"
-    # What is half made has nothing to tell; the last words are those of the exit status.
+    # The half-made object raises nothing; the last lines are those of the exit status.
     told, _, ending = done.stderr.partition("Traceback")
     assert told == "\nstopped; the same command goes on from here\n"
     assert "Half" not in ending
@@ -207,7 +207,7 @@ LARGE = [
 
 
 def run_large(root, kill_after=None):
-    """Runs the large sweep; its exit status, and the bytes it took at most.
+    """Run the large sweep; return its exit status and its peak memory in bytes.
 
     Args:
         root: the folder of run folders.
@@ -230,10 +230,10 @@ def run_large(root, kill_after=None):
 
 
 def written(folder):
-    """When each finished chunk's file was written."""
+    """The time at which each finished chunk's file was written."""
     return {
-        receipt.chunk: (folder.path / f"chunks/{receipt.chunk:05d}.nc").stat().st_mtime_ns
-        for receipt in folder._receipts()
+        record.chunk: (folder.path / f"chunks/{record.chunk:05d}.nc").stat().st_mtime_ns
+        for record in folder._chunk_records()
     }
 
 
@@ -253,7 +253,7 @@ def test_a_hundred_thousand_networks_survive_ten_kills_in_bounded_memory(tmp_pat
         assert finished.items() <= now.items()
         finished = now
     assert not folder.missing(plan)
-    assert sum(folder.endings().values()) == LANES
+    assert sum(folder.status_counts().values()) == LANES
     expected = files_of(RunFolder.of(plan.experiment, tmp_path / "whole").path)
     killed = files_of(folder.path)
     assert [name for name in expected if killed[name] != expected[name]] == []

@@ -1,4 +1,4 @@
-"""netCDF files on a disk that is full: HDF5 finds what it wrote, and the error is raised after."""
+"""netCDF files on a full disk: HDF5 reads back what it wrote, and the error follows at the end."""
 
 import errno
 import io
@@ -27,7 +27,7 @@ class FullDisk(io.FileIO):
 
 
 def step(rng, file):
-    """One of the calls that HDF5 makes, and what the file answers."""
+    """Make one of the calls that HDF5 makes, and return the file's answers."""
     place, size = int(rng.integers(3 * DISK)), int(rng.integers(1, DISK))
     match rng.integers(4):
         case 0:
@@ -37,20 +37,20 @@ def step(rng, file):
             return file.seek(place), file.readinto(buffer), bytes(buffer)
         case 2:
             return file.seek(0, os.SEEK_END), file.tell()
-    # HDF5 only ever lets a file grow: what is cut off and comes back is not asked for.
+    # HDF5 only lets a file grow, so cutting it off is not tested.
     file.seek(0, os.SEEK_END)
     return file.truncate(file.tell() + size % 64) if file.tell() < place else 0
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_file_on_a_full_disk_is_whole_to_who_writes_it(tmp_path, monkeypatch, seed):
-    """Against a file in memory, call by call; the error comes at the end, and once."""
+def test_file_on_a_full_disk_reads_back_what_was_written(tmp_path, monkeypatch, seed):
+    """Compare with a file in memory, call by call; the error is raised once, at the end."""
     monkeypatch.setattr(_netcdf, "FileIO", FullDisk)
     ours, model = np.random.default_rng(seed), np.random.default_rng(seed)
     expected = Memory()
 
     def write():
-        with _netcdf.written(tmp_path / "file") as file:
+        with _netcdf.hdf5_writer(tmp_path / "file") as file:
             for _ in range(100):
                 assert step(ours, file) == step(model, expected)
 
@@ -60,14 +60,14 @@ def test_a_file_on_a_full_disk_is_whole_to_who_writes_it(tmp_path, monkeypatch, 
 
 
 class Memory(io.BytesIO):
-    """As files are, it may be made longer."""
+    """A file in memory that `truncate` can make longer."""
 
     def truncate(self, size=None, /):
         self.write(bytes(size - self.seek(0, os.SEEK_END)))
         return size
 
 
-def test_a_data_set_read_back_from_a_full_disk_is_the_one_written(tmp_path, monkeypatch):
+def test_data_set_reads_back_from_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(_netcdf, "FileIO", FullDisk)
     dataset = xr.Dataset(
         {
@@ -79,7 +79,7 @@ def test_a_data_set_read_back_from_a_full_disk_is_the_one_written(tmp_path, monk
     )
 
     def write():
-        with _netcdf.written(tmp_path / "a.nc") as file:
+        with _netcdf.hdf5_writer(tmp_path / "a.nc") as file:
             dataset.to_netcdf(file, engine="h5netcdf")
             assert isinstance(file.error, OSError)
             with h5netcdf.File(file, "r") as again:
@@ -90,8 +90,8 @@ def test_a_data_set_read_back_from_a_full_disk_is_the_one_written(tmp_path, monk
         write()
 
 
-def test_without_a_fault_the_file_is_on_the_disk(tmp_path):
-    with _netcdf.written(tmp_path / "file") as file:
+def test_file_without_errors_is_on_the_disk(tmp_path):
+    with _netcdf.hdf5_writer(tmp_path / "file") as file:
         file.write(b"abc")
         file.seek(1)
         file.write(b"X")

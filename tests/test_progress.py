@@ -1,4 +1,4 @@
-"""What is told on the way, on a terminal; as events it is told in `test_cli`."""
+"""Progress on a terminal and without one; `test_cli` tests its JSON events."""
 
 import io
 import sys
@@ -16,16 +16,41 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal_tells_what_is_done_and_what_failed(monkeypatch):
+def test_bar_on_a_terminal_shows_counts_failures_and_time_left(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", Terminal())
     plan = make_plan(ddln.load(FIGURE4, ["sweep.network.depth=[2, 3]"]))
     done = progress.Progress(plan, {}, 0)
-    with progress.shown(done) as advance:
+    with progress.progress_display(done) as advance:
         advance(plan.chunks[0], {"ok": 2, "diverged": 1})
-        done.reach(plan.chunks[1], 0.5)
+        done.update_share(plan.chunks[1], 0.5)
     last = sys.stderr.getvalue().split("\r")[-1]
     assert "1/2" in last
     assert " chunks, 3 of 6 lanes, 1 failed, " in last
-    assert "/s, 50% of the next " in last
+    assert "/s, 50% of the next, 1 s left" in last
+
+
+def test_remaining_time_follows_from_the_chunks_after_the_first(monkeypatch):
+    """The first chunk takes 10 s, as it compiles; the others take 1 s for each of 3 networks."""
+    clock = iter([0.0, 10.0, 10.0, 13.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    plan = make_plan(ddln.load(FIGURE4, ["sweep.network.depth=[2, 3, 4, 5]"]))
+    done = progress.Progress(plan, {}, 0)
+    assert done.remaining is None
+    done.add({"ok": 3})
+    assert done.remaining == 9 * 10 / 3
+    assert done.seconds == 10.0
+    done.add({"ok": 3})
+    assert done.remaining == 6 * 1.0
+
+
+def test_time_of_the_first_chunk_is_printed_where_there_is_no_terminal(capsys):
+    plan = make_plan(ddln.load(FIGURE4, ["sweep.network.depth=[2, 3, 4]"]))
+    with progress.progress_display(progress.Progress(plan, {}, 0)) as advance:
+        for chunk in plan.chunks:
+            advance(chunk, {"ok": 3})
+    assert capsys.readouterr().err.splitlines() == [
+        "computing 9 of 9 lanes",
+        "first chunk in 1 s; at most about 1 s for 2 more chunks",
+    ]

@@ -124,7 +124,7 @@ def test_what_changes_last_digits_is_told_and_what_does_not_is_not(monkeypatch):
 def test_a_worker_with_other_settings_is_refused_by_their_name(monkeypatch):
     ground = {**environment.provenance(), "settings": {"XLA_FLAGS": "--xla_a=2"}}
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(dask_executor, "_refuse_to_be_watched", lambda: None)
+    monkeypatch.setattr(dask_executor, "_refuse_profiler", lambda: None)
     monkeypatch.setattr(dask_executor, "start_jax", lambda: None)
     with pytest.raises(RuntimeError, match="begun with XLA_FLAGS --xla_a=2, now as it comes; a"):
         dask_executor.compute_chunk("nowhere", 0, ground)

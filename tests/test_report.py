@@ -1,4 +1,4 @@
-"""The page says what the run says, to any reader, and asks nobody for anything."""
+"""The page of a run: complete, well formed, escaped, and self-contained."""
 
 import base64
 import re
@@ -44,7 +44,7 @@ def counted(name, **changes):
 
 
 def write_run(run, experiment, status):
-    """The files of a run of three networks that ended with these status codes."""
+    """Write the files of a run of three networks with these status codes."""
     planned = plan.make_plan(experiment)
     flags = {"flag_values": [0, 1, 2, 3], "flag_meanings": "ok max_steps diverged stopped"}
     lanes = xr.Dataset(
@@ -80,7 +80,7 @@ def folder(experiment, tmp_path):
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every element closed in order, attributes and text collected."""
+    """A strict reader: checks that elements close in order; collects attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -105,7 +105,7 @@ def page(folder):
     return Page(report.write(folder.path).read_text(encoding="utf-8"))
 
 
-def test_the_page_is_well_formed(page):
+def test_page_is_well_formed(page):
     assert page.open == []
 
 
@@ -114,7 +114,7 @@ def test_every_string_is_escaped(page):
     assert page.text.count(HOSTILE) >= 6
 
 
-def test_nothing_is_fetched(page):
+def test_page_requests_nothing(page):
     addresses = [a[k] for _, a in page.elements for k in ("src", "href", "action") if k in a]
     inside = ("data:image/svg+xml;base64,", "#")
     assert any(address.startswith(inside[0]) for address in addresses)
@@ -124,7 +124,7 @@ def test_nothing_is_fetched(page):
     assert "@import" not in page.text
 
 
-def test_figures_are_inside_as_drawings_with_their_descriptions(folder, page):
+def test_figures_are_embedded_as_svg_with_descriptions(folder, page):
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     assert [image["alt"] for image in images] == [f"{HOSTILE} against time.", "plain"]
     for image, name in zip(images, ("drawn", "plain"), strict=True):
@@ -135,29 +135,29 @@ def test_figures_are_inside_as_drawings_with_their_descriptions(folder, page):
         assert shape == pytest.approx(width / height, rel=0.01)  # whole pixels
 
 
-def test_links_within_the_page_lead_somewhere(page):
+def test_links_within_the_page_have_targets(page):
     places = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
-    assert len(links) == 4  # two figures, there and back
+    assert len(links) == 4  # for each of two figures, one to enlarge it and one back
     assert {link.removeprefix("#") for link in links} <= places
 
 
-def test_a_run_without_drawings_shows_its_pictures(folder):
+def test_run_without_svg_embeds_png(folder):
     for path in (folder.path / "figures").glob("*.svg"):
         path.unlink()
     assert report.page(folder).count("data:image/png;base64,") == 2
 
 
-def test_the_verdict_names_what_failed(page):
+def test_verdict_names_failed_checks(page):
     assert "✗ 1 of 3 checks failed: late" in page.text
 
 
-def test_what_does_not_apply_is_not_counted_as_passed(page):
+def test_checks_that_do_not_apply_are_not_counted_as_passed(page):
     assert "– not applicable" in page.text
     assert "nan" not in page.text
 
 
-def test_a_run_without_failures_says_so(folder):
+def test_verdict_of_a_run_without_failures(folder):
     with folder.locked():
         folder.write_claims({"certificates": [], "claims": [row("only")]})
     page = Page(report.write(folder.path).read_text(encoding="utf-8"))
@@ -165,17 +165,17 @@ def test_a_run_without_failures_says_so(folder):
     assert "Theorems" not in page.text.replace("Theorems, checked on every network", "", 1)
 
 
-def test_unfinished_networks_are_placed_and_explained(page):
+def test_unfinished_networks_are_located_and_explained(page):
     assert "network.scale = 3" in page.text
     assert Status.DIVERGED.advice in page.text
 
 
-def test_a_network_that_stopped_at_its_target_has_finished(folder, experiment):
+def test_network_stopped_at_its_target_counts_as_finished(folder, experiment):
     write_run(folder, experiment, [0, 3, 3])
     assert "did not finish" not in report.page(folder)
 
 
-def test_lanes_that_were_solved_again_are_told_of(folder):
+def test_recomputed_networks_are_reported_on_the_page(folder):
     assert "Solved again" not in report.page(folder)
     planned = plan.make_plan(config.load(folder.path / "config.toml"))
     lanes = xr.load_dataset(folder.path / "chunks" / "00000.nc", engine="h5netcdf")
@@ -195,18 +195,18 @@ def test_many_unfinished_networks_are_counted(folder, experiment, monkeypatch):
     assert "network.scale = 3" not in text
 
 
-def test_the_page_tells_how_it_was_made_and_how_to_go_on(folder, page):
+def test_page_shows_config_versions_and_commands(folder, page):
     assert (folder.path / "config.toml").read_text(encoding="utf-8").strip() in page.text
     assert f"ddln run runs/{folder.path.name}/config.toml" in page.text
     assert folder.manifest()["digest"] in page.text
 
 
-def test_the_same_run_gives_the_same_page(folder):
+def test_page_is_reproducible(folder):
     first = report.write(folder.path).read_bytes()
     assert report.write(folder.path).read_bytes() == first
 
 
-def test_a_damaged_run_is_refused(folder):
+def test_page_of_a_damaged_run_is_refused(folder):
     (folder.path / "dataset.nc").write_bytes(b"cut short")
     with pytest.raises(StoreError, match=r"dataset\.nc is missing or damaged"):
         report.write(folder.path)

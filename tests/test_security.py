@@ -197,16 +197,16 @@ def test_a_data_set_that_reads_from_elsewhere_or_is_a_bomb_is_refused(tmp_path, 
     (tmp_path / "secret.txt").write_text("secret")
     path = as_netcdf(tmp_path / "a.nc", change)
     with pytest.raises(_netcdf.NetCDFError, match="'other' is "):
-        _netcdf.opened(path)
+        _netcdf.open_dataset(path)
 
 
 def test_what_is_no_netcdf_file_is_refused_in_words(tmp_path):
     (tmp_path / "a.nc").write_bytes(b"CDF\x01")
     with pytest.raises(_netcdf.NetCDFError, match=r"a\.nc: not a netCDF file of ours"):
-        _netcdf.opened(tmp_path / "a.nc")
+        _netcdf.open_dataset(tmp_path / "a.nc")
     with h5netcdf.File(tmp_path / "b.nc", "w") as file:
         file.dimensions = {"lane": 3}
-    assert dict(_netcdf.opened(tmp_path / "b.nc").sizes) in ({"lane": 3}, {})
+    assert dict(_netcdf.open_dataset(tmp_path / "b.nc").sizes) in ({"lane": 3}, {})
 
 
 def test_a_terminal_is_told_nothing_that_it_would_obey():
@@ -254,14 +254,14 @@ def test_every_text_of_a_run_is_escaped_in_its_page(hostile_run):
     assert "<script>" not in page
     assert "<i>" not in page
     assert page.count("&lt;script&gt;") >= 8
-    assert "runs/x&#x27;&quot;&#x27;&quot;&#x27;; touch y" in page  # quoted for a shell, then
+    assert "runs/x&#39;&#34;&#39;&#34;&#39;; touch y" in page  # quoted for a shell, then
 
 
 def test_a_page_of_what_is_no_run_is_one_message(hostile_run):
     dataset = hostile_run.path / "dataset.nc"
     xr.Dataset({"status": ("lane", [1])}).to_netcdf(dataset, engine="h5netcdf")
     hostile_run.record(dataset)
-    with pytest.raises(StoreError, match="no run that `ddln run` leaves: KeyError: 'flag_values'"):
+    with pytest.raises(StoreError, match="not a ddln run: KeyError: 'flag_values'"):
         report.write(hostile_run.path)
     assert not list(hostile_run.path.glob("report*"))
 

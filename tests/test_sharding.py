@@ -242,7 +242,7 @@ def test_a_run_with_fewer_devices_than_it_asks_for_is_not_begun(tmp_path):
     told = "lanes × features must be at most the 1 there are, got 8"
     with (
         pytest.raises(ValueError, match=told),
-        executor.begun(folder, make_plan(experiment), executor.Here()),
+        executor.open_run(folder, make_plan(experiment), executor.LocalExecutor()),
     ):
         pass
     assert not list(tmp_path.rglob("*.toml"))

@@ -1,4 +1,4 @@
-"""Run folders: nothing half-written, nothing damaged unnoticed, one process at a time."""
+"""Run folders: writes are atomic, damage is detected, one process works at a time."""
 
 import json
 import math
@@ -25,7 +25,7 @@ PLAN = make_plan(FIGURE4, chunk_lanes=1)
 
 
 def lanes_of(chunk):
-    """What `lanes.compute` would give, with the lane's number as its loss."""
+    """A chunk as `compute` returns it, with the lane's number as its loss."""
     count = chunk.lanes.size
     status = {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
     in_time = np.ones((count, 301))
@@ -68,17 +68,17 @@ def swap(one, other):
     other.write_bytes(first)
 
 
-def test_what_was_solved_again_is_counted_and_what_was_off_is_told_with_a_remedy(folder):
-    assert folder.solved_again() == (0, 0)
+def test_recomputed_networks_are_counted_and_inexact_ones_reported(folder):
+    assert folder.count_recomputed() == (0, 0)
     for chunk, off in zip(PLAN.chunks, (0.5, np.nan, 1.5), strict=True):
         folder.write_chunk(chunk, lanes_of(chunk).assign(discrepancy=("lane", [off])))
-    assert folder.solved_again() == (2, 1)
+    assert folder.count_recomputed() == (2, 1)
     assert accuracy_in_words(2, 1) == (
         "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
     )
 
 
-def test_nothing_is_made_until_the_folder_is_locked(tmp_path):
+def test_folder_is_made_when_it_is_locked(tmp_path):
     folder = RunFolder.of(FIGURE4, tmp_path / "runs")
     assert folder.manifest() == {}
     assert folder.missing(PLAN) == list(PLAN.chunks)
@@ -86,7 +86,7 @@ def test_nothing_is_made_until_the_folder_is_locked(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
+def test_data_set_joins_the_chunks_and_is_read_lazily(folder):
     folder.write_dataset(PLAN)
     chunks = {chunk.index: lanes_of(chunk) for chunk in PLAN.chunks}
     with folder.read_dataset() as dataset:
@@ -95,15 +95,15 @@ def test_the_data_set_is_what_the_chunks_are_and_read_only_where_used(folder):
         xr.testing.assert_identical(
             dataset, assemble.assemble(PLAN, lambda chunk: chunks[chunk.index])
         )
-    assert folder.endings() == {"ok": 3}
-    assert folder.endings(but=PLAN.chunks[:1]) == {"ok": 2}
+    assert folder.status_counts() == {"ok": 3}
+    assert folder.status_counts(but=PLAN.chunks[:1]) == {"ok": 2}
     assert folder.efficiency() == 0.75
     assert load(folder.path / "config.toml") == FIGURE4
 
 
 @pytest.mark.parametrize("kind", ["nc", "json"])
 @pytest.mark.parametrize("damage", ["altered", "truncated", "emptied", "removed"])
-def test_a_damaged_chunk_or_receipt_is_found_and_never_read(folder, damage, kind):
+def test_damaged_chunk_or_chunk_record_is_detected(folder, damage, kind):
     finish(folder)
     path = folder.path / "chunks" / f"00001.{kind}"
     content = bytearray(path.read_bytes())
@@ -129,13 +129,13 @@ def test_a_damaged_chunk_or_receipt_is_found_and_never_read(folder, damage, kind
         folder.read_dataset()
 
 
-def test_a_chunk_without_its_lanes_is_refused(folder):
+def test_chunk_without_its_networks_is_refused(folder):
     short = lanes_of(PLAN.chunks[0]).isel(lane=slice(0, 0))
     with pytest.raises(StoreError, match="chunk 0: 0 lanes for 1"):
         folder.write_chunk(PLAN.chunks[0], short)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder):
+def test_failed_write_leaves_only_the_old_file(folder):
     before = sorted(folder.path.rglob("*"))
     figure = Figure()
     folder.write_figures({"curve": figure})
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(folder):
     assert names == {"figures", "curve.png", "curve.svg", "curve.pdf"}
 
 
-def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     folder = RunFolder(tmp_path / "run")
     (folder.path / "chunks").mkdir(parents=True)
     (folder.path / "chunks" / "00000.nc.part").write_text("half")
@@ -161,7 +161,7 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
         assert not list(folder.path.rglob("*.part"))
 
 
-def test_a_run_is_complete_when_all_is_whole_and_its_study_the_same(folder):
+def test_run_is_complete_if_undamaged_and_of_the_same_study(folder):
     assert not folder.is_complete(PLAN, STUDY)
     finish(folder)
     assert folder.is_complete(PLAN, STUDY)
@@ -172,7 +172,7 @@ def test_a_run_is_complete_when_all_is_whole_and_its_study_the_same(folder):
         folder.read_claims()
 
 
-def test_opening_again_keeps_what_is_there_and_another_plan_is_refused(folder):
+def test_reopening_keeps_files_and_another_plan_is_refused(folder):
     folder.open(PLAN)
     assert folder.missing(PLAN) == []
     before = contents(folder)
@@ -185,7 +185,7 @@ def test_opening_again_keeps_what_is_there_and_another_plan_is_refused(folder):
     assert contents(folder) == before
 
 
-def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_compute(folder):
+def test_other_versions_are_refused_while_chunks_are_missing(folder):
     newer = {"versions": {"jax": "1"}}
     folder.open(PLAN, **newer)
     (folder.path / "chunks" / "00001.nc").unlink()
@@ -201,21 +201,21 @@ def test_a_run_does_not_go_on_with_other_versions_unless_nothing_is_left_to_comp
         ({"jax_disable_jit": "True"}, {}, "begun with jax_disable_jit True, now as it comes; its"),
     ],
 )
-def test_a_run_does_not_go_on_with_settings_that_change_numbers(tmp_path, then, now, told):
-    folder, ground = RunFolder.of(FIGURE4, tmp_path), {"versions": {"jax": "0"}}
+def test_settings_that_change_numbers_are_refused(tmp_path, then, now, told):
+    folder, provenance = RunFolder.of(FIGURE4, tmp_path), {"versions": {"jax": "0"}}
     with folder.locked():
-        folder.open(PLAN, **ground, settings=then)
+        folder.open(PLAN, **provenance, settings=then)
         with pytest.raises(StoreError, match=told):
-            folder.open(PLAN, **ground, settings=now)
-        folder.open(PLAN, **ground, settings=then)
+            folder.open(PLAN, **provenance, settings=now)
+        folder.open(PLAN, **provenance, settings=then)
 
 
-def test_the_manifest_tells_the_seeds(folder):
+def test_manifest_lists_the_seeds(folder):
     assert folder.manifest()["seeds"] == {"problem.data.seed": 0, "network.init.seed": 1}
 
 
 @pytest.mark.parametrize("kept", [0, 1, 0.5, -1, "flipped", "removed"])
-def test_a_manifest_cut_anywhere_loses_no_chunk(folder, kept):
+def test_damaged_manifest_loses_no_chunk(folder, kept):
     finish(folder)
     path = folder.path / "manifest.json"
     before, text = contents(folder), bytearray(path.read_bytes())
@@ -227,28 +227,28 @@ def test_a_manifest_cut_anywhere_loses_no_chunk(folder, kept):
     else:
         path.write_bytes(text[: int(kept * len(text)) if kept == 0.5 else kept])
     assert folder.missing(PLAN) == []
-    assert folder.endings() == {"ok": 3}
+    assert folder.status_counts() == {"ok": 3}
     assert not folder.is_complete(PLAN, "")
     folder.open(PLAN, versions={"jax": "0"})
     finish(folder)
     assert contents(folder) == before
 
 
-def test_a_lost_manifest_does_not_make_another_ground_the_same(folder):
+def test_other_versions_are_refused_even_without_a_manifest(folder):
     (folder.path / "manifest.json").unlink()
     (folder.path / "chunks" / "00002.nc").unlink()
     with pytest.raises(StoreError, match="begun with jax 0, now 1"):
         folder.open(PLAN, versions={"jax": "1"})
 
 
-def test_chunks_that_nothing_tells_of_are_not_written_over(folder):
+def test_chunks_without_records_are_not_overwritten(folder):
     for path in folder.path.rglob("*.json"):
         path.unlink()
-    with pytest.raises(StoreError, match="nothing tells what its chunks are"):
+    with pytest.raises(StoreError, match="no record says which run its chunks belong to"):
         folder.open(PLAN)
 
 
-def test_chunks_that_changed_places_are_found(folder):
+def test_swapped_chunks_are_detected(folder):
     first, second = (folder.path / "chunks" / name for name in ("00000", "00001"))
     swap(first.with_suffix(".nc"), second.with_suffix(".nc"))
     assert [chunk.index for chunk in folder.missing(PLAN)] == [0, 1]
@@ -256,7 +256,7 @@ def test_chunks_that_changed_places_are_found(folder):
     assert [chunk.index for chunk in folder.missing(PLAN)] == [0, 1]
 
 
-def test_a_chunk_of_another_run_is_not_taken_for_ones_own(folder, tmp_path):
+def test_chunk_of_another_run_is_not_accepted(folder, tmp_path):
     other = FIGURE4.with_({"network.init.seed": 5})
     plan = make_plan(other, chunk_lanes=1)
     another = RunFolder.of(other, tmp_path / "runs")
@@ -265,11 +265,11 @@ def test_a_chunk_of_another_run_is_not_taken_for_ones_own(folder, tmp_path):
     for path in (folder.path / "chunks").iterdir():
         (another.path / "chunks" / path.name).write_bytes(path.read_bytes())
     assert another.missing(plan) == list(plan.chunks)
-    assert another.endings() == {}
+    assert another.status_counts() == {}
 
 
 @pytest.mark.parametrize("content", ["{}", '{"format": 1, "complete": true}'])
-def test_a_run_of_another_version_is_refused_and_left_as_it_is(folder, content):
+def test_run_of_another_format_is_refused_and_unchanged(folder, content):
     (folder.path / "manifest.json").write_text(content)
     before = contents(folder)
     with pytest.raises(StoreError, match=r"written in format (None|1), this is 2; move the folder"):
@@ -288,18 +288,18 @@ def test_a_run_of_another_version_is_refused_and_left_as_it_is(folder, content):
         ("more", 1, "manifest.json: more"),
     ],
 )
-def test_a_manifest_that_says_what_none_can_is_refused_though_its_seal_holds(
+def test_manifest_with_impossible_values_is_refused_despite_its_checksum(
     folder, field, value, told
 ):
     path = folder.path / "manifest.json"
     facts = {**json.loads(path.read_text()), field: value}
     facts.pop("seal")
-    path.write_text(json.dumps({**facts, "seal": _manifest._seal(facts)}))
+    path.write_text(json.dumps({**facts, "seal": _manifest.checksum(facts)}))
     with pytest.raises(StoreError, match=told):
         folder.manifest()
 
 
-def test_a_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
+def test_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
     path = folder.path / "manifest.json"
     path.write_text("[" * 100_000)
     with pytest.raises(StoreError, match="recursion"):
@@ -310,8 +310,8 @@ def test_a_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["chunks", "chunks/00001.nc", "figures", "claims.json", ".lock"])
-def test_a_link_in_a_run_folder_is_refused_and_nothing_behind_it_touched(tmp_path, name):
-    """Figures of other names are removed when a study is drawn: not through a link."""
+def test_link_in_a_run_folder_is_refused_and_its_target_unchanged(tmp_path, name):
+    """Drawing removes figures of other names, but never through a link."""
     folder = RunFolder(tmp_path / "run")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -322,14 +322,14 @@ def test_a_link_in_a_run_folder_is_refused_and_nothing_behind_it_touched(tmp_pat
         folder.locked().__enter__()
     if "." in name:
         with pytest.raises(StoreError, match="a link"):
-            folder._at(name)
+            folder._own_path(name)
     else:
         with pytest.raises(StoreError, match="a link"):
-            folder._at(f"{name}/00000.nc")
+            folder._own_path(f"{name}/00000.nc")
     assert [path.read_text() for path in outside.iterdir()] == ["mine"]
 
 
-def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(folder):
+def test_non_finite_numbers_are_stored_as_null_and_read_as_nan(folder):
     plain = {"name": "a", "applies": True, "holds": True}
     row = {**plain, "measured": math.inf, "predicted": np.float64(2), "lanes": 1}
     folder.write_claims({"claims": [row]})
@@ -339,14 +339,14 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(fold
 
 
 @pytest.mark.parametrize("text", ["[", "[1]", '{"claims": [{"name": 1}]}', "[" * 10_000, "\xff"])
-def test_claims_that_are_no_claims_are_refused_in_one_line(folder, text):
+def test_invalid_claims_are_refused(folder, text):
     (folder.path / "claims.json").write_text(text)
     folder.record(folder.path / "claims.json")
     with pytest.raises(StoreError, match=r"claims\.json: not tables of claims"):
         folder.read_claims()
 
 
-def test_figures_are_reproducible_files_with_safe_names(folder):
+def test_figures_are_reproducible_and_have_safe_names(folder):
     figure = Figure()
     figure.add_subplot().plot([0, 1])
     paths = folder.write_figures({"a": figure})
@@ -363,8 +363,8 @@ def test_figures_are_reproducible_files_with_safe_names(folder):
         folder.write_figures({"../a": figure})
 
 
-def test_a_figure_made_without_the_style_is_not_cropped(folder):
-    """Labels that do not fit a figure without a layout: no ink at the edge of the picture."""
+def test_figure_without_layout_engine_is_not_cropped(folder):
+    """Labels exceed a figure without a layout engine: the edge of the image must stay blank."""
     figure = Figure(figsize=(2, 1.5))
     axes = figure.subplots()
     axes.plot([0, 1e6], [0, 1e-6])
@@ -383,7 +383,7 @@ def test_status_codes_are_counted_by_name():
     assert status_counts(dataset) == {"ok": 1, "diverged": 2}
 
 
-def test_a_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
+def test_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
     root = folder.path.parent
     for name in (str(folder.path), folder.path.name, "figure4"):
         assert RunFolder.existing(name, root).path.samefile(folder.path)
@@ -398,10 +398,10 @@ def begin(root, name, moment):
     os.utime(root / name / "config.toml", (moment, moment))
 
 
-def test_of_several_runs_of_a_study_the_one_begun_last_is_meant(tmp_path):
+def test_newest_run_of_a_study_is_found(tmp_path):
     for name, moment in (("figure4-b", 1), ("figure4-a", 3), ("figure4-c", 2), ("figure40-d", 4)):
         begin(tmp_path, name, moment)
-    (tmp_path / "figure4-b" / "manifest.json").write_text("{} ")  # as drawing it again does
+    (tmp_path / "figure4-b" / "manifest.json").write_text("{} ")  # as drawing rewrites it
     found = RunFolder.matching("figure4", tmp_path)
     assert [folder.path.name for folder in found] == ["figure4-a", "figure4-c", "figure4-b"]
     assert RunFolder.existing("figure4", tmp_path).path.name == "figure4-a"
@@ -419,7 +419,7 @@ with RunFolder(sys.argv[1]).locked():
 """
 
 
-def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
+def test_second_process_is_refused_until_the_first_ends(tmp_path):
     folder = RunFolder(tmp_path / "run")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE, text=True

@@ -13,8 +13,8 @@ from ddln.config import datasets
 from ddln.config.experiment import substitute
 from ddln.solvers import _batching, _descent_loop
 from ddln.solvers._steppers import Rodas5P
-from ddln.sweeps import build, compute, plan, progress
-from ddln.sweeps.dataset_schema import lane_bytes, solved_again
+from ddln.sweeps import _runner_base, build, compute, plan, progress
+from ddln.sweeps.dataset_schema import count_recomputed, lane_bytes
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import status_counts
 from ddln.verification import diagnostics
@@ -39,7 +39,7 @@ AXES = {
     "dynamics.until": [0.5, 0.7],
     "network.init.law.low": [0.5, 0.1],
 }
-LANES = 1e-9  # rtol of the integrator: lanes side by side round otherwise than one alone
+LANES = 1e-9  # rtol of the integrator: networks side by side round differently from one alone
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def assert_same_lane(lane, alone):
         np.testing.assert_allclose(lane[name], alone[name], rtol=LANES, atol=LANES)
 
 
-def test_what_is_measured_along_a_curve_is_what_diagnostics_measure_of_the_run():
+def test_measured_variables_equal_diagnostics_of_the_run():
     names = ("sharpness", "gain", "effective_initialisation")
     problem = {"problem.data": {"kind": "gaussian", "samples": 3, "features": 2}}
     measured = {"dynamics.measure": list(names), "sweep.network.scale": [0.5, 1.0]}
@@ -75,7 +75,7 @@ def test_what_is_measured_along_a_curve_is_what_diagnostics_measure_of_the_run()
 @pytest.mark.parametrize(
     "name", ["problem.data.seed", "dynamics.rtol", "dynamics.until", "network.init.law.low"]
 )
-def test_a_numeric_axis_gives_what_a_single_run_gives(grid, name):
+def test_numeric_axis_equals_single_runs(grid, name):
     first = grid.isel(dict.fromkeys(grid["status"].dims, 0))
     swept = grid.isel(dict.fromkeys(set(grid["status"].dims) - {name}, 0))
     lane = swept.sel({name: AXES[name][1]})
@@ -84,7 +84,7 @@ def test_a_numeric_axis_gives_what_a_single_run_gives(grid, name):
     assert not np.array_equal(lane["layers"], first["layers"])
 
 
-def test_zipped_axes_share_a_dimension_and_are_coordinates_along_it(grid):
+def test_zipped_axes_are_coordinates_along_one_dimension(grid):
     assert "network.scale" not in grid.dims
     assert grid["network.scale"].dims == ("network.init.seed",)
     lane = grid.isel(dict.fromkeys(set(grid["status"].dims) - {"network.init.seed"}, 0))
@@ -99,7 +99,7 @@ def test_zipped_axes_share_a_dimension_and_are_coordinates_along_it(grid):
         pytest.param("problem.data.features", "coordinate", marks=pytest.mark.slow),
     ],
 )
-def test_an_axis_that_changes_shapes_is_padded_with_nan(name, dimension):
+def test_shape_changing_axis_is_padded_with_nan(name, dimension):
     swept = ddln.sweep(SMALL, over={name: [2, 3]})
     assert swept.sizes[dimension] == 3
     for value in (2, 3):
@@ -110,7 +110,7 @@ def test_an_axis_that_changes_shapes_is_padded_with_nan(name, dimension):
         assert np.isnan(layers.isel({dimension: slice(value, None)})).all()
 
 
-def test_a_lane_that_fails_leaves_the_others_alone_and_is_counted():
+def test_failed_network_is_counted_and_does_not_affect_others():
     good, bad = (
         ddln.sweep(SMALL, over={"network.scale": [1.0, middle, 1.4]}) for middle in (1.2, 1e30)
     )
@@ -122,7 +122,7 @@ def test_a_lane_that_fails_leaves_the_others_alone_and_is_counted():
 
 
 @pytest.mark.parametrize("save", ["loss", "theta", "all"])
-def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
+def test_chunk_of_flows_has_the_saved_variables_and_planned_size(save):
     experiment = SMALL.with_({"dynamics.save": save})
     (chunk,) = make_plan(experiment).chunks
     part = compute.compute(chunk)
@@ -132,11 +132,11 @@ def test_a_chunk_holds_what_is_to_be_saved_and_as_many_bytes_as_planned(save):
 
 
 ALONE = SMALL.with_({"dynamics.rtol": 1e-6})
-OPTIMISM = 1e-5  # what its estimate keeps of an error
+OPTIMISM = 1e-5  # the share of each error that the estimate reports
 
 
 def optimistic(monkeypatch):
-    """From now on steps are thought far more exact than they are."""
+    """Make the integrator underestimate its errors."""
 
     class Optimist(Rodas5P):
         @staticmethod
@@ -147,19 +147,19 @@ def optimistic(monkeypatch):
     monkeypatch.setattr(_batching, "Rodas5P", Optimist)
 
 
-def test_a_solver_that_thinks_too_well_of_itself_is_flagged_and_an_honest_one_is_not(monkeypatch):
-    assert solved_again(ddln.run(ALONE)) == (1, 0)
+def test_overconfident_solver_is_flagged(monkeypatch):
+    assert count_recomputed(ddln.run(ALONE)) == (1, 0)
     optimistic(monkeypatch)
     flagged = ddln.run(ALONE)
     assert flagged["status"] == 0
-    assert solved_again(flagged) == (1, 1)
+    assert count_recomputed(flagged) == (1, 1)
 
 
-def test_being_solved_again_changes_no_other_byte(monkeypatch):
+def test_recomputing_changes_no_other_variable(monkeypatch):
     twice = ddln.run(ALONE)
-    monkeypatch.setattr(plan, "QUICK", 0.0)
+    monkeypatch.setattr(plan, "SMALL", 0)
     once = ddln.run(ALONE)
-    assert solved_again(once) == (0, 0)
+    assert count_recomputed(once) == (0, 0)
     for name in twice.data_vars.keys() - {"discrepancy"}:
         assert twice[name].values.tobytes() == once[name].values.tobytes(), name
 
@@ -195,7 +195,7 @@ def heavy_ball(experiment, layers, rate, beta):
     return np.array(losses)[experiment.dynamics.records]
 
 
-def test_lanes_of_a_descent_are_a_loop_in_numpy(trained):
+def test_descents_equal_a_numpy_loop(trained):
     assert trained["loss"].dims == (RATE, BETA, "time")
     for rate, beta in itertools.product(trained[RATE].values, trained[BETA].values):
         lane = trained.sel({RATE: rate, BETA: beta})
@@ -203,7 +203,7 @@ def test_lanes_of_a_descent_are_a_loop_in_numpy(trained):
         np.testing.assert_allclose(lane["loss"], expected, rtol=LANES)
 
 
-def test_a_descent_is_labelled_with_steps_and_flow_time_and_has_nothing_of_a_flow(trained):
+def test_descent_has_step_and_flow_time_but_no_flow_variables(trained):
     assert trained["step"].dims == ("time",)
     assert trained["step"].values.tolist() == [0, 10, 20, 30, 40]
     reached = trained["step"] * trained[RATE] / (1 - trained[BETA])
@@ -216,20 +216,25 @@ def test_a_descent_is_labelled_with_steps_and_flow_time_and_has_nothing_of_a_flo
     assert "descent lemma" in trained["certificate"]
 
 
-def test_runs_of_one_intrinsic_step_have_its_learning_rates(trained):
+def test_intrinsic_step_sets_the_learning_rate(trained):
     rule = {"kind": "heavy_ball", "intrinsic_step": 0.08, "momentum": 0.5}
     alone = ddln.run(DESCENT.with_({"dynamics.optimiser": rule}))
     lane = trained.sel({RATE: 0.02, BETA: 0.5})
     np.testing.assert_allclose(alone["loss"], lane["loss"], rtol=LANES)
 
 
-def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
+def test_changing_numbers_of_a_descent_does_not_retrace(trained, monkeypatch):
     traced = []
 
     def counted(function):
         return lambda *given: traced.append(function) or function(*given)
 
-    for module, name in ((compute, "_build"), (compute, "_examine"), (_descent_loop, "take_step")):
+    called_when_traced = (
+        (_runner_base, "substitute"),
+        (_runner_base, "check_hypotheses"),
+        (_descent_loop, "take_step"),
+    )
+    for module, name in called_when_traced:
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     other = DESCENT.with_({"network.scale": 0.9, "network.init.seed": 5, "problem.data.seed": 3})
     again = ddln.sweep(other, over={RATE: [0.01, 0.03], BETA: [0.0, 0.3, 0.7]})
@@ -237,7 +242,7 @@ def test_other_numbers_of_a_descent_trace_nothing(trained, monkeypatch):
     assert traced == []
 
 
-def test_lanes_draw_as_descend_does():
+def test_swept_descents_sample_like_descend():
     noise, seed = "dynamics.sampling.label_noise", "dynamics.sampling.seed"
     drawn = ddln.sweep(NOISY, over={seed: [0, 7], noise: [0.0, 0.3]})
     problem = ddln.least_squares(*datasets.draw(NOISY.problem.data))
@@ -257,13 +262,13 @@ def test_lanes_draw_as_descend_does():
     assert np.unique(drawn["loss"].isel(time=-1)).size == 4
 
 
-def test_a_swept_number_of_steps_is_padded():
+def test_swept_number_of_steps_is_padded():
     swept = ddln.sweep(DESCENT, over={"dynamics.steps": [3, 40]})
     assert swept["step"].values.tolist() == [[0, 1, 2, 3, -1], [0, 10, 20, 30, 40]]
     assert np.isnan(swept["gap"][0, -1])
 
 
-def test_a_lane_stops_at_its_target_and_that_is_no_failure():
+def test_descent_stopped_at_its_target_is_no_failure():
     experiment = DESCENT.with_({"dynamics.target_gap": 1.0, "sweep": {RATE: [1e-6, 0.02]}})
     dataset = ddln.run(experiment)
     assert status_counts(dataset) == {"ok": 1, "stopped": 1}
@@ -273,7 +278,7 @@ def test_a_lane_stops_at_its_target_and_that_is_no_failure():
     assert done.failed == 2
 
 
-def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
+def test_flow_stopped_at_its_target_is_certified_up_to_there():
     plain = SMALL.with_({"dynamics.points": 61, "sweep": {"network.scale": [0.5, 1.5]}})
     target = 1e-3 * float(ddln.run(plain)["gap"][1, 0])
     dataset = ddln.run(plain.with_({"dynamics.target_gap": target}))
@@ -281,7 +286,7 @@ def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
     assert dataset["status"].values.tolist() == [0, 3]
     gap = dataset["gap"][1].values
     assert gap[0] > target >= gap[-1]
-    assert solved_again(dataset) == (2, 0)  # what rests is not on the curve
+    assert count_recomputed(dataset) == (2, 0)  # the part at rest is not compared
     held = dataset.isel({"network.scale": 1})
     assert held["certificate_holds"].all()
     applies = held["certificate_applies"].to_series()
@@ -291,14 +296,14 @@ def test_a_flow_stops_at_its_target_and_is_certified_up_to_there():
 
 
 @pytest.mark.parametrize("save", ["loss", "all"])
-def test_a_chunk_of_a_descent_has_as_many_bytes_as_planned(save):
+def test_chunk_of_descents_has_the_planned_size(save):
     experiment = DESCENT.with_({"dynamics.save": save})
     part = compute.compute(make_plan(experiment).chunks[0])
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
 
 
-def test_a_long_descent_tells_how_far_it_is_and_ends_the_same(trained, monkeypatch):
-    monkeypatch.setattr(compute, "LONG", 0.0)
+def test_long_descent_reports_progress_and_ends_the_same(trained, monkeypatch):
+    monkeypatch.setattr(plan, "LONG_STEPS", 0)
     (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
     told = []
     part = compute.compute(chunk, lambda *event: told.append(event))

@@ -82,7 +82,7 @@ def run(
     could not be computed and after a study that failed; 130 after Ctrl-C and 143 after SIGTERM.
     """
     from ddln.sweeps import executor, studies
-    from ddln.sweeps.dask_executor import way_to_compute
+    from ddln.sweeps.dask_executor import open_executor
     from ddln.sweeps.run_folder import RunFolder
 
     with contextlib.ExitStack() as stack, interruptible(json_lines):
@@ -94,13 +94,13 @@ def run(
             if folder.is_complete(plan, fingerprint):
                 _conclude(folder, json_lines)
             _check_memory(plan, path)
-            way = stack.enter_context(way_to_compute(cluster))
+            chunk_executor = stack.enter_context(open_executor(cluster))
             start_jax()
             study = _study_or_error(experiment.study, path)
             _validate(plan, path)
-            stack.enter_context(executor.begun(folder, plan, way))
+            stack.enter_context(executor.open_run(folder, plan, chunk_executor))
         with exit_on_error((OSError, executor.LostChunks)):
-            executor.compute(folder, plan, way, json_lines=json_lines)
+            executor.compute(folder, plan, chunk_executor, json_lines=json_lines)
         with exit_on_error():
             try:
                 executor.publish(folder, plan, study, fingerprint, log)
@@ -150,12 +150,12 @@ def verify(
 
         build.mesh_of(experiment.devices)
     from ddln.sweeps._manifest import finite
-    from ddln.sweeps.dataset_schema import solved_again, status_counts
+    from ddln.sweeps.dataset_schema import count_recomputed, status_counts
 
     done, computed = progress.Progress(plan, {}, 0), {}
-    with interruptible(), progress.shown(done) as advance:
-        compute = partial(lanes.compute, report=done.reach, again=True)
-        for chunk, part in progress.computed(compute, plan.chunks):
+    with interruptible(), progress.progress_display(done) as advance:
+        compute = partial(lanes.compute, report=done.update_share, recompute=True)
+        for chunk, part in progress.prefetch(compute, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = assemble.assemble(plan, lambda chunk: computed[chunk.index])
@@ -166,7 +166,7 @@ def verify(
     else:
         typer.echo(assumptions.render(assumed) + "\n")
         output.print_table(rows, "Certificates")
-        output.print_accuracy(*solved_again(dataset))
+        output.print_accuracy(*count_recomputed(dataset))
     raise typer.Exit(output.failed(rows))
 
 

@@ -20,7 +20,6 @@ ROWS = 40
 def print_plan(plan: "Plan") -> None:
     """A plan's problem, network, dynamics, axes and cost, one line each."""
     from ddln.config.datasets import shape_of
-    from ddln.sweeps.plan import estimate
 
     experiment = plan.experiment
     network, dynamics, data = experiment.network, experiment.dynamics, experiment.problem.data
@@ -46,7 +45,7 @@ def print_plan(plan: "Plan") -> None:
         **_devices(experiment),
         "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
         "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
-        "time": f"about {_duration(estimate(plan))}, and compiling",
+        "time": "measured by `run` once the first chunk is done",
     }.items():
         typer.echo(f"{name:>9}  {value}")
 
@@ -59,17 +58,6 @@ def _devices(experiment: "Experiment") -> dict[str, str]:
     return {"devices": f"{groups}, of {devices.features} with columns of their own"}
 
 
-def _duration(seconds: float) -> str:
-    """A duration to the second, minute or hour.
-
-    >>> _duration(95.0), _duration(5400.0)
-    ('95 s', '90 min')
-    """
-    if seconds < 100:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
-
-
 def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     """The tables of a run, the statuses of its lanes and the accuracy of its flows.
 
@@ -80,12 +68,12 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
     for title, rows in tables.items():
         if rows:
             print_table(rows, title.capitalize())
-    ends = folder.endings()
+    ends = folder.status_counts()
     endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
     typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
-    print_accuracy(*folder.solved_again())
-    if cut := folder.cut():
-        typer.echo(f"memory ran out in {cut:,} chunk(s): computed with fewer lanes at once")
+    print_accuracy(*folder.count_recomputed())
+    if split := folder.count_split_chunks():
+        typer.echo(f"memory ran out in {split:,} chunk(s): computed with fewer lanes at once")
     for status in Status:
         if status.value in ends and not status.is_finished:
             typer.echo(f"{status.value}: {status.meaning}: {status.advice}")

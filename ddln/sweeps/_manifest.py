@@ -1,8 +1,9 @@
-"""What a run folder tells of itself: the manifest, a receipt beside each chunk, rows of claims.
+"""Records of a run folder: the manifest, a record beside each chunk, and rows of claims.
 
-Manifest and receipts are JSON under a seal, the SHA-256 of all else they say, so that one that was
-cut short or altered is found out; and strict tables, so that a name in one leads nowhere outside
-its folder. Every receipt says what the run was begun with: a manifest that is lost is made again.
+The manifest and the chunk records are JSON with a checksum, the SHA-256 of all other fields, so
+that a truncated or altered record is detected. They are strict tables, so that no file name in
+them leads outside the folder. Every chunk record repeats the provenance of the run: a lost manifest
+can be rebuilt.
 """
 
 import hashlib
@@ -23,64 +24,64 @@ from ddln.sweeps.plan import Plan
 FORMAT = 2
 FIGURE = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _LARGEST = 2**26
-"""Bytes of a record that is read."""
+"""The largest record that is read, in bytes."""
 
-Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[
     str, Field(pattern=rf"^(dataset\.nc|claims\.json|report\.html|figures/{FIGURE})$")
 ]
 
 
 class RecordError(ValueError):
-    """A record that this version did not write, or that says what none can."""
+    """A record in another format, or with impossible values."""
 
 
-class Begun(Table):
-    """What a run was begun with."""
+class RunProvenance(Table):
+    """The experiment, plan, versions and settings that a run began with."""
 
     format: Literal[2] = FORMAT
     study: str = Field(pattern=NAME)
     digest: str = Field(pattern=r"^[0-9a-f]{10}$")
-    plan: Sum
-    """Of the shape of the grid and the lanes of each chunk."""
+    plan: Sha256
+    """SHA-256 of the shape of the grid and the number of lanes in each chunk."""
     seeds: dict[str, int | str]
     versions: dict[str, str] = Field(default={})
     device: str = ""
     dtype: str = ""
     settings: dict[str, str] = Field(default={})
-    """Of jax and XLA, those that change numbers and are not as they come."""
+    """Settings of jax and XLA that change numbers and differ from their defaults."""
 
 
-class Manifest(Begun):
-    """What a run was begun with, and what was made of its chunks."""
+class Manifest(RunProvenance):
+    """The provenance of a run, and checksums of the files made from its chunks."""
 
-    files: dict[FileName, Sum] = Field(default={})
+    files: dict[FileName, Sha256] = Field(default={})
     complete: bool = False
-    study_sha256: Sum | Literal[""] = ""
-    """Of the study that made the claims."""
+    study_sha256: Sha256 | Literal[""] = ""
+    """SHA-256 of the study that made the claims."""
 
 
-class Receipt(Table):
-    """A chunk that was finished."""
+class ChunkRecord(Table):
+    """A finished chunk."""
 
-    run: Begun
+    run: RunProvenance
     chunk: int
-    sha256: Sum
+    sha256: Sha256
     lanes: int
     status: dict[str, int]
-    """How many of them ended in which way."""
+    """The number of lanes for each status name."""
     steps: int
     rounds: int
     solved_again: int = 0
-    """How many of them were, more exactly."""
+    """How many lanes were recomputed at finer tolerances."""
     inexact: int = 0
-    """How many of these were off by more than their tolerances let expect."""
+    """How many of these differ by more than the error to be expected of their tolerances."""
     lanes_at_once: int | None = None
-    """Where memory ran out: with how many it did not."""
+    """The number of lanes that fit into memory, if a larger number did not."""
 
 
-class Row(Table):
-    """A claim and how it came out, over how many lanes."""
+class ClaimRow(Table):
+    """A claim, its outcome, and the number of lanes it was checked on."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -99,75 +100,75 @@ class Row(Table):
     lanes_holding: int | None = None
 
 
-_ROWS = TypeAdapter(dict[str, list[Row]])
-Record = TypeVar("Record", Manifest, Receipt)
+_ROWS = TypeAdapter(dict[str, list[ClaimRow]])
+Record = TypeVar("Record", Manifest, ChunkRecord)
 
 
-def begun_with(plan: Plan, provenance: Mapping[str, Any] | None = None) -> Begun:
-    """What a run of this plan is begun with.
+def run_provenance(plan: Plan, process: Mapping[str, Any] | None = None) -> RunProvenance:
+    """The provenance of a run of this plan.
 
     Args:
         plan: of the run.
-        provenance: versions, device, dtype, settings.
+        process: versions, device, dtype and settings of the process that computes it.
     """
     experiment = plan.experiment
     lanes = [*plan.shape, *(int(chunk.lanes.size) for chunk in plan.chunks)]
     seeds = [name for name in numeric_leaves(experiment) if name.endswith("seed")]
     swept = dict.fromkeys(experiment.sweep, "swept")
-    return Begun(
+    return RunProvenance(
         study=experiment.study,
         digest=experiment.digest(),
         plan=hashlib.sha256(json.dumps(lanes).encode()).hexdigest(),
         seeds={name: swept.get(name) or value_of(experiment, name) for name in seeds},
-        **(provenance or {}),
+        **(process or {}),
     )
 
 
-def changes(begun: Begun, here: Begun) -> list[str]:
-    """What of the ground is another one than at the beginning; what is not told here is not."""
-    told = {"versions", "device", "dtype", "settings"}
+def provenance_changes(then: RunProvenance, now: RunProvenance) -> list[str]:
+    """Describe what has changed since the run began, except for fields that are empty now."""
+    fields = {"versions", "device", "dtype", "settings"}
     return [
-        *(["its lanes in other chunks"] if begun.plan != here.plan else []),
-        *differences(begun.model_dump(include=told), here.model_dump(include=told)),
+        *(["its lanes in other chunks"] if then.plan != now.plan else []),
+        *differences(then.model_dump(include=fields), now.model_dump(include=fields)),
     ]
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of the ground is another one, by name.
+    """Describe each difference between two provenances of a process.
 
     Args:
-        then: versions, device, dtype and settings, as `ddln.sweeps.environment.provenance` gives
-        them. now: the same; without versions nothing is known, and what is empty is not told.
+        then: versions, device, dtype and settings, from `ddln.sweeps.environment.provenance`.
+        now: the same; without versions nothing is compared, and empty fields are skipped.
 
     >>> differences({"settings": {"XLA_FLAGS": "--fast"}}, {"versions": {"jax": "1"}})
     ['jax None, now 1', 'XLA_FLAGS --fast, now as it comes']
     """
     if not now.get("versions"):
         return []
-    was, here = (
-        {**told.get("versions", {}), "device": told.get("device"), "dtype": told.get("dtype")}
-        for told in (then, now)
+    before, after = (
+        {**each.get("versions", {}), "device": each.get("device"), "dtype": each.get("dtype")}
+        for each in (then, now)
     )
-    facts = [(name, was.get(name), value) for name, value in here.items() if value]
-    was, here = then.get("settings", {}), now.get("settings", {})
+    facts = [(name, before.get(name), value) for name, value in after.items() if value]
+    before, after = then.get("settings", {}), now.get("settings", {})
     facts += [
-        (name, was.get(name, "as it comes"), here.get(name, "as it comes"))
-        for name in sorted({*was, *here})
+        (name, before.get(name, "as it comes"), after.get(name, "as it comes"))
+        for name in sorted({*before, *after})
     ]
-    return [f"{name} {before}, now {value}" for name, before, value in facts if before != value]
+    return [f"{name} {old}, now {new}" for name, old, new in facts if old != new]
 
 
-def sealed(record: Manifest | Receipt) -> str:
-    """The text of a record, with its seal."""
+def with_checksum(record: Manifest | ChunkRecord) -> str:
+    """The JSON text of a record, with its checksum in the field `seal`."""
     facts = record.model_dump(mode="json")
-    return json.dumps({**facts, "seal": _seal(facts)}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**facts, "seal": checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def unsealed(path: Path, kind: type[Record]) -> Record | None:
-    """The record in a file; None where there is none that is whole.
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """Read a record; None if the file is missing, or its checksum does not match.
 
     Raises:
-        RecordError: it was written in another format, or is too large, or not as ours are.
+        RecordError: the record has another format, is too large, or has impossible values.
     """
     try:
         facts = json.loads(read_limited(path, _LARGEST))
@@ -177,11 +178,11 @@ def unsealed(path: Path, kind: type[Record]) -> Record | None:
         raise RecordError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(facts, dict):
         return None
-    told, begun = facts.pop("seal", None), facts.get("run", facts)
-    if told is not None and told != _seal(facts):
+    expected, run = facts.pop("seal", None), facts.get("run", facts)
+    if expected is not None and expected != checksum(facts):
         return None
-    written = begun.get("format") if isinstance(begun, dict) else None
-    if told is None or written != FORMAT:
+    written = run.get("format") if isinstance(run, dict) else None
+    if expected is None or written != FORMAT:
         raise RecordError(
             f"{path.name}: written in format {written}, this is {FORMAT}; move the folder away to"
             " run again"
@@ -194,11 +195,11 @@ def unsealed(path: Path, kind: type[Record]) -> Record | None:
         raise RecordError(f"{path.name}: {where}: {rule(fault)}") from None
 
 
-def rows_of(text: str) -> dict[str, list[dict[str, Any]]]:
-    """The tables of claims in a JSON text, where null is a number that is not finite.
+def parse_claims(text: str) -> dict[str, list[dict[str, Any]]]:
+    """Parse tables of claims from JSON, where null stands for a number that is not finite.
 
     Raises:
-        RecordError: it is no such text.
+        RecordError: the text is something else.
     """
     try:
         tables = _ROWS.validate_python(json.loads(text, object_hook=_with_nans))
@@ -210,7 +211,7 @@ def rows_of(text: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def finite(value: Any) -> Any:
-    """Plain values for JSON, which has no word for a number that is not finite: null."""
+    """Convert to plain values for JSON: arrays to lists, numbers that are not finite to null."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -224,5 +225,6 @@ def _with_nans(table: dict[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in table.items()}
 
 
-def _seal(facts: dict[str, Any]) -> str:
+def checksum(facts: dict[str, Any]) -> str:
+    """SHA-256 of the JSON of a record's fields."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

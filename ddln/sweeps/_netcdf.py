@@ -1,7 +1,7 @@
-"""netCDF files that neither take the process with them nor reach out of themselves.
+"""Write netCDF files without crashing on a full disk, and open only self-contained ones.
 
-HDF5 crashes where a write fails (a full disk), or where it reads back other bytes than it wrote;
-and a file of its can name others to read from.
+HDF5 crashes if a write fails (on a full disk), or if it reads back other bytes than it wrote. An
+HDF5 file can also refer to other files, whose contents it would read.
 """
 
 import contextlib
@@ -17,51 +17,53 @@ if TYPE_CHECKING:
 
 
 class NetCDFError(ValueError):
-    """A file that is not as ours are."""
+    """A file that `ddln` did not write."""
 
 
-_HERE = threading.local()
+_THREAD = threading.local()
 
 
 def is_writing() -> bool:
-    """Whether this thread is amid a file: what a signal raises there, HDF5 takes for a fault."""
-    return getattr(_HERE, "files", 0) > 0
+    """Whether this thread is writing a file.
+
+    HDF5 would take an exception from a signal handler for a failed write.
+    """
+    return getattr(_THREAD, "files", 0) > 0
 
 
 @contextlib.contextmanager
-def written(path: Path) -> "Iterator[Forgiving]":
-    """An open file for HDF5 to write to, which finds all that it wrote, however full the disk.
+def hdf5_writer(path: Path) -> "Iterator[DeferredErrorFile]":
+    """Open a file for HDF5 to write to; raise the first error of a write when the file is closed.
 
     Raises:
-        OSError: the first that did not, at the end.
+        OSError: a write failed.
     """
-    file = Forgiving(path)
-    _HERE.files = getattr(_HERE, "files", 0) + 1
+    file = DeferredErrorFile(path)
+    _THREAD.files = getattr(_THREAD, "files", 0) + 1
     try:
         with file:
             yield file
     finally:
-        _HERE.files -= 1
+        _THREAD.files -= 1
         file.check()
 
 
-class Forgiving(RawIOBase):
-    """A file that is whole to whoever writes to it, however full the disk.
+class DeferredErrorFile(RawIOBase):
+    """A file that defers the error of a failed write.
 
-    From the first write that fails on, nothing more is written to the disk: what comes is held in
-    memory, and read back from there. HDF5 crashes where a write fails, and where it does not find
-    what it wrote. Whoever writes much must `check` now and then.
+    After the first write that fails, it keeps all further writes in memory and reads them back from
+    there, so that HDF5 always finds what it wrote. Call `check` now and then while writing much.
     """
 
     error: OSError | None = None
 
     def __init__(self, path: Path):
         self._file = FileIO(path, "w+")
-        self._place = self._size = 0
-        self._held: list[tuple[int, bytes]] = []
+        self._position = self._size = 0
+        self._in_memory: list[tuple[int, bytes]] = []
 
     def check(self) -> None:
-        """Raises the error of the first write that failed; what went wrong since is due to it."""
+        """Raise the error of the first write that failed; later errors follow from it."""
         if self.error is not None:
             raise self.error from None
 
@@ -75,18 +77,18 @@ class Forgiving(RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """As of any file."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
+        """Set and return the position, as of any file."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
-        """The place."""
-        return self._place
+        """The position."""
+        return self._position
 
     def write(self, data: Any, /) -> int:
-        """Writes all of it, or holds it."""
-        start, view = self._place, memoryview(data).cast("B")
+        """Write all data to the disk, or keep it in memory."""
+        start, view = self._position, memoryview(data).cast("B")
         if self.error is None:
             try:
                 self._file.seek(start)
@@ -96,28 +98,28 @@ class Forgiving(RawIOBase):
             except OSError as error:
                 self.error = error
         if self.error is not None:
-            self._held.append((start, bytes(view)))
-        self._place = start + view.nbytes
-        self._size = max(self._size, self._place)
+            self._in_memory.append((start, bytes(view)))
+        self._position = start + view.nbytes
+        self._size = max(self._size, self._position)
         return view.nbytes
 
     def readinto(self, buffer: Any, /) -> int:
-        """What was written at the place, wherever it is; 0 where nothing was."""
-        start, view = self._place, memoryview(buffer).cast("B")
+        """Read back what was written at the position; zeros where nothing was."""
+        start, view = self._position, memoryview(buffer).cast("B")
         count = max(min(view.nbytes, self._size - start), 0)
         self._file.seek(start)
         on_disk = self._file.read(count) or b""
         view[:count] = on_disk + bytes(count - len(on_disk))
-        for place, data in self._held:
-            first, end = max(place, start), min(place + len(data), start + count)
+        for position, data in self._in_memory:
+            first, end = max(position, start), min(position + len(data), start + count)
             if first < end:
-                view[first - start : end - start] = data[first - place : end - place]
-        self._place = start + count
+                view[first - start : end - start] = data[first - position : end - position]
+        self._position = start + count
         return count
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Sets the size; of an earlier error it is nothing more to worry about."""
-        self._size = self._place if size is None else size
+        """Set the size; after an earlier error, in memory only."""
+        self._size = self._position if size is None else size
         if self.error is None:
             try:
                 self._file.truncate(self._size)
@@ -126,7 +128,7 @@ class Forgiving(RawIOBase):
         return self._size
 
     def close(self) -> None:
-        """Closes it, which on some disks is when a write fails."""
+        """Close the file; on some file systems a failed write shows only now."""
         if not self.closed:
             try:
                 self._file.close()
@@ -135,12 +137,12 @@ class Forgiving(RawIOBase):
         super().close()
 
 
-def opened(path: Path) -> "xr.Dataset":
-    """The data set in a file, each variable read when it is used, and not kept.
+def open_dataset(path: Path) -> "xr.Dataset":
+    """Open the data set in a file; each variable is read when it is used, and not cached.
 
     Raises:
-        NetCDFError: it is no such file, or its numbers are not as plain as what ours hold: stored
-            in another file, made of others, or packed.
+        NetCDFError: the file is not netCDF, or an array in it is compressed, virtual, or stored in
+            another file, which those that `ddln` writes never are.
     """
     import h5py
     import xarray as xr
@@ -149,7 +151,7 @@ def opened(path: Path) -> "xr.Dataset":
 
     try:
         with h5py.File(path) as file:
-            _vet(file, path)
+            _check_self_contained(file, path)
         return xr.open_dataset(path, engine="h5netcdf", cache=False)
     except NetCDFError:
         raise
@@ -157,7 +159,7 @@ def opened(path: Path) -> "xr.Dataset":
         raise NetCDFError(f"{path}: not a netCDF file of ours: {error}") from None
 
 
-def _vet(file: Any, path: Path) -> None:
+def _check_self_contained(file: Any, path: Path) -> None:
     import h5py
 
     size = path.stat().st_size
@@ -168,8 +170,8 @@ def _vet(file: Any, path: Path) -> None:
         array = file[name]
         if array.external or array.is_virtual or array.id.get_create_plist().get_nfilters():
             raise NetCDFError(f"{path}: {name!r} is not stored plainly in this file")
-        # Without packing, numbers that are there take their room; what is not there is of no use.
-        # A dimension without numbers of its own is stored as an array that has none.
+        # Uncompressed numbers take their full size; a larger array was never written completely.
+        # The exception is a dimension without coordinates, stored as an array without data.
         is_bare = array.attrs.get("NAME", b"").startswith(b"This is a netCDF dimension but not")
         if array.size * array.dtype.itemsize > size and not is_bare:
             raise NetCDFError(f"{path}: {name!r} is larger than the file")

@@ -1,7 +1,7 @@
-"""Chunks put together on the grid of a sweep, in memory or straight into a file.
+"""Assemble the chunks of a sweep on its grid, in memory or directly into a file.
 
-What no chunk brings is NaN (status −1, False): axes never shrink. At most one chunk is held at a
-time, so that a data set may be larger than memory.
+Lanes of missing chunks are NaN (status −1, False): axes never shrink. At most one chunk is in
+memory at a time, so that a data set may be larger than memory.
 """
 
 import math
@@ -18,19 +18,22 @@ from ddln.sweeps import accessor as accessor
 from ddln.sweeps.dataset_schema import sizes
 from ddln.sweeps.plan import Chunk, Plan
 
-_CLOCKS = {"flow_time": "time", "step": "step"}
-"""What nearly always is the same on all lanes, and then a coordinate along `time`, so named."""
-_OF_A_CHUNK = {"lanes_at_once"}
+_SHARED_COORDINATES = {"flow_time": "time", "step": "step"}
+"""Variables that become coordinates along `time` if all lanes share them, and their names then."""
+_CHUNK_ATTRIBUTES = {"lanes_at_once"}
 Load = Callable[[Chunk], xr.Dataset | None]
-"""A chunk's lanes, as `lanes.compute` gives them; None where they are missing."""
+"""A function that returns the lanes of a chunk, from `ddln.sweeps.compute`; None if missing."""
 
 
 def assemble(plan: Plan, load: Load) -> xr.Dataset:
-    """The data set of a sweep, in memory.
+    """Assemble the data set of a sweep in memory.
 
     Args:
         plan: the grid.
-        load: gives the chunks, at least one.
+        load: returns the lanes of a chunk; at least one chunk must be there.
+
+    Raises:
+        ValueError: every chunk is missing.
     """
     empty, forms = _layout(plan, load)
     arrays = {
@@ -46,15 +49,19 @@ def assemble(plan: Plan, load: Load) -> xr.Dataset:
 
 
 def write(plan: Plan, load: Load, path: Path) -> None:
-    """The data set of a sweep, as a netCDF file.
+    """Assemble the data set of a sweep in a netCDF file.
 
     Args:
         plan: the grid.
-        load: gives the chunks, at least one.
+        load: returns the lanes of a chunk; at least one chunk must be there.
         path: the file, made or overwritten.
+
+    Raises:
+        ValueError: every chunk is missing.
+        OSError: a write failed.
     """
     empty, forms = _layout(plan, load)
-    with _netcdf.written(path) as target:
+    with _netcdf.hdf5_writer(path) as target:
         empty.to_netcdf(target, engine="h5netcdf")
         target.check()
         with h5netcdf.File(target, "r+") as file:
@@ -62,7 +69,7 @@ def write(plan: Plan, load: Load, path: Path) -> None:
 
 
 def _checked(load: Load, check: Callable[[], None]) -> Load:
-    """The same chunks, none once a write has failed: so no more than one is held in memory."""
+    """Raise before loading a chunk if a write has failed: failed writes accumulate in memory."""
 
     def load_next(chunk: Chunk) -> xr.Dataset | None:
         check()
@@ -72,13 +79,13 @@ def _checked(load: Load, check: Callable[[], None]) -> Load:
 
 
 def _declare(file: h5netcdf.File, forms: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The variables, without their values."""
+    """Create the variables, without their values."""
     variables = {}
     for name, (dimensions, shape, dtype, attrs) in forms.items():
         for dimension, size in zip(dimensions, shape, strict=True):
             if dimension not in file.dimensions:
                 file.dimensions[dimension] = size
-        flag = dtype.kind == "b"  # netCDF has none: xarray's way of writing it
+        flag = dtype.kind == "b"  # netCDF has no booleans; this is how xarray stores them
         variables[name] = file.create_variable(
             name,
             dimensions,
@@ -90,12 +97,12 @@ def _declare(file: h5netcdf.File, forms: Mapping[str, tuple[Any, ...]]) -> dict[
 
 
 def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ...]]]:
-    """Coordinates and attributes; dimensions, shape, dtype and attributes of every variable."""
+    """The data set without variables, and the dimensions, shape, dtype and attributes of each."""
     known: dict[str, int] = {}
     for chunk in plan.programs:
         for name, size in sizes(chunk.experiment).items():
             known[name] = max(size, known.get(name, 0))
-    first, clocks = _heads(plan, load)
+    first, shared = _first_and_shared(plan, load)
     known |= {name: first.sizes[name] for name in ("certificate", "hypothesis")}
     grid = tuple(plan.sizes)
     forms = {}
@@ -110,66 +117,69 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
         coords[name] = first[name].values
     for name in ("layer", "coordinate", *["feature"] * plan.experiment.network.signed):
         coords[name] = (name, np.arange(1, known[name] + 1), {"units": "1"})
-    for name, values in clocks.items():
-        coords[_CLOCKS[name]] = ("time", values, first[name].attrs)
+    for name, values in shared.items():
+        coords[_SHARED_COORDINATES[name]] = ("time", values, first[name].attrs)
         del forms[name]
     attrs = {
         "title": plan.experiment.study,
         "study": plan.experiment.study,
         "config": plan.experiment.to_toml(),
-        **{name: value for name, value in first.attrs.items() if name not in _OF_A_CHUNK},
+        **{name: value for name, value in first.attrs.items() if name not in _CHUNK_ATTRIBUTES},
     }
     return xr.Dataset(coords=coords, attrs=attrs), forms
 
 
-def _heads(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
-    """A chunk, and those of `_CLOCKS` that all lanes share."""
-    first, seen = None, {}
+def _first_and_shared(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
+    """The first chunk, and the values of `_SHARED_COORDINATES` that are equal on all lanes."""
+    first, shared = None, {}
     for chunk in plan.chunks:
         part = load(chunk)
         if part is None:
             continue
         with part:
-            here = {name: part[name].values for name in _CLOCKS if name in part}
+            here = {name: part[name].values for name in _SHARED_COORDINATES if name in part}
         if first is None:
-            first, seen = part, {name: values[0] for name, values in here.items()}
-        seen = {
+            first, shared = part, {name: values[0] for name, values in here.items()}
+        shared = {
             name: values
-            for name, values in seen.items()
+            for name, values in shared.items()
             if here[name].shape[1:] == values.shape and bool((here[name] == values).all())
         }
     if first is None:
         raise ValueError("`load` must give at least one chunk, got none.")
-    return first, seen
+    return first, shared
 
 
 def _fill(targets: Mapping[str, Any], forms: Mapping[str, Any], plan: Plan, load: Load) -> None:
     for chunk in plan.chunks:
         part = load(chunk)
-        places = list(_boxes(chunk.lanes, plan.shape))
+        boxes = list(_boxes(chunk.lanes, plan.shape))
         if part is None:
             for name, (_, _, dtype, _) in forms.items():
-                for box, _ in places:
+                for box, _ in boxes:
                     targets[name][box] = _missing(dtype)
             continue
         with part:
             for name, target in targets.items():
                 values = part[name].values
                 inner = tuple(slice(size) for size in values.shape[1:])
-                for box, lanes in places:
+                for box, lanes in boxes:
                     target[(*box, *inner)] = values[lanes]
 
 
 def _boxes(
     lanes: np.ndarray, shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Boxes of the grid that cover some lanes once, and the place of each among these.
+    """Split some lanes into boxes of the grid.
 
     Args:
         lanes: numbers along the grid, increasing.
         shape: of the grid.
 
-    >>> [(box, places.tolist()) for box, places in _boxes(np.array([1, 3, 5]), (3, 2))]
+    Yields:
+        A box as slices of the grid, and the indices into `lanes` of the lanes in it.
+
+    >>> [(box, indices.tolist()) for box, indices in _boxes(np.array([1, 3, 5]), (3, 2))]
     [((slice(0, 3, None), slice(1, 2, None)), [[0], [1], [2]])]
     """
     if not shape:

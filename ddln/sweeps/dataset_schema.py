@@ -1,8 +1,8 @@
-"""What a data set of runs holds: its variables, their dimensions, units and words.
+"""Variables of a data set of runs: their dimensions, units and long names.
 
-One network's numbers along `time`, `layer`, `coordinate` and `feature`, then its certificates and
-hypotheses; a sweep puts the dimensions of its grid before these. `dynamics.save` says which are
-kept in files.
+The variables of one network lie along `time`, `layer`, `coordinate` and `feature`, its certificates
+and hypotheses along dimensions of their own; a sweep puts the dimensions of its grid first.
+`dynamics.save` selects the variables that are saved.
 """
 
 import math
@@ -56,57 +56,58 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 """name: (dimensions, units, long name)."""
 
-_OF_FLOWS = {
+_FLOW_ONLY = {
     *("velocity", "bound", "posterior_bound", "divergence_bound"),
     *("rate_bound", "asymptotic_rate", "discrepancy"),
 }
-_OF_DESCENTS = {"step"}
+_DESCENT_ONLY = {"step"}
 _MEASURED = {"sharpness", "gain", "effective_initialisation"}
 
 FINER = 30
-"""By how much finer the tolerances of a lane are that is solved again."""
+"""The factor by which the tolerances of a recomputed run are finer."""
 _FLAGS = ("hypothesis_holds", "certificate_applies", "certificate_holds")
-_LEFT_OUT = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
+_UNSAVED_DIMS = {"all": set(), "theta": {"layer"}, "loss": {"layer", "coordinate", "feature"}}
 _WORKSPACE, _COPIES = 20, 6
-"""Numbers held at once for each saved coordinate, and copies of what is saved: measured, as those
-below, on networks of 8 to 300 coordinates."""
-_EACH_DUAL, _HESSIANS = 100, 30
-"""What a coordinate takes wherever its mirror map is checked, and ∇²Q."""
-_COPIES_OF_A_DESCENT = 14
-"""Its ledger and its rule's state among them: measured on networks of 30 and 500 coordinates."""
-_CERTIFICATES, _CERTIFICATES_OF_A_DESCENT = 14, 7
-"""How many claims a run is certified by; of the size of a file only."""
+"""Numbers in memory at once for each saved coordinate, and copies of each saved number. These and
+the next constants were measured on networks of 8 to 300 coordinates."""
+_MIRROR_MAP, _HESSIANS = 100, 30
+"""Numbers in memory for each coordinate whose mirror map is checked, and for each entry of ∇²Q."""
+_DESCENT_COPIES = 14
+"""Copies of each layer, with ledger and optimiser state: measured on 30 and 500 coordinates."""
+_CERTIFICATES, _DESCENT_CERTIFICATES = 14, 7
+"""How many claims certify a run; only file sizes depend on it."""
 
 
-def kept(experiment: Experiment) -> tuple[str, ...]:
-    """The names of the variables that are kept of a run.
+def saved_variables(experiment: Experiment) -> tuple[str, ...]:
+    """The names of the variables that are saved of a run.
 
     >>> from ddln.config.experiment import load
     >>> loss = load("configs/figure4.toml", ["dynamics.save=loss"])
-    >>> "gap" in kept(loss), "theta" in kept(loss)
+    >>> "gap" in saved_variables(loss), "theta" in saved_variables(loss)
     (True, False)
     """
     dynamics = experiment.dynamics
-    left_out, of_others = _LEFT_OUT[dynamics.save], _OF_DESCENTS
-    if isinstance(dynamics, Descent):
-        of_others = _OF_FLOWS
+    unsaved_dims = _UNSAVED_DIMS[dynamics.save]
+    absent = _FLOW_ONLY if isinstance(dynamics, Descent) else _DESCENT_ONLY
     if not experiment.network.signed:
-        of_others = of_others | {"predictor"}
+        absent = absent | {"predictor"}
     if not has_truth(experiment.problem.data):
-        of_others = of_others | {"truth"}
-    of_others = of_others | (_MEASURED - set(dynamics.measure))
+        absent = absent | {"truth"}
+    absent = absent | (_MEASURED - set(dynamics.measure))
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()
-        if not left_out & set(dimensions) and name not in of_others
+        if not unsaved_dims & set(dimensions) and name not in absent
     )
 
 
-def along(name: str, experiment: Experiment) -> tuple[str, ...]:
-    """The dimensions of a variable of one lane; a feature is a coordinate unless θ has two of it.
+def dims(name: str, experiment: Experiment) -> tuple[str, ...]:
+    """The dimensions of a variable of one network.
+
+    Features are coordinates, unless the network is signed and θ has two coordinates for each.
 
     >>> from ddln.config.experiment import load
-    >>> along("truth", load("configs/figure4.toml"))
+    >>> dims("truth", load("configs/figure4.toml"))
     ('coordinate',)
     """
     dimensions = VARIABLES[name][0]
@@ -116,7 +117,7 @@ def along(name: str, experiment: Experiment) -> tuple[str, ...]:
 
 
 def sizes(experiment: Experiment) -> dict[str, int]:
-    """The sizes of the dimensions that the config decides.
+    """The sizes of the dimensions that the config determines.
 
     >>> from ddln.config.experiment import load
     >>> sizes(load("configs/figure4.toml"))
@@ -131,18 +132,18 @@ def sizes(experiment: Experiment) -> dict[str, int]:
 
 
 def lane_bytes(experiment: Experiment) -> int:
-    """Bytes of one lane in a file.
+    """Bytes of one network in a file.
 
     >>> from ddln.config.experiment import load
     >>> figure4 = load("configs/figure4.toml")
     >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
-    (168924, 14812)
+    (168976, 14864)
     """
-    return _bytes(experiment, kept(experiment))
+    return _bytes(experiment, saved_variables(experiment))
 
 
 def working_bytes(experiment: Experiment) -> int:
-    """Bytes that one lane takes while it is computed, whatever is kept of it; rather too many.
+    """Estimate from above the bytes of memory that computing one network takes.
 
     >>> from ddln.config.experiment import load
     >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
@@ -153,9 +154,9 @@ def working_bytes(experiment: Experiment) -> int:
     matrices = samples * features + min(samples, features) ** 2
     depth, width = experiment.network.depth, experiment.width
     if isinstance(experiment.dynamics, Descent):
-        held = _COPIES_OF_A_DESCENT * depth * positions
+        held = _DESCENT_COPIES * depth * positions
     else:
-        duals = _EACH_DUAL * width * min(experiment.dynamics.saved, MIRROR_MAP_CHECKS)
+        duals = _MIRROR_MAP * width * min(experiment.dynamics.saved, MIRROR_MAP_CHECKS)
         hessians = _HESSIANS * width * min(width, LARGEST_DENSE_DIM)
         held = (_WORKSPACE + _COPIES * depth) * positions + duals + hessians
     return 8 * (held + _COPIES * matrices)
@@ -163,7 +164,7 @@ def working_bytes(experiment: Experiment) -> int:
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
     stepwise = isinstance(experiment.dynamics, Descent)
-    claims = _CERTIFICATES_OF_A_DESCENT if stepwise else _CERTIFICATES
+    claims = _DESCENT_CERTIFICATES if stepwise else _CERTIFICATES
     known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
     return sum(
         (1 if name in _FLAGS else 8)
@@ -173,7 +174,7 @@ def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
 
 
 def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
-    """How many lanes ended in which way, by the names in the attributes of `status`."""
+    """The number of lanes for each status name in the attributes of `status`."""
     status = dataset["status"]
     names = status.attrs["flag_meanings"].split()
     codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
@@ -184,21 +185,21 @@ def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
     }
 
 
-def solved_again(dataset: "xr.Dataset") -> tuple[int, int]:
-    """How many lanes were solved twice, and how many of these are off by more than expected."""
+def count_recomputed(dataset: "xr.Dataset") -> tuple[int, int]:
+    """The number of recomputed lanes, and how many of them are less exact than expected."""
     if "discrepancy" not in dataset:
         return 0, 0
-    seen = dataset["discrepancy"].values
-    return int(np.isfinite(seen).sum()), int((seen > 1).sum())
+    discrepancy = dataset["discrepancy"].values
+    return int(np.isfinite(discrepancy).sum()), int((discrepancy > 1).sum())
 
 
-def accuracy_in_words(lanes: int, off: int) -> str:
-    """What that says, and what to change.
+def accuracy_in_words(lanes: int, inexact: int) -> str:
+    """State the numbers that `count_recomputed` returns, and what to change.
 
     >>> accuracy_in_words(200, 0)
     '200 lanes solved again 30 times finer, all as exact as expected'
     """
-    told = f"{lanes:,} lane{'s' * (lanes != 1)} solved again {FINER} times finer, "
-    if not off:
-        return told + "all as exact as expected"
-    return f"{told}{off:,} less exact than expected: lower dynamics.rtol"
+    text = f"{lanes:,} lane{'s' * (lanes != 1)} solved again {FINER} times finer, "
+    if not inexact:
+        return text + "all as exact as expected"
+    return f"{text}{inexact:,} less exact than expected: lower dynamics.rtol"

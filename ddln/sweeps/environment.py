@@ -1,4 +1,4 @@
-"""The process that computes: jax's settings, its cache of compiled programs, and what it is."""
+"""The computing process: jax's settings, the cache of compiled programs, versions and device."""
 
 import contextlib
 import os
@@ -8,21 +8,21 @@ from typing import Any
 from ddln._internal.random import fix_generator
 
 _SETTINGS = ("jax_disable_jit", "jax_disable_most_optimizations", "jax_default_matmul_precision")
-"""Of jax, those that change the last digits of what is drawn and computed."""
+"""Settings of jax that change the last digits of random and computed numbers."""
 _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_cuda_data_dir")
-"""Flags of XLA that change no number."""
+"""Flags of XLA that do not change numbers."""
 
 
 def start_jax() -> None:
-    """Float64, and compiled programs that outlive the process."""
-    # Read when equinox is imported: its default puts a callback into programs, and such programs
-    # are not cached. What could raise has been checked before they run.
+    """Configure jax: float64, and a cache of compiled programs that outlives the process."""
+    # Read when equinox is imported. By default equinox puts callbacks into programs, and such
+    # programs are not cached. The input is validated before, so that the checks are not needed.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ.setdefault("MPLBACKEND", "Agg")
     from ddln.solvers.cost_model import ASSUMED_CORES
 
-    # Of how many threads sums are cut into, last digits depend: so it is not left to the machine.
-    # XLA reads the first; LAPACK, whose threads side by side wait for each other, the second.
+    # The last digits of sums depend on the number of threads, so it must not depend on the machine.
+    # XLA reads NPROC; OpenBLAS reads the other, and is slower with several threads side by side.
     os.environ["NPROC"], os.environ["OPENBLAS_NUM_THREADS"] = str(ASSUMED_CORES), "1"
     import jax
 
@@ -31,7 +31,7 @@ def start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # Without a place to write to, every process compiles for itself.
+        # If no folder can be written to, every process compiles for itself.
         with contextlib.suppress(OSError, RuntimeError):
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             folder = home / "ddln" / f"xla-{_cpu()}"
@@ -40,7 +40,7 @@ def start_jax() -> None:
 
 
 def _cpu() -> str:
-    """A name for this type of processor: a program compiled for one may not run on another."""
+    """Name this type of processor; a program compiled for one may not run on another."""
     import hashlib
     import platform
 
@@ -52,7 +52,7 @@ def _cpu() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device, dtype and the settings that change numbers, for a run's manifest."""
+    """The versions, device, dtype and settings that change numbers, for a run's manifest."""
     import platform
     from importlib.metadata import version
 
@@ -72,17 +72,18 @@ def provenance() -> dict[str, Any]:
 
 
 def _settings() -> dict[str, str]:
-    """What is not as jax and XLA come: the last digits of every number depend on it."""
+    """The settings of jax and XLA that change last digits and differ from the defaults."""
     import jax
 
-    told = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+    settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
     flags = os.environ.get("XLA_FLAGS", "").split()
-    told["XLA_FLAGS"] = " ".join(sorted(flag for flag in flags if not flag.startswith(_HARMLESS)))
-    return {name: str(value) for name, value in told.items() if value}
+    kept = sorted(flag for flag in flags if not flag.startswith(_HARMLESS))
+    settings["XLA_FLAGS"] = " ".join(kept)
+    return {name: str(value) for name, value in settings.items() if value}
 
 
 def install_command(extra: str) -> str:
-    """What installs the parts of an extra, be `ddln` a checkout or a wheel: it is on no index.
+    """The command that installs the packages of an extra; `ddln` itself is on no index.
 
     >>> install_command("explore").endswith(" -m pip install 'marimo>=0.25'")
     True

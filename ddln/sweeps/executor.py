@@ -1,7 +1,7 @@
-"""A run, from a plan and a folder to its tables, figures and page.
+"""Compute a run into its folder, then publish its tables, figures and page.
 
-Its chunks are computed in some *way*: by this process, or by others. Whatever the way, a chunk is
-in the folder, whole, when it is told of; so a run that one way began another can go on with.
+An `Executor` computes the chunks, in this process or in others. Each reports a chunk only once it
+is complete in the folder, so one executor can resume a run that another began.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from ddln.sweeps.plan import Chunk, Plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
 LISTED = 5
-"""Lost chunks that are told of one by one."""
+"""How many lost chunks an error lists one by one."""
 
 
 class LostChunks(Exception):
-    """Chunks that could not be computed, while the others were.
+    """Some chunks could not be computed; all others are in the folder.
 
     Args:
-        chunks: how many were to be computed.
-        faults: why, by the number of the chunk.
+        chunks: how many chunks were to be computed.
+        faults: the error of each lost chunk, by its index.
     """
 
     def __init__(self, chunks: int, faults: Mapping[int, BaseException]):
@@ -36,37 +36,39 @@ class LostChunks(Exception):
             for index, fault in sorted(faults.items())[:LISTED]
         ]
         more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
-        told = f"{len(faults):,} of {chunks:,} chunks could not be computed; the others are kept,"
-        super().__init__("\n".join([f"{told} and the same command tries again", *shown, *more]))
+        head = f"{len(faults):,} of {chunks:,} chunks could not be computed; the others are kept,"
+        super().__init__("\n".join([f"{head} and the same command tries again", *shown, *more]))
         self.faults = faults
 
 
-class Way(ABC):
-    """How chunks are computed."""
+class Executor(ABC):
+    """Computes chunks into a run folder."""
 
     @abstractmethod
     def provenance(self, devices: Devices | None) -> dict[str, Any]:
-        """Versions, device and dtype of who computes: chunks of others are not alike.
+        """The versions, device, dtype and settings of the computing process.
+
+        Chunks of processes that differ in these are not alike.
 
         Raises:
-            ValueError: it has fewer devices than are asked for.
+            ValueError: the process has fewer devices than the config asks for.
         """
 
     @abstractmethod
     def compute(
         self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
     ) -> Iterable[tuple[Chunk, Mapping[str, int]]]:
-        """Each chunk, once it is in the folder, and how many of its lanes ended in which way.
+        """Yield each chunk once it is in the folder, with its number of lanes by status name.
 
         Args:
             folder: open.
             chunks: to be computed.
-            report: may be told of a chunk how large a share of it is done.
+            report: may be called with a chunk and its finished share.
         """
 
 
-class Here(Way):
-    """In this process, one chunk after the other."""
+class LocalExecutor(Executor):
+    """Computes in this process, one chunk after the other."""
 
     def provenance(self, devices: Devices | None) -> dict[str, Any]:
         if devices is not None:
@@ -78,44 +80,46 @@ class Here(Way):
     def compute(
         self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
     ) -> Iterator[tuple[Chunk, Mapping[str, int]]]:
-        from ddln.sweeps import compute as lanes
+        from ddln.sweeps import compute
 
-        for chunk, dataset in progress.computed(partial(lanes.compute, report=report), chunks):
+        compute_one = partial(compute.compute, report=report)
+        for chunk, dataset in progress.prefetch(compute_one, chunks):
             yield chunk, folder.write_chunk(chunk, dataset)
 
 
 @contextlib.contextmanager
-def begun(folder: RunFolder, plan: Plan, way: Way) -> Iterator[None]:
-    """The folder held for this process, and open to be computed in this way.
+def open_run(folder: RunFolder, plan: Plan, executor: Executor) -> Iterator[None]:
+    """Lock the folder for this process, and open it with the provenance of the executor.
 
     Raises:
-        StoreError: another process holds it, or it was begun on another ground.
+        StoreError: another process holds the folder, or the run began with another provenance.
         ValueError: there are fewer devices than the plan asks for.
     """
     with folder.locked():
-        folder.open(plan, **way.provenance(plan.experiment.devices))
+        folder.open(plan, **executor.provenance(plan.experiment.devices))
         yield
 
 
-def compute(folder: RunFolder, plan: Plan, way: Way, *, json_lines: bool = False) -> None:
-    """Compute what is missing.
+def compute(folder: RunFolder, plan: Plan, executor: Executor, *, json_lines: bool = False) -> None:
+    """Compute the missing chunks.
 
     Args:
-        folder: begun.
+        folder: from `open_run`.
         plan: of the run.
-        way: of computing it.
-        json_lines: show progress as events, see `ddln.sweeps.progress`.
+        executor: computes the chunks.
+        json_lines: print progress as JSON events, see `ddln.sweeps.progress`.
 
     Raises:
         OSError: a chunk could not be written.
-        LostChunks: some could not be computed; all others are in the folder.
+        LostChunks: some chunks could not be computed; all others are in the folder.
     """
     missing = folder.missing(plan)
-    before = folder.endings(missing)
+    before = folder.status_counts(missing)
     done = progress.Progress(plan, before, len(plan.chunks) - len(missing))
-    with progress.shown(done, str(folder.path), json_lines=json_lines) as advance:
-        for chunk, endings in way.compute(folder, missing, done.reach):
-            advance(chunk, endings)
+    display = progress.progress_display(done, str(folder.path), json_lines=json_lines)
+    with display as advance:
+        for chunk, status in executor.compute(folder, missing, done.update_share):
+            advance(chunk, status)
 
 
 def publish(
@@ -123,40 +127,39 @@ def publish(
     plan: Plan,
     study: ModuleType | studies.StudyError,
     fingerprint: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Put the chunks together, certify, let the study claim and draw, write the page, finish.
+    """Assemble the data set, check certificates and claims, draw figures and write the page.
 
-    Where the study fails, certificates and page are written all the same, and the run is not
-    finished.
+    If the study fails, certificates and page are still written, but the run is not marked complete.
 
     Args:
         folder: with all its chunks.
         plan: of the run.
-        study: from `ddln.sweeps.studies.find`, or why there is none.
-        fingerprint: of its file.
-        say: told of each stage.
+        study: from `ddln.sweeps.studies.find`, or the error of finding it.
+        fingerprint: SHA-256 of the study's file.
+        log: called with a message at each stage.
 
     Raises:
         StudyError: the study cannot use the data set.
-        OSError: something could not be written.
+        OSError: a file could not be written.
     """
     from ddln.sweeps import report
     from ddln.verification import claims
 
     if not folder.is_whole("dataset.nc"):
-        say("assembling")
+        log("assembling")
         folder.write_dataset(plan)
-        say(f"written {relative_path(folder.path / 'dataset.nc')}")
+        log(f"written {relative_path(folder.path / 'dataset.nc')}")
     dataset = folder.read_dataset()
-    say("certifying")
+    log("certifying")
     rows, faults, claimed = claims.summary(dataset), [], []
     try:
         claimed = studies.claims(_usable(study), dataset)
     except studies.StudyError as error:
         faults.append(str(error))
     folder.write_claims({"certificates": rows, "claims": claimed})
-    say("drawing")
+    log("drawing")
     try:
         draw(folder, _usable(study), dataset)
     except studies.StudyError as error:
@@ -169,11 +172,11 @@ def publish(
 
 
 def draw(folder: RunFolder, study: ModuleType, dataset: Any) -> list[Path]:
-    """Write the study's figures, and give their paths.
+    """Write the study's figures, and return their paths.
 
     Raises:
         StudyError: the study cannot draw the data set.
-        OSError: something could not be written.
+        OSError: a file could not be written.
     """
     figures = studies.figures(study, dataset)
     with studies.attributed(study, "draw", but=(OSError, StoreError)):

@@ -1,45 +1,39 @@
-"""What an experiment's sweep comes to: a grid of lanes, cut into chunks of one array shape each.
+"""Plan a sweep: its grid of networks, cut into chunks of one array shape each.
 
-A *lane* is one network; lanes are numbered along the grid, the last dimension fastest. Zipped axes
-share a dimension. Axes that change the shape of arrays are looped over, one compiled program for
-each of their values; the others run side by side.
+A *lane* is one network of the grid; lanes are numbered with the last dimension fastest. Zipped axes
+share a dimension. Axes that change the shape of arrays are looped over, with one compiled program
+for each of their values; along all other axes, networks run side by side.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ddln.config.datasets import shape_of
-from ddln.config.dynamics import Descent, Flow
+from ddln.config.dynamics import Descent
 from ddln.config.experiment import (
     ConfigError,
     Experiment,
     changes_shape,
     numeric_leaves,
-    substitute,
     swept_to,
     units_of,
 )
 from ddln.config.sweep_axes import columns
-from ddln.solvers.cost_model import accurate_steps, implicit_extra_cost
 from ddln.sweeps.dataset_schema import lane_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_PROGRAMS = 5_000
 MAX_CHUNK = 256
-SAMPLED = 50
-"""Of so many chunks one is solved again."""
-QUICK = 0.02
-"""Seconds that the first may take to be solved again, too."""
-_ESTIMATED = 500
-"""Chunks that stand for all in the estimate, where there are more."""
-_PRODUCT, _COORDINATE, _CERTIFIED, _SINGLY = 6e-11, 1.6e-8, 3e-7, 10
-"""Seconds of a multiplication and addition in a product with X, of a coordinate in a stage of a
-step, of one that is certified; and how much slower what the engine of sweeps does not run is. As
-measured, with two cores in use."""
+RECOMPUTED_EVERY = 50
+"""One chunk in so many is recomputed at finer tolerances."""
+SMALL = 50_000
+"""The first chunk is recomputed if its curves and data hold at most so many numbers."""
+LONG_STEPS, LONG_OPERATIONS = 10**6, 10**10
+"""A descent of so many steps, or a chunk of so many multiplications, reports its progress in parts:
+it takes several seconds, so that compiling the parts is worth it."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,11 @@ class Axis:
     """One axis of the grid.
 
     Attributes:
-        name: the dotted name of the leaf it sweeps.
-        values: shape (n,), integers or floats as the leaf is.
-        shape_changing: whether every value needs a program of its own.
-        dimension: the axis it is zipped to, and lies along; its own name where it is not.
-        units: of the values; 1 where they have none.
+        name: the dotted name of the swept leaf.
+        values: shape (n,), integers or floats like the leaf.
+        shape_changing: whether each value needs its own compiled program.
+        dimension: the name of the axis it is zipped to, or else its own name.
+        units: of the values; 1 if they are dimensionless.
     """
 
     name: str
@@ -62,7 +56,7 @@ class Axis:
 
     @property
     def span(self) -> str:
-        """How many values, from the first to the last.
+        """The number of values, the first and the last.
 
         >>> from ddln.config.experiment import load
         >>> make_plan(load("configs/figure4.toml")).axes[0].span
@@ -79,11 +73,12 @@ class Chunk:
     """Lanes that run as one compiled program and are stored as one file.
 
     Attributes:
-        index: place among the plan's chunks.
-        experiment: the experiment with its shape-changing axes set and no sweep.
-        lanes: numbers of the lanes in the grid, shape (n,).
-        values: of every other axis, shape (n,) each.
-        width: n of the fullest chunk of this shape: padded to it, all run as one program.
+        index: position among the plan's chunks.
+        experiment: the experiment with its shape-changing axes set, and without a sweep.
+        lanes: the numbers of the lanes in the grid, shape (n,).
+        values: the values of every other axis by name, shape (n,) each.
+        width: the largest n of all chunks of this shape; smaller chunks are padded to it, so that
+            all run as one compiled program.
     """
 
     index: int
@@ -98,9 +93,10 @@ class Plan:
     """A grid of lanes and the chunks that cover it, each lane once.
 
     Attributes:
-        experiment: what is planned.
-        axes: in the order written.
-        sizes: of the grid's dimensions, by name; empty without a sweep, which is one lane.
+        experiment: the experiment, with its sweep.
+        axes: in the order of the config.
+        sizes: the sizes of the grid's dimensions by name; without a sweep it is empty, and the grid
+            is one lane.
         chunks: in the order they run.
     """
 
@@ -111,17 +107,17 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the grid."""
+        """The shape of the grid."""
         return tuple(self.sizes.values())
 
     @property
     def lanes(self) -> int:
-        """How many networks."""
+        """The number of networks."""
         return math.prod(self.shape)
 
     @property
     def programs(self) -> tuple[Chunk, ...]:
-        """The first chunk of every shape: one compiled program each."""
+        """The first chunk of each shape; each shape has one compiled program."""
         first: dict[int, Chunk] = {}
         for chunk in self.chunks:
             first.setdefault(id(chunk.experiment), chunk)
@@ -129,20 +125,20 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the chunks' files: the numbers that are kept of every lane."""
+        """Bytes of the chunks' files: the saved variables of all lanes."""
         of_lane = {id(chunk.experiment): lane_bytes(chunk.experiment) for chunk in self.programs}
         return sum(chunk.lanes.size * of_lane[id(chunk.experiment)] for chunk in self.chunks)
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that the largest chunk takes while it is computed, about."""
+        """Estimate of the bytes of memory that the largest chunk takes."""
         return max(chunk.width * working_bytes(chunk.experiment) for chunk in self.programs)
 
     def check_memory(self) -> None:
-        """See to it that every chunk fits into the `memory` of the experiment.
+        """Check that every chunk fits into the `memory` of the experiment.
 
         Raises:
-            ConfigError: one does not, though its lanes are as few as they can be.
+            ConfigError: a chunk does not fit, even with as few lanes as possible.
         """
         if self.peak_bytes > self.experiment.memory * 1e9:
             raise ConfigError(
@@ -155,25 +151,56 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
-    """The plan of an experiment: chunks of as many lanes as its `memory` takes side by side.
+    """Plan an experiment: chunks of as many networks as fit into its `memory` side by side.
 
-    It depends on nothing but the experiment, so that a run that goes on has the chunks it had.
+    The plan depends on the experiment only, so that a resumed run has the chunks it began with.
 
     Args:
         experiment: with its sweep.
-        chunk_lanes: lanes per chunk, at most.
+        chunk_lanes: the largest number of networks in a chunk.
 
     Raises:
-        ConfigError: the grid has more than `MAX_LANES` lanes, or they have more shapes than
-            `MAX_PROGRAMS`; or a shape that does not fit, between the ends of its axes.
+        ConfigError: the grid has more than `MAX_LANES` networks, or these have more shapes than
+            `MAX_PROGRAMS`; or a combination of shape-changing values is invalid.
 
     >>> from ddln.config.experiment import load
     >>> plan = make_plan(load("configs/figure4.toml"))
     >>> plan.shape, len(plan.chunks), plan.chunks[0].values["network.scale"].tolist()
     ((3,), 1, [1.0, 1.4, 1.8])
     """
+    axes = _axes(experiment)
+    sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
+    size = math.prod(sizes.values())
+    if size > MAX_LANES:
+        raise ConfigError([f"sweep: {size:,} lanes, more than {MAX_LANES:,}"])
+    indices = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
+    index_along = dict(zip(sizes, indices, strict=True))
+    looped = [axis for axis in axes if axis.shape_changing]
+    group = np.zeros(size, int)
+    for axis in looped:
+        # By value, not by index: an axis that is zipped to another may repeat a value.
+        group = group * axis.values.size + _first(axis.values)[index_along[axis.dimension]]
+    if (shapes := np.unique(group).size) > MAX_PROGRAMS:
+        names = ", ".join(axis.name for axis in looped)
+        found = f"{shapes:,} shapes by {names}, each compiled alone"
+        raise ConfigError([f"sweep: {found}, more than {MAX_PROGRAMS:,}"])
+    chunks: list[Chunk] = []
+    order = np.argsort(group, kind="stable")
+    for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        values = {axis.name: axis.values[index_along[axis.dimension][lanes]] for axis in axes}
+        program = swept_to(experiment, {axis.name: values[axis.name][0].item() for axis in looped})
+        width = _width(program, lanes.size, chunk_lanes)
+        varying = [axis.name for axis in axes if not axis.shape_changing]
+        for start in range(0, lanes.size, width):
+            part = slice(start, start + width)
+            of_part = {name: values[name][part] for name in varying}
+            chunks.append(Chunk(len(chunks), program, lanes[part], of_part, width))
+    return Plan(experiment, axes, sizes, tuple(chunks))
+
+
+def _axes(experiment: Experiment) -> tuple[Axis, ...]:
     leaves = numeric_leaves(experiment)
-    axes = tuple(
+    return tuple(
         Axis(
             name,
             np.array(values),
@@ -183,143 +210,51 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
         )
         for name, (dimension, values) in columns(experiment.sweep, leaves).items()
     )
-    sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
-    size = math.prod(sizes.values())
-    if size > MAX_LANES:
-        raise ConfigError([f"sweep: {size:,} lanes, more than {MAX_LANES:,}"])
-    steps = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
-    along = dict(zip(sizes, steps, strict=True))
-    looped = [axis for axis in axes if axis.shape_changing]
-    group = np.zeros(size, int)
-    for axis in looped:
-        # Not the step but the value: zipped axes may come back to one.
-        group = group * axis.values.size + _first(axis.values)[along[axis.dimension]]
-    if (shapes := np.unique(group).size) > MAX_PROGRAMS:
-        names = ", ".join(axis.name for axis in looped)
-        told = f"{shapes:,} shapes by {names}, each compiled alone"
-        raise ConfigError([f"sweep: {told}, more than {MAX_PROGRAMS:,}"])
-    chunks: list[Chunk] = []
-    order = np.argsort(group, kind="stable")
-    for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        first = {axis.name: axis.values[along[axis.dimension][lanes[0]]].item() for axis in looped}
-        program = swept_to(experiment, first)
-        room = int(experiment.memory * 1e9) // working_bytes(program)
-        most = min(chunk_lanes, max(room, 1))
-        width = math.ceil(lanes.size / math.ceil(lanes.size / most))
-        if experiment.devices is not None:  # whose groups have as many lanes each
-            width = math.ceil(width / experiment.devices.lanes) * experiment.devices.lanes
-        for start in range(0, lanes.size, width):
-            part = lanes[start : start + width]
-            values = {
-                axis.name: axis.values[along[axis.dimension][part]]
-                for axis in axes
-                if not axis.shape_changing
-            }
-            chunks.append(Chunk(len(chunks), program, part, values, width))
-    return Plan(experiment, axes, sizes, tuple(chunks))
 
 
-def estimate(plan: Plan) -> float:
-    """Seconds that two cores take for a plan, to about a factor of three; compiling is extra.
+def _width(program: Experiment, lanes: int, chunk_lanes: int) -> int:
+    """The number of networks in each chunk of a shape that `lanes` networks have."""
+    fitting = int(program.memory * 1e9) // working_bytes(program)
+    most = min(chunk_lanes, max(fitting, 1))
+    width = math.ceil(lanes / math.ceil(lanes / most))
+    if program.devices is not None:  # every group of devices takes equally many networks
+        width = math.ceil(width / program.devices.lanes) * program.devices.lanes
+    return width
 
-    A step of the integrator costs its products with X, certifying its points on the curve, and
-    an explicit step is no longer than the fastest rate of the flow allows: the largest eigenvalue
-    of the Hessian of ℒ, for random features (√n + √d)², times the mobility M ≈ w^(2(L−1)). A
-    descent takes the steps that it is told to.
+
+def is_recomputed(chunk: Chunk) -> bool:
+    """Whether the flows of a chunk are solved a second time at finer tolerances.
+
+    `ddln.verification.error_estimate` compares both solutions. Every `RECOMPUTED_EVERY`-th chunk
+    is recomputed, at a few hundredths of the time in all; so is the first chunk if it holds at
+    most `SMALL` numbers.
 
     >>> from ddln.config.experiment import load
-    >>> 1e-3 < estimate(make_plan(load("configs/figure4.toml"))) < 0.1
+    >>> is_recomputed(make_plan(load("configs/figure4.toml")).chunks[0])
     True
     """
-    some = plan.chunks[:: max(len(plan.chunks) // _ESTIMATED, 1)]
-    share = sum(chunk.lanes.size for chunk in some) / plan.lanes
-    return sum(map(seconds, some)) / share
+    if chunk.index == 0:
+        experiment = chunk.experiment
+        samples, features = shape_of(experiment.problem.data)
+        curve = experiment.dynamics.saved * experiment.width
+        return chunk.lanes.size * (curve + samples * features) <= SMALL
+    return chunk.index % RECOMPUTED_EVERY == RECOMPUTED_EVERY - 1
 
 
-def seconds(chunk: Chunk) -> float:
-    """The same of one chunk."""
-    experiment = substitute(chunk.experiment, chunk.values)
-    if isinstance(experiment.dynamics, Descent):
-        return _descent_seconds(experiment, experiment.dynamics, chunk.width)
-    points, (samples, features) = experiment.dynamics.points, shape_of(experiment.problem.data)
-    step = 7 * (_PRODUCT * 4 * samples * features + _COORDINATE * experiment.width)
-    if not experiment.dynamics.is_batched:
-        step = _SINGLY * step
-    certify = _CERTIFIED * points * experiment.width
-    steps = _steps(experiment, experiment.dynamics, samples)
-    return float(np.sum(np.broadcast_to(steps * step + certify, chunk.lanes.shape)))
-
-
-def is_solved_again(chunk: Chunk) -> bool:
-    """Whether a chunk of flows is of the sample that is solved twice, see
-    `ddln.verification.error_estimate`.
-
-    One of fifty is, for a few hundredths of the time; and the first, where that takes none.
-
-    >>> from ddln.config.experiment import load
-    >>> is_solved_again(make_plan(load("configs/figure4.toml")).chunks[0])
-    True
-    """
-    return chunk.index % SAMPLED == SAMPLED - 1 or (chunk.index == 0 and seconds(chunk) < QUICK)
-
-
-def _descent_seconds(experiment: Experiment, descent: Descent, lanes: int) -> float:
-    """Of a chunk: every number as measured, with 1 to 64 lanes of 30 and 16 of 500 coordinates."""
+def is_long(chunk: Chunk) -> bool:
+    """Whether a chunk is a descent that is long enough to report its progress in parts."""
+    descent, experiment = chunk.experiment.dynamics, chunk.experiment
+    if not isinstance(descent, Descent):
+        return False
     samples, features = shape_of(experiment.problem.data)
-    sampling, climb = descent.sampling, descent.sharpness_aware
-    weights = experiment.network.depth * experiment.width
+    sampling = descent.sampling
     rows = samples if sampling is None or sampling.batch is None else sampling.batch
-    product, entry, alone, certify = 7e-11 * 2 * rows * features, 1e-9 * weights, 1e-6, 0.0
-    if climb is not None:
-        product, entry = 2 * product, 2 * entry * (rows / climb.group if climb.group else 1)
-    if sampling is not None:
-        entry, alone = entry + 2e-7, alone + 4e-6
-    elif climb is None and descent.optimiser.kind == "sgd":
-        certify = 18 * 8e-6 * weights  # sharpness at nine steps, before and after
-    return descent.steps * (alone + lanes * (product + entry)) + lanes * certify
-
-
-def _steps(experiment: Experiment, flow: Flow, samples: int) -> Any:
-    """Steps of the integrator, in explicit ones; of as many lanes as the leaves have values."""
-    depth = experiment.network.depth
-    if flow.solver == "kvaerno5":
-        return 350  # implicit: seen between 285 and 378
-    accurate = accurate_steps(flow.rtol)
-    implicit = accurate * (1 + implicit_extra_cost(experiment.width))
-    if flow.solver == "rodas5p":
-        return implicit
-    factor = {"sum": 2, "half": 1, "mean": 2 / samples, "half_mean": 1 / samples}
-    curvature = (
-        factor[experiment.problem.loss.normalisation]
-        * (math.sqrt(samples) + math.sqrt(experiment.features)) ** 2
-    )
-    with np.errstate(over="ignore"):
-        weight = experiment.network.scale * _size(experiment.network.init)
-        # The layers end as large as θ asks: of order 1, were they smaller before.
-        mobility = np.maximum(np.power(weight, 2.0 * (depth - 1)), depth)
-        stable = curvature * mobility * flow.until / 3
-    explicit = np.minimum(accurate + stable, flow.max_steps)
-    chooses = flow.solver == "auto" and flow.is_reduced
-    return np.minimum(explicit, implicit) if chooses else explicit
-
-
-def _size(init: Any) -> Any:
-    """Root mean square of a layer's weights."""
-    match init.kind:
-        case "balanced" | "zero_first_layer":
-            return _size(init.law)
-        case "uniform":
-            return np.hypot((init.low + init.high) / 2, (init.high - init.low) / math.sqrt(12))
-        case "normal":
-            return np.hypot(init.mean, init.std)
-        case "imbalanced":
-            return np.hypot(init.smallest, np.sqrt(init.imbalance))
-        case "explicit":
-            return np.sqrt(np.mean(np.square(init.layers)))
-    return abs(init.value)
+    products = rows * features + experiment.network.depth * experiment.width
+    operations = descent.steps * chunk.lanes.size * products
+    return descent.steps >= LONG_STEPS or operations >= LONG_OPERATIONS
 
 
 def _first(values: np.ndarray) -> np.ndarray:
-    """For each value, where it first stands."""
+    """For each value, the index of its first occurrence."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     return first[inverse]

@@ -1,6 +1,6 @@
-"""How far a sweep is: a bar on a terminal, a line elsewhere, JSON lines for machines.
+"""Progress of a sweep: a bar on a terminal, lines elsewhere, JSON lines for programs.
 
-The events of `--json-lines`, one object a line on standard output; times are in seconds:
+`--json-lines` prints one JSON object for each event on standard output; times are in seconds:
 
     {"event": "plan", "run": …, "lanes": …, "chunks": …, "lanes_done": …, "chunks_done": …}
     {"event": "chunk", "chunk": …, "status": {"ok": …}, "seconds": …,
@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -27,17 +28,19 @@ from ddln.sweeps.plan import Chunk, Plan
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Advance = Callable[[Chunk, Mapping[str, int]], None]
+"""Records a finished chunk with the number of its networks for each status name."""
 
 
-def computed(
+def prefetch(
     function: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with its result, in order; a thread computes one ahead of the caller.
+    """Yield each item with its result, in order, while a thread computes the next result.
 
-    The main thread only waits for it, and so hears a signal at once: a compiled program does not
-    come back to Python before its end.
+    The main thread only waits, so it handles a signal at once; a compiled program does not return
+    to Python before it ends.
 
-    >>> list(computed(lambda number: number**2, [2, 3]))
+    >>> list(prefetch(lambda number: number**2, [2, 3]))
     [(2, 4), (3, 9)]
     """
     pool = ThreadPoolExecutor(max_workers=1)
@@ -50,129 +53,172 @@ def computed(
 
 
 class Progress:
-    """How much of a plan is done.
+    """The finished part of a plan.
 
     Args:
-        plan: all there is to do.
-        endings: how many lanes have ended in which way already, by name.
-        chunks: how many chunks these are.
+        plan: the whole plan.
+        status: how many networks are finished already, by status name.
+        chunks: how many chunks are finished already.
     """
 
-    def __init__(self, plan: Plan, endings: Mapping[str, int], chunks: int):
-        self.plan, self.endings, self.chunks = plan, Counter(endings), chunks
-        self._lanes_before, self._began = self.lanes, time.monotonic()
+    def __init__(self, plan: Plan, status: Mapping[str, int], chunks: int):
+        self.plan, self.status, self.chunks = plan, Counter(status), chunks
         self.share = 0.0
         self.on_share: Callable[[Chunk, float], None] = lambda *_: None
+        self._began = time.monotonic()
+        self._marks = [(0.0, self.lanes)]
 
-    def add(self, endings: Mapping[str, int]) -> None:
-        """One more chunk, whose lanes ended so."""
-        self.endings.update(endings)
+    def add(self, status: Mapping[str, int]) -> None:
+        """Count one more finished chunk and the status of its networks."""
+        self.status.update(status)
         self.chunks += 1
         self.share = 0.0
+        self._marks = [*self._marks[:2], (self.seconds, self.lanes)]
 
-    def reach(self, chunk: Chunk, share: float) -> None:
-        """So much of a chunk is done; `on_share` is called with both."""
+    def update_share(self, chunk: Chunk, share: float) -> None:
+        """Record the finished share of a chunk's steps, and call `on_share` with both."""
         self.share = share
         self.on_share(chunk, share)
 
     @property
     def lanes(self) -> int:
-        """Lanes that are done."""
-        return self.endings.total()
+        """The number of finished networks."""
+        return self.status.total()
 
     @property
     def failed(self) -> int:
-        """Lanes that did not come to their end."""
-        return self.lanes - sum(self.endings[name] for name in FINISHED)
+        """The number of networks that stopped before their end."""
+        return self.lanes - sum(self.status[name] for name in FINISHED)
 
     @property
     def seconds(self) -> float:
-        """Since this process began."""
+        """Seconds since this object was made."""
         return time.monotonic() - self._began
 
     @property
     def rate(self) -> float:
-        """Lanes per second of this process."""
-        return (self.lanes - self._lanes_before) / max(self.seconds, 1e-9)
+        """Networks per second of this process."""
+        return (self.lanes - self._marks[0][1]) / max(self.seconds, 1e-9)
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimate the seconds left from the measured chunks; None before the first is finished.
+
+        The first chunk includes compiling, so once a second is finished, only the time since the
+        first counts.
+        """
+        if len(self._marks) < 2:
+            return None
+        (began, before), (ended, after) = self._marks[-2:]
+        return (self.plan.lanes - after) * (ended - began) / max(after - before, 1)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in a unit that fits.
+
+    >>> [format_duration(seconds) for seconds in (0.2, 95.0, 5400.0, 2e5)]
+    ['1 s', '95 s', '90 min', '56 h']
+    """
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 @contextlib.contextmanager
-def shown(progress: Progress, run: str = "", *, json_lines: bool = False) -> Iterator[Callable]:
-    """Shows the progress while the context lasts.
+def progress_display(
+    progress: Progress, run: str = "", *, json_lines: bool = False
+) -> Iterator[Advance]:
+    """Show the progress while the context lasts.
 
     Args:
-        progress: where it begins.
+        progress: with the chunks that are finished already.
         run: the run folder.
-        json_lines: as events, see above.
+        json_lines: print events on standard output, see above.
 
     Returns:
-        A function of a chunk and its endings, to be called when it is done.
+        A function to call with each finished chunk and its status.
     """
-    plan = progress.plan
     if json_lines:
-        done = {"lanes_done": progress.lanes, "chunks_done": progress.chunks}
-        event("plan", run=run, lanes=plan.lanes, chunks=len(plan.chunks), **done)
-        progress.on_share = lambda chunk, share: event("steps", chunk=chunk.index, share=share)
+        with _events(progress, run) as advance:
+            yield advance
+    elif sys.stderr.isatty():
+        with _bar(progress) as advance:
+            yield advance
+    else:
+        left = progress.plan.lanes - progress.lanes
+        typer.echo(f"computing {left:,} of {progress.plan.lanes:,} lanes", err=True)
+        yield partial(_advance_with_line, progress, progress.chunks)
 
-    def advance(chunk: Chunk, endings: Mapping[str, int]) -> None:
-        progress.add(endings)
-        if json_lines:
-            event(
-                "chunk",
-                chunk=chunk.index,
-                status=dict(endings),
-                seconds=round(progress.seconds, 3),
-                lanes_done=progress.lanes,
-                lanes_failed=progress.failed,
-                chunks_done=progress.chunks,
-            )
 
-    if json_lines or not sys.stderr.isatty():
-        if not json_lines:
-            left = plan.lanes - progress.lanes
-            typer.echo(f"computing {left:,} of {plan.lanes:,} lanes", err=True)
-        yield advance
-        return
-    with _bar(progress) as update:
-        progress.on_share = lambda *_: update()
-
-        def advance_bar(chunk: Chunk, endings: Mapping[str, int]) -> None:
-            advance(chunk, endings)
-            update()
-
-        yield advance_bar
+def _advance_with_line(
+    progress: Progress, before: int, chunk: Chunk, status: Mapping[str, int]
+) -> None:
+    """Count a chunk; after the first of several, print how long the others will take."""
+    progress.add(status)
+    left = len(progress.plan.chunks) - progress.chunks
+    if left and progress.chunks == before + 1 and progress.remaining is not None:
+        took, remaining = map(format_duration, (progress.seconds, progress.remaining))
+        chunks = f"{left:,} more chunk{'s' * (left > 1)}"
+        typer.echo(f"first chunk in {took}; at most about {remaining} for {chunks}", err=True)
 
 
 @contextlib.contextmanager
-def _bar(progress: Progress) -> Iterator[Callable[[], None]]:
+def _events(progress: Progress, run: str) -> Iterator[Advance]:
+    plan = progress.plan
+    done = {"lanes_done": progress.lanes, "chunks_done": progress.chunks}
+    event("plan", run=run, lanes=plan.lanes, chunks=len(plan.chunks), **done)
+    progress.on_share = lambda chunk, share: event("steps", chunk=chunk.index, share=share)
+
+    def advance(chunk: Chunk, status: Mapping[str, int]) -> None:
+        progress.add(status)
+        event(
+            "chunk",
+            chunk=chunk.index,
+            status=dict(status),
+            seconds=round(progress.seconds, 3),
+            lanes_done=progress.lanes,
+            lanes_failed=progress.failed,
+            chunks_done=progress.chunks,
+        )
+
+    yield advance
+
+
+@contextlib.contextmanager
+def _bar(progress: Progress) -> Iterator[Advance]:
     from rich import progress as bars
     from rich.console import Console
-
-    def words() -> str:
-        failed = f", {progress.failed:,} failed" if progress.failed else ""
-        rate = f", {progress.rate:,.1f}/s" if progress.rate else ""
-        share = f", {progress.share:.0%} of the next" if progress.share else ""
-        return f"{progress.lanes:,} of {progress.plan.lanes:,} lanes{failed}{rate}{share}"
 
     columns = (
         bars.BarColumn(bar_width=20),
         bars.MofNCompleteColumn(),
         bars.TextColumn("chunks, {task.description}"),
-        bars.TimeRemainingColumn(),
     )
-    # A chunk may take longer than rich's window for its rate.
-    with bars.Progress(*columns, console=Console(stderr=True), speed_estimate_period=1e6) as bar:
+    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
         total = len(progress.plan.chunks)
-        task = bar.add_task(words(), total=total, completed=progress.chunks)
+        task = bar.add_task(_description(progress), total=total, completed=progress.chunks)
 
         def update() -> None:
             done = progress.chunks + progress.share
-            bar.update(task, completed=done, description=words())
+            bar.update(task, completed=done, description=_description(progress))
 
-        yield update
+        def advance(chunk: Chunk, status: Mapping[str, int]) -> None:
+            progress.add(status)
+            update()
+
+        progress.on_share = lambda *_: update()
+        yield advance
+
+
+def _description(progress: Progress) -> str:
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
+    rate = f", {progress.rate:,.1f}/s" if progress.rate else ""
+    share = f", {progress.share:.0%} of the next" if progress.share else ""
+    left = f", {format_duration(progress.remaining)} left" if progress.remaining else ""
+    return f"{progress.lanes:,} of {progress.plan.lanes:,} lanes{failed}{rate}{share}{left}"
 
 
 def event(kind: str, **facts: Any) -> None:
-    """One event on standard output."""
+    """Print one event on standard output."""
     typer.echo(json.dumps({"event": kind, **facts}))
     sys.stdout.flush()

@@ -1,20 +1,19 @@
-"""Run folders: what was computed, kept so that a killed run can go on and a damaged one is found.
+"""Run folders: results that survive a kill, and whose damage is detected.
 
     runs/<study>-<digest>/  config.toml  manifest.json  chunks/00000.nc  chunks/00000.json
                             dataset.nc  claims.json  figures/*.{png,svg,pdf}  report.html
 
 Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
-counts as done when its file has the sum in the receipt beside it (`ddln.sweeps._manifest`), which
-says what the run was begun with, too: chunks need no manifest to be known again. The manifest holds
-the sums of what was made of them.
+counts as finished if its file has the checksum in the chunk record beside it
+(`ddln.sweeps._manifest`). Chunk records repeat the provenance of the run, so chunks stay valid
+without a manifest. The manifest holds the checksums of the files made from the chunks.
 """
 
 import contextlib
-import errno
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,41 +22,41 @@ from ddln._internal import files
 from ddln._internal.files import digest_of
 from ddln.config.experiment import Experiment
 from ddln.sweeps import _netcdf
+from ddln.sweeps._folder_files import FolderFiles, as_store_error, chunk_file, provenance_in
+from ddln.sweeps._folder_files import StoreError as StoreError
 from ddln.sweeps._manifest import (
     FIGURE,
-    Begun,
+    ChunkRecord,
     Manifest,
-    Receipt,
-    begun_with,
-    changes,
+    RunProvenance,
     finite,
-    rows_of,
-    sealed,
-    unsealed,
+    parse_claims,
+    provenance_changes,
+    run_provenance,
+    with_checksum,
 )
-from ddln.sweeps.dataset_schema import solved_again, status_counts
+from ddln.sweeps.dataset_schema import count_recomputed, status_counts
 from ddln.sweeps.plan import Chunk, Plan
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _LARGEST = 2**26
-"""Bytes of the claims that are read."""
+"""The largest claims.json that is read, in bytes."""
+# Without a date, and with a salt that follows from its name, a figure is the same file again.
+_FIGURE_FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 200},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
 
 
-class StoreError(ValueError):
-    """A run folder that cannot be used as asked."""
-
-
-class RunFolder:
+class RunFolder(FolderFiles):
     """One run's folder.
 
     Args:
-        path: the folder; nothing is made until `locked`.
+        path: the folder; `locked` makes it.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
 
     @classmethod
     def of(cls, experiment: Experiment, root: str | Path = "runs") -> "RunFolder":
@@ -66,19 +65,19 @@ class RunFolder:
 
     @classmethod
     def existing(cls, name: str, root: str | Path = "runs") -> "RunFolder":
-        """The newest of the folders that `name` may mean, see `matching`."""
+        """The newest of the folders that match `name`, see `matching`."""
         return cls.matching(name, root)[0]
 
     @classmethod
     def matching(cls, name: str, root: str | Path = "runs") -> "list[RunFolder]":
-        """The folders that `name` may mean, the one begun last first.
+        """The folders that match `name`, newest first.
 
         Args:
-            name: a path, a study's, or the beginning of a folder's name in `root`.
-            root: of run folders.
+            name: a path, a study, or the beginning of a folder's name in `root`.
+            root: the folder of run folders.
 
         Raises:
-            StoreError: there is none, or they are of several studies.
+            StoreError: no folder matches, or folders of several studies do.
         """
         if (Path(name) / "manifest.json").is_file():
             return [cls(name)]
@@ -97,15 +96,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process, making it where needed.
+        """Lock the folder for this process; make it if needed.
 
-        The lock is the operating system's and ends with the process, however that ends.
+        The operating system holds the lock and releases it when the process ends in any way.
 
         Raises:
-            StoreError: another process holds it, or something in it is a link.
+            StoreError: another process holds the lock, or a file in the folder is a link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _told():
+        with as_store_error():
             files.refuse_links(self.path)
         with (self.path / ".lock").open("a+b") as file:
             if not files.try_lock(file):
@@ -116,27 +115,28 @@ class RunFolder:
             yield
 
     def open(self, plan: Plan, **provenance: Any) -> None:
-        """Starts the manifest and writes the resolved config, or goes on with what is there.
+        """Start the run: write its manifest and resolved config. An existing run is resumed.
 
         Args:
             plan: of the run.
-            provenance: for the manifest: versions, device, dtype.
+            provenance: versions, device, dtype and settings of the process, for the manifest.
 
         Raises:
-            StoreError: the folder is another experiment's, or the run was begun on another ground
-                and some of it is still to be computed.
+            StoreError: the folder belongs to another experiment, or the provenance has changed
+                and chunks are still missing.
         """
-        manifest, begun = self._manifest(), self._begun()
-        here = begun_with(plan, provenance)
-        if begun is None:
+        manifest, then = self._read_manifest(), self._provenance()
+        now = run_provenance(plan, provenance)
+        if then is None:
             if any(self.path.glob("chunks/*")):
                 raise StoreError(
-                    f"{self.path}: nothing tells what its chunks are; move the folder away"
+                    f"{self.path}: no record says which run its chunks belong to; move the folder "
+                    "away"
                 )
-            begun = here
-        elif begun.digest != here.digest:
-            raise StoreError(f"{self.path}: holds the run {begun.digest}, not {here.digest}")
-        elif (changed := changes(begun, here)) and self.missing(plan):
+            then = now
+        elif then.digest != now.digest:
+            raise StoreError(f"{self.path}: holds the run {then.digest}, not {now.digest}")
+        elif (changed := provenance_changes(then, now)) and self.missing(plan):
             raise StoreError(
                 f"{self.path}: begun with {', '.join(changed)}; its chunks would not be"
                 " alike: move the folder away to run again"
@@ -144,29 +144,29 @@ class RunFolder:
         (self.path / "chunks").mkdir(exist_ok=True)
         if manifest is None:
             self._write_text("config.toml", plan.experiment.to_toml())
-            self._write_manifest(Manifest(**begun.model_dump()))
+            self._write_manifest(Manifest(**then.model_dump()))
             files.sync_folder(self.path.parent)
         elif manifest.files and self.missing(plan):
-            # What was made of other chunks.
-            self._update(files={}, complete=False)
+            # The recorded files were made from chunks that are missing now.
+            self._update_manifest(files={}, complete=False)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; empty where there is none that is whole.
+        """The manifest as a dictionary; empty if it is missing or damaged.
 
         Raises:
-            StoreError: it was written in another format, or by something else.
+            StoreError: the manifest has another format, or impossible values.
         """
-        manifest = self._manifest()
+        manifest = self._read_manifest()
         return {} if manifest is None else manifest.model_dump()
 
     def is_complete(self, plan: Plan, study: str = "") -> bool:
-        """Whether all is there and whole.
+        """Whether every file is there and undamaged.
 
         Args:
             plan: of the run.
-            study: sum of the study that made the claims; another one makes other claims.
+            study: SHA-256 of the study; claims made by another version do not count.
         """
-        manifest = self._manifest()
+        manifest = self._read_manifest()
         return (
             manifest is not None
             and manifest.complete
@@ -177,35 +177,37 @@ class RunFolder:
         )
 
     def is_whole(self, name: str) -> bool:
-        """Whether a file of the manifest is there with the content it was written with."""
-        recorded = self.manifest().get("files", {}).get(name)
-        return recorded is not None and digest_of(self._at(name)) == recorded
+        """Whether a file of the manifest is there, with the content that was written."""
+        recorded = self._recorded_files().get(name)
+        return recorded is not None and digest_of(self._own_path(name)) == recorded
 
     def missing(self, plan: Plan) -> list[Chunk]:
-        """The chunks still to be computed: never written, lost, altered or cut short."""
-        run = begun_with(plan)
-        return [chunk for chunk in plan.chunks if not self._is_done(chunk, run)]
+        """The chunks still to be computed: never written, lost, altered or truncated."""
+        run = run_provenance(plan)
+        return [chunk for chunk in plan.chunks if self._finished(chunk, run) is None]
 
-    def kept(self, chunk: Chunk) -> dict[str, int] | None:
-        """How many lanes of a chunk ended in which way; None where it is still to be computed."""
-        run, receipt = self._manifest(), self._read(_chunk_name(chunk, "json"), Receipt)
-        is_done = run is not None and receipt is not None and self._is_done(chunk, run)
-        return receipt.status if receipt is not None and is_done else None
+    def chunk_status(self, chunk: Chunk) -> dict[str, int] | None:
+        """The number of a chunk's lanes for each status name; None if it is still missing."""
+        run = self._read_manifest()
+        record = None if run is None else self._finished(chunk, run)
+        return None if record is None else record.status
 
-    def _is_done(self, chunk: Chunk, run: Begun) -> bool:
-        receipt = self._read(_chunk_name(chunk, "json"), Receipt)
-        return (
-            receipt is not None
-            and (receipt.run.digest, receipt.run.plan) == (run.digest, run.plan)
-            and receipt.chunk == chunk.index
-            and receipt.sha256 == digest_of(self._at(_chunk_name(chunk)))
+    def _finished(self, chunk: Chunk, run: RunProvenance) -> ChunkRecord | None:
+        """The record of a chunk of this run whose file is undamaged, else None."""
+        record = self._read_chunk_record(chunk)
+        is_finished = (
+            record is not None
+            and (record.run.digest, record.run.plan) == (run.digest, run.plan)
+            and record.chunk == chunk.index
+            and record.sha256 == digest_of(self._own_path(chunk_file(chunk)))
         )
+        return record if is_finished else None
 
     def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
-        """Writes a chunk's lanes, then its receipt.
+        """Write a chunk's lanes, then its record.
 
         Returns:
-            How many of them ended in which way.
+            The number of lanes for each status name.
 
         Raises:
             StoreError: the data set does not have the chunk's lanes, or the folder is not open.
@@ -214,116 +216,118 @@ class RunFolder:
             raise StoreError(
                 f"chunk {chunk.index}: {dataset.sizes['lane']} lanes for {chunk.lanes.size}"
             )
-        manifest = self._manifest()
+        manifest = self._read_manifest()
         if manifest is None:
             raise StoreError(f"{self.path}: has no manifest; `open` makes it")
 
         def write(path: Path) -> None:
-            with _netcdf.written(path) as file:
+            with _netcdf.hdf5_writer(path) as file:
                 dataset.to_netcdf(file, engine="h5netcdf")
 
-        digest, endings = self._write(_chunk_name(chunk), write), status_counts(dataset)
-        again, inexact = solved_again(dataset)
-        receipt = Receipt(
-            run=Begun(**manifest.model_dump(include=set(Begun.model_fields))),
+        digest, status = self._write(chunk_file(chunk), write), status_counts(dataset)
+        recomputed, inexact = count_recomputed(dataset)
+        record = ChunkRecord(
+            run=provenance_in(manifest),
             chunk=chunk.index,
             sha256=digest,
             lanes=int(chunk.lanes.size),
-            status=endings,
+            status=status,
             steps=int(dataset["steps"].sum()),
             rounds=int(dataset["rounds"].sum()),
-            solved_again=again,
+            solved_again=recomputed,
             inexact=inexact,
             lanes_at_once=dataset.attrs.get("lanes_at_once"),
         )
-        self._write_text(_chunk_name(chunk, "json"), sealed(receipt))
-        return endings
+        self._write_text(chunk_file(chunk, "json"), with_checksum(record))
+        return status
 
-    def endings(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
-        """How many lanes of the finished chunks ended in which way.
+    def status_counts(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
+        """The number of lanes of the finished chunks for each status name.
 
         Args:
-            but: chunks that are not counted.
+            but: chunks to leave out.
         """
         left_out = {chunk.index for chunk in but}
         total: Counter[str] = Counter()
-        for receipt in self._receipts():
-            if receipt.chunk not in left_out:
-                total.update(receipt.status)
+        for record in self._chunk_records():
+            if record.chunk not in left_out:
+                total.update(record.status)
         return dict(total)
 
-    def cut(self) -> int:
-        """How many chunks were computed with fewer lanes at once, for want of memory."""
-        return sum(receipt.lanes_at_once is not None for receipt in self._receipts())
+    def count_split_chunks(self) -> int:
+        """The number of chunks that were split because memory ran out."""
+        return sum(record.lanes_at_once is not None for record in self._chunk_records())
 
-    def solved_again(self) -> tuple[int, int]:
-        """How many lanes were solved twice, and how many are off by more than expected."""
-        receipts = list(self._receipts())
-        return sum(r.solved_again for r in receipts), sum(r.inexact for r in receipts)
+    def count_recomputed(self) -> tuple[int, int]:
+        """The number of recomputed lanes, and how many of them are less exact than expected."""
+        records = list(self._chunk_records())
+        return sum(r.solved_again for r in records), sum(r.inexact for r in records)
 
     def efficiency(self) -> float:
-        """Lane efficiency: steps that lanes made as a share of those computed for them."""
-        receipts = list(self._receipts())
-        computed = sum(receipt.rounds for receipt in receipts)
-        return sum(receipt.steps for receipt in receipts) / max(computed, 1)
+        """Lane efficiency: the steps of all lanes over the loop iterations computed for them."""
+        records = list(self._chunk_records())
+        loop_iterations = sum(record.rounds for record in records)
+        return sum(record.steps for record in records) / max(loop_iterations, 1)
 
     def write_dataset(self, plan: Plan) -> None:
-        """Writes the data set of the chunks that are whole, one after the other.
+        """Write the data set of the undamaged chunks, one after the other.
 
-        The lanes of the others are NaN in it: a hole must not pass for a shorter axis.
+        The lanes of missing chunks are NaN: a gap must not pass for a shorter axis.
 
         Raises:
-            StoreError: there is no chunk.
+            StoreError: every chunk is missing.
         """
         from ddln.sweeps import assemble
 
         lost = {chunk.index for chunk in self.missing(plan)}
         if len(lost) == len(plan.chunks):
-            raise StoreError(f"{self.path}: no chunk is there and whole")
+            raise StoreError(f"{self.path}: every chunk is missing or damaged")
 
         def load(chunk: Chunk) -> "xr.Dataset | None":
             if chunk.index in lost:
                 return None
-            return _netcdf.opened(self._at(_chunk_name(chunk)))
+            return _netcdf.open_dataset(self._own_path(chunk_file(chunk)))
 
         digest = self._write("dataset.nc", lambda path: assemble.write(plan, load, path))
-        self._record("dataset.nc", digest)
+        self._record_file("dataset.nc", digest)
 
     def read_dataset(self) -> "xr.Dataset":
-        """The assembled data set, each variable read from the file when it is used.
+        """The assembled data set; each variable is read from the file when it is used.
 
         Raises:
-            StoreError: it is missing or not what was written.
+            StoreError: the data set is missing or damaged.
         """
         if not self.is_whole("dataset.nc"):
             raise StoreError(f"{self.path}: dataset.nc is missing or damaged; run again to mend it")
-        return _netcdf.opened(self._at("dataset.nc"))
+        return _netcdf.open_dataset(self._own_path("dataset.nc"))
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
-        """Writes the tables; a number that is not finite becomes null."""
+        """Write the tables; a number that is not finite becomes null."""
         text = json.dumps(finite(claims), indent=1, ensure_ascii=False) + "\n"
-        self._record("claims.json", self._write_text("claims.json", text))
+        self._record_file("claims.json", self._write_text("claims.json", text))
 
     def read_claims(self) -> dict[str, Any]:
-        """The tables.
+        """The tables of certificates and claims.
 
         Raises:
-            StoreError: they are missing or not what was written.
+            StoreError: claims.json is missing or damaged.
         """
         if not self.is_whole("claims.json"):
             raise StoreError(
                 f"{self.path}: claims.json is missing or damaged; run again to mend it"
             )
-        with _told(f"{self.path}/claims.json: "):
-            return rows_of(files.read_limited(self._at("claims.json"), _LARGEST).decode())
+        with as_store_error(f"{self.path}/claims.json: "):
+            return parse_claims(
+                files.read_limited(self._own_path("claims.json"), _LARGEST).decode()
+            )
 
     def write_figures(self, figures: Mapping[str, Any]) -> list[Path]:
-        """Writes each figure as PNG (200 dpi), SVG and PDF, and returns the paths.
+        """Write each figure as PNG (200 dpi), SVG and PDF, and return the paths.
 
         Figures written earlier under other names are removed.
 
         Raises:
-            StoreError: a name that cannot be a file's.
+            StoreError: a figure's name cannot be a file's.
         """
         from matplotlib import rc_context
 
@@ -331,106 +335,30 @@ class RunFolder:
         for name, figure in figures.items():
             if not re.fullmatch(FIGURE, name):
                 raise StoreError(f"a figure cannot be called {name!r}")
-            # Without a date, and with a salt that follows from its name, it is the same file again.
-            formats: tuple[tuple[str, dict[str, Any]], ...] = (
-                ("png", {"dpi": 200}),
-                ("svg", {"metadata": {"Date": None}}),
-                ("pdf", {"metadata": {"CreationDate": None}}),
-            )
-            for kind, options in formats:
+            # A figure without a layout engine may have labels beyond its edges: fit the page to it.
+            fit = {} if figure.get_layout_engine() is not None else {"bbox_inches": "tight"}
+            for kind, options in _FIGURE_FORMATS.items():
                 path = f"figures/{name}.{kind}"
-                if figure.get_layout_engine() is None:
-                    # What makes room for labels is in the style that it was made without.
-                    options["bbox_inches"] = "tight"
                 with rc_context({"svg.hashsalt": name}):
-                    draw = partial(figure.savefig, format=kind, **options)
-                    self._record(path, self._write(path, draw))
+                    draw = partial(figure.savefig, format=kind, **options, **fit)
+                    self._record_file(path, self._write(path, draw))
                 paths.append(self.path / path)
         for old in set((self.path / "figures").glob("*")) - set(paths):
             old.unlink()
-            self._forget(old.relative_to(self.path).as_posix())
+            self._forget_file(old.relative_to(self.path).as_posix())
         return paths
 
     def record(self, path: Path) -> None:
-        """Tells the manifest of a file that another module wrote."""
-        self._record(path.relative_to(self.path).as_posix(), files.sha256_of(path))
+        """Enter a file that another module wrote into the manifest."""
+        self._record_file(path.relative_to(self.path).as_posix(), files.sha256_of(path))
 
     def finish(self, study: str = "") -> None:
-        """Marks the run complete.
+        """Mark the run complete.
 
         Args:
-            study: sum of the study that made the claims.
+            study: SHA-256 of the study that made the claims.
         """
-        self._update(complete=True, study_sha256=study)
-
-    def _record(self, name: str, digest: str) -> None:
-        self._update(files={**self.manifest()["files"], name: digest})
-
-    def _forget(self, name: str) -> None:
-        self._update(
-            files={known: s for known, s in self.manifest()["files"].items() if known != name}
-        )
-
-    def _update(self, **facts: Any) -> None:
-        self._write_manifest(Manifest(**{**self.manifest(), **facts}))
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        self._write_text("manifest.json", sealed(manifest))
-
-    def _manifest(self) -> Manifest | None:
-        return self._read("manifest.json", Manifest)
-
-    def _receipts(self) -> Iterator[Receipt]:
-        """Of the run that the manifest, or else the first of them, is of."""
-        begun = self._begun()
-        for path in sorted(self.path.glob("chunks/*.json")):
-            receipt = self._read(f"chunks/{path.name}", Receipt)
-            if receipt is not None and begun is not None and receipt.run.digest == begun.digest:
-                yield receipt
-
-    def _begun(self) -> Begun | None:
-        """What the run was begun with: the manifest knows, or any receipt."""
-        manifest = self._manifest()
-        if manifest is not None:
-            return Begun(**manifest.model_dump(include=set(Begun.model_fields)))
-        for path in sorted(self.path.glob("chunks/*.json")):
-            if (receipt := self._read(f"chunks/{path.name}", Receipt)) is not None:
-                return receipt.run
-        return None
-
-    def _read(self, name: str, kind: type) -> Any:
-        with _told(f"{self.path}: "):
-            return unsealed(self._at(name), kind)
-
-    def _at(self, name: str) -> Path:
-        """The path of a file that is the folder's own."""
-        path = self.path / name
-        for part in (path, *([path.parent] if path.parent != self.path else [])):
-            if part.is_symlink():
-                raise StoreError(f"{part}: a link; the files of a run folder must be its own")
-        return path
-
-    def _write_text(self, name: str, text: str) -> str:
-        return self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def _write(self, name: str, write: Callable[[Path], Any]) -> str:
-        target = self.path / name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            return files.write_whole(target, write)
-        except OSError as error:
-            reason = (
-                f"{error.strerror or error}; what is finished is kept, and the same command goes on"
-            )
-            raise OSError(error.errno or errno.EIO, reason, str(target)) from error
-
-
-@contextlib.contextmanager
-def _told(where: str = "") -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{where}{error}") from None
+        self._update_manifest(complete=True, study_sha256=study)
 
 
 def _study_of(run: Path) -> str:
@@ -438,10 +366,6 @@ def _study_of(run: Path) -> str:
 
 
 def _begun_at(run: Path) -> float:
-    """When: the config is written once, the manifest again and again."""
+    """When a run began: its config is written once, its manifest many times."""
     config = run / "config.toml"
     return (config if config.is_file() else run / "manifest.json").stat().st_mtime
-
-
-def _chunk_name(chunk: Chunk, kind: str = "nc") -> str:
-    return f"chunks/{chunk.index:05d}.{kind}"

@@ -10,7 +10,7 @@ that
 (24 at depth 16) is between 0.4 δ and 0.6 δ at depths 2, 3, 12 and 16.
 
 All tolerances of `ddln.verification.flow_certificates` follow from δ; so some lanes of a sweep are
-solved again at finer tolerances (`ddln.sweeps.plan.is_solved_again`), and those that are farther
+solved again at finer tolerances (`ddln.sweeps.plan.is_recomputed`), and those that are farther
 off are told of. Where θ escapes from a long plateau, a relative error in the time of the escape is
 much of one in θ: for this, 10 L rtol · t ‖dθ/dt‖ is granted beside δ, since that time is a multiple
 of w^{2−L}. Certificates need no such thing: they hold a curve against itself, and one that is late

@@ -1,0 +1,219 @@
+"""The protocol that the runners of a chunk share: build, integrate, recompute, certify, measure.
+
+A `Runner` holds the compiled programs of one chunk shape: the networks of such chunks differ in
+numbers only, and all numbers are arguments of the programs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ddln.config.experiment import Experiment, substitute
+from ddln.problems import sharding
+from ddln.problems.base import Problem
+from ddln.solvers.gradient_descent import Descent
+from ddln.solvers.gradient_estimators import GradientEstimator
+from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.optimisers import Optimiser
+from ddln.sweeps import build
+from ddln.theory.assumptions import STATEMENTS, check_hypotheses
+from ddln.verification import claims, diagnostics
+
+FEW_NETWORKS = 32
+"""Chunk width up to which compiling longer would cost more than running faster would save."""
+
+Runs = Trajectory | Descent
+"""The runs of all networks as one object; its arrays have a leading axis of networks."""
+Run = TypeVar("Run", Trajectory, Descent)
+Claims = tuple[claims.Claim, ...]
+ReportShare = Callable[[float], None]
+"""A callback that receives the completed share of the steps of a descent."""
+
+
+class FlowControls(NamedTuple):
+    """The saved times, tolerances and target gap of a flow."""
+
+    times: Float[Array, "*networks times"]
+    rtol: Float[Array, "*networks"]
+    atol: Float[Array, "*networks"]
+    target_gap: Float[Array, "*networks"] | float | None
+
+
+class DescentControls(NamedTuple):
+    """The optimiser, gradient estimator and target gap of a descent."""
+
+    optimiser: Optimiser
+    estimator: GradientEstimator
+    target_gap: Float[Array, "*networks"] | float | None
+
+
+class Inputs(NamedTuple):
+    """Everything the networks of a chunk start from; also the axes of these for `jax.vmap`."""
+
+    truth: Any
+    """θ* that the data were made with, or None."""
+    problem: Any
+    """One problem for all networks, or one for each if an axis sweeps the problem."""
+    layers: Any
+    """Initial layers, shape (networks, depth, dim)."""
+    controls: Any
+    """`FlowControls` or `DescentControls`."""
+    key: Any
+    """The random key of a descent that samples, or None; one for each network if its seed is
+    swept."""
+
+
+class Runner(ABC):
+    """The compiled programs of one chunk shape.
+
+    Args:
+        experiment: without a sweep; only what determines array shapes is read from it.
+        swept: the dotted names of the axes along which the networks of a chunk differ.
+        width: how many networks run side by side.
+    """
+
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
+        self.mesh = build.mesh_of(experiment.devices)
+        problem_axis = 0 if any(name.startswith("problem.") for name in swept) else None
+        key_axis = 0 if "dynamics.sampling.seed" in swept else None
+        self.axes = Inputs(truth=0, problem=problem_axis, layers=0, controls=0, key=key_axis)
+        options = fast_compile_options(width)
+
+        def build_one(varying: dict[str, Array], shared: dict[str, Array]) -> Inputs:
+            return self._build_one(substitute(experiment, {**shared, **varying}))
+
+        def measure_one(problem: Problem, run: Runs) -> dict[str, Array]:
+            return _diagnostics(experiment.dynamics.measure, problem, run)
+
+        self._build = jax.jit(jax.vmap(build_one, (0, None), self.axes, axis_size=width))
+        self._certify = jax.jit(
+            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), compiler_options=options
+        )
+        self._measure = jax.jit(jax.vmap(measure_one, (problem_axis, 0)), compiler_options=options)
+
+    def build(self, varying: Mapping[str, np.ndarray], shared: Mapping[str, np.ndarray]) -> Inputs:
+        """Build the problems, initial layers and controls of all networks.
+
+        Args:
+            varying: values by dotted name, shape (networks,) each.
+            shared: values by dotted name that are the same for all networks.
+        """
+        return self._build(varying, shared)
+
+    @abstractmethod
+    def integrate(
+        self, inputs: Inputs, report: ReportShare | None = None
+    ) -> tuple[Runs, Int[Array, " networks"]]:
+        """Integrate or train all networks.
+
+        Returns:
+            The runs, and for each network how many loop iterations were computed for it, including
+            those in which it waited for slower networks.
+        """
+
+    @abstractmethod
+    def recompute(self, inputs: Inputs) -> Float[Array, "networks times dim"] | None:
+        """Integrate again at tolerances `FINER` times finer; None for a descent.
+
+        Returns:
+            θ of the finer runs.
+        """
+
+    def certify(
+        self, inputs: Inputs, runs: Runs, finer_theta: Float[Array, "networks times dim"] | None
+    ) -> tuple[dict[str, Array], Claims]:
+        """Check every run against the theorems.
+
+        Returns:
+            The data set's variables by name, and the claims.
+        """
+        if finer_theta is None:
+            finer_theta = jnp.full(runs.theta.shape, jnp.nan, runs.theta.dtype)
+        return self._certify(inputs.problem, inputs.layers, runs, finer_theta)
+
+    def measure(self, inputs: Inputs, runs: Runs) -> dict[str, Array]:
+        """Compute the diagnostics that `dynamics.measure` asks for, by name."""
+        return self._measure(inputs.problem, runs)
+
+    def _build_one(self, experiment: Experiment) -> Inputs:
+        controls, key = self._controls(experiment)
+        return Inputs(
+            truth=build.truth_of(experiment),
+            problem=build.problem_of(experiment),
+            layers=build.layers_of(experiment),
+            controls=controls,
+            key=key,
+        )
+
+    @abstractmethod
+    def _controls(
+        self, experiment: Experiment
+    ) -> tuple[FlowControls | DescentControls, Array | None]: ...
+
+    @abstractmethod
+    def _certify_one(
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        run: Any,
+        finer_theta: Float[Array, "times dim"],
+    ) -> tuple[dict[str, Array], Claims]: ...
+
+    def _on_mesh(
+        self, integrate: Callable[[Inputs], tuple[Run, Array]], inputs: Inputs
+    ) -> tuple[Run, Array]:
+        """Run `integrate` on the devices of the mesh, if any, and gather on its first device."""
+        if self.mesh is None:
+            return integrate(inputs)
+        problem = inputs.problem
+        placed = inputs._replace(
+            problem=sharding.place(problem, self.mesh, lanes=problem.minimum.ndim > 0),
+            layers=sharding.place(inputs.layers, self.mesh, lanes=True),
+        )
+        return jax.device_put(integrate(placed), self.mesh.devices.flat[0])
+
+
+def fast_compile_options(width: int) -> dict[str, bool | int]:
+    """Options of XLA for a large program that does little work.
+
+    It compiles in half the time and runs a tenth slower; for few networks, it compiles in a fifth
+    of the time and runs at less than half the speed.
+    """
+    options: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False}
+    return options | ({"xla_backend_optimization_level": 0} if width <= FEW_NETWORKS else {})
+
+
+def _diagnostics(names: tuple[str, ...], problem: Problem, run: Runs) -> dict[str, Array]:
+    """Compute the named diagnostics of one run."""
+    known: dict[str, Callable[[], Array]] = {
+        "sharpness": lambda: diagnostics.sharpness(problem, run),
+        "gain": lambda: diagnostics.gain(run),
+        "effective_initialisation": lambda: diagnostics.effective_initialisation(run),
+    }
+    return {name: known[name]() for name in names}
+
+
+def common_variables(problem: Problem, run: Runs, checked: Claims) -> dict[str, Array]:
+    """The variables that flows and descents have in common."""
+    assumed = check_hypotheses(problem, run)
+    numbers = {
+        "flow_time": run.times,
+        "loss": run.loss,
+        "gap": run.gap,
+        "theta": run.theta,
+        "predictor": problem.predictor(run.theta),
+        "layers": run.layers,
+        "status": run.status,
+        "steps": run.stats["num_steps"].astype(int),
+        "hypothesis_holds": jnp.stack([assumed[name] for name in STATEMENTS]),
+    }
+    certificates = {
+        f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])
+        for name in ("measured", "predicted", "tolerance", "applies", "holds")
+    }
+    return numbers | certificates

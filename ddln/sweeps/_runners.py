@@ -1,0 +1,275 @@
+"""Runners of a chunk, one for each solver, and the cache of their compiled programs.
+
+`BatchedFlowRunner` integrates flows in batches of similar stiffness, `DiffraxFlowRunner` integrates
+them by diffrax, and `DescentRunner` trains step by step.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import cast
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+from jaxtyping import Array, Float, Int
+
+from ddln.config.dynamics import Descent as DescentConfig
+from ddln.config.dynamics import Flow as FlowConfig
+from ddln.config.experiment import (
+    Experiment,
+    changes_shape,
+    numeric_leaves,
+    substitute,
+    value_of,
+)
+from ddln.problems.base import Problem
+from ddln.solvers import batched_flow, gradient_descent, gradient_flow
+from ddln.solvers.gradient_descent import Descent
+from ddln.solvers.gradient_flow import Trajectory
+from ddln.sweeps import build
+from ddln.sweeps._runner_base import (
+    Claims,
+    DescentControls,
+    FlowControls,
+    Inputs,
+    ReportShare,
+    Runner,
+    Runs,
+    common_variables,
+)
+from ddln.sweeps.dataset_schema import FINER
+from ddln.sweeps.plan import Chunk
+from ddln.verification import error_estimate, flow_certificates
+
+MAX_COMPILED_SHAPES = 16
+"""Chunk shapes whose compiled programs are kept; chunks of one shape follow each other."""
+
+_DIFFRAX_SOLVERS = {
+    "auto": diffrax.Tsit5,
+    "tsit5": diffrax.Tsit5,
+    "dopri8": diffrax.Dopri8,
+    # With its own root finder half the steps are rejected (docs/decisions.md).
+    "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
+}
+
+
+class _FlowRunner(Runner):
+    """What both runners of flows share."""
+
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
+        super().__init__(experiment, swept, width)
+        self.dynamics = cast(FlowConfig, experiment.dynamics)
+
+    def recompute(self, inputs: Inputs) -> Float[Array, "networks times dim"]:
+        finest = jnp.finfo(inputs.layers.dtype).eps
+        controls: FlowControls = inputs.controls
+        target = controls.target_gap
+        finer = FlowControls(
+            times=controls.times,
+            rtol=jnp.maximum(controls.rtol / FINER, finest),
+            atol=jnp.maximum(controls.atol / FINER, finest),
+            target_gap=None if target is None else jnp.zeros_like(target),
+        )
+        runs, _ = self.integrate(inputs._replace(controls=finer))
+        return runs.theta
+
+    def _controls(self, experiment: Experiment) -> tuple[FlowControls, None]:
+        flow = cast(FlowConfig, experiment.dynamics)
+        rtol, atol = jnp.asarray(flow.rtol, float), jnp.asarray(flow.atol, float)
+        return FlowControls(build.times_of(flow), rtol, atol, flow.target_gap), None
+
+    def _certify_one(
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        run: Trajectory,
+        finer_theta: Float[Array, "times dim"],
+    ) -> tuple[dict[str, Array], Claims]:
+        certified = flow_certificates.certify(problem, run, start=layers)
+        predictions = certified.predictions
+        numbers = {
+            "velocity": run.velocity,
+            "bound": predictions.exponential_bound,
+            "posterior_bound": predictions.posterior_bound,
+            "divergence_bound": predictions.divergence_bound,
+            "rate_bound": predictions.rate_bound,
+            "asymptotic_rate": certified["asymptotic rate"].predicted,
+            "discrepancy": error_estimate.discrepancy(run, finer_theta),
+        }
+        return numbers | common_variables(problem, run, certified.claims), certified.claims
+
+
+class BatchedFlowRunner(_FlowRunner):
+    """Gradient flows by `ddln.solvers.batched_flow`, which batches them by predicted stiffness."""
+
+    def integrate(
+        self, inputs: Inputs, report: ReportShare | None = None
+    ) -> tuple[Trajectory, Int[Array, " networks"]]:
+        controls: FlowControls = inputs.controls
+        flows = batched_flow.gradient_flows(
+            inputs.problem,
+            inputs.layers,
+            controls.times,
+            rtol=controls.rtol,
+            atol=controls.atol,
+            target_gap=controls.target_gap,
+            max_steps=self.dynamics.max_steps,
+            solver=self.dynamics.solver,
+            mesh=self.mesh,
+        )
+        return flows.trajectories(), flows.stats["num_rounds"]
+
+
+class DiffraxFlowRunner(_FlowRunner):
+    """Gradient or mirror flows by diffrax, under `jax.vmap`."""
+
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
+        super().__init__(experiment, swept, width)
+        flow = self.dynamics
+        solve = gradient_flow.mirror_flow
+        if flow.kind == "gradient_flow":
+            solve = partial(gradient_flow.gradient_flow, coordinates=flow.coordinates)
+        solver = _DIFFRAX_SOLVERS[flow.solver]()
+
+        def integrate_one(problem: Problem, layers: Array, controls: FlowControls) -> Trajectory:
+            return solve(
+                problem,
+                layers,
+                controls.times,
+                rtol=controls.rtol,
+                atol=controls.atol,
+                solver=solver,
+                max_steps=flow.max_steps,
+                throw=False,
+            )
+
+        self._integrate = jax.jit(jax.vmap(integrate_one, (self.axes.problem, 0, 0)))
+
+    def integrate(
+        self, inputs: Inputs, report: ReportShare | None = None
+    ) -> tuple[Trajectory, Int[Array, " networks"]]:
+        def integrate(inputs: Inputs) -> tuple[Trajectory, Array]:
+            runs = self._integrate(inputs.problem, inputs.layers, inputs.controls)
+            return runs, _loop_iterations(runs)
+
+        return self._on_mesh(integrate, inputs)
+
+
+class DescentRunner(Runner):
+    """Training by `ddln.descend` under `jax.vmap`.
+
+    `descend` compiles its own loop, with the steps between records as arguments; it is not compiled
+    again as a whole.
+    """
+
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
+        super().__init__(experiment, swept, width)
+        self.dynamics = cast(DescentConfig, experiment.dynamics)
+
+    def integrate(
+        self, inputs: Inputs, report: ReportShare | None = None
+    ) -> tuple[Descent, Int[Array, " networks"]]:
+        steps = self.dynamics.steps
+        progress = None if report is None else partial(_report_part, report, steps)
+
+        def train_one(
+            problem: Problem, layers: Array, controls: DescentControls, key: Array | None
+        ) -> Descent:
+            return gradient_descent.descend(
+                problem,
+                layers,
+                controls.optimiser,
+                steps=steps,
+                record_at=self.dynamics.records,
+                oracle=controls.estimator,
+                key=key,
+                target_gap=controls.target_gap,
+                progress=progress,
+                throw=False,
+            )
+
+        def train(inputs: Inputs) -> tuple[Descent, Array]:
+            runs = jax.vmap(train_one, self.axes[1:])(*inputs[1:])
+            return runs, _loop_iterations(runs)
+
+        return self._on_mesh(train, inputs)
+
+    def recompute(self, inputs: Inputs) -> None:
+        return None
+
+    def _controls(self, experiment: Experiment) -> tuple[DescentControls, Array | None]:
+        descent = cast(DescentConfig, experiment.dynamics)
+        controls = DescentControls(
+            build.rule_of(descent), build.oracle_of(descent), descent.target_gap
+        )
+        return controls, build.key_of(descent)
+
+    def _certify_one(
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        run: Descent,
+        finer_theta: Float[Array, "times dim"],
+    ) -> tuple[dict[str, Array], Claims]:
+        certified = flow_certificates.certify(problem, run, start=layers)
+        numbers = {"step": run.steps.astype(int)}
+        return numbers | common_variables(problem, run, certified.claims), certified.claims
+
+
+def _report_part(report: ReportShare, steps: int, part: Descent) -> None:
+    # All networks share the step count, so it is concrete even under `vmap`; reading it waits for
+    # the part to finish.
+    report(int(part.state.step) / steps)
+
+
+def _loop_iterations(runs: Runs) -> Int[Array, " networks"]:
+    """Networks under `vmap` are computed until the last of them ends."""
+    steps = runs.stats["num_steps"].astype(int)
+    return jnp.broadcast_to(jnp.max(steps), steps.shape)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What determines the compiled programs of a chunk."""
+
+    form: str
+    """The experiment as JSON, with zeros in place of the numbers that are arguments."""
+    swept: tuple[str, ...]
+    width: int
+    dtype: str
+    experiment: Experiment = field(compare=False)
+
+
+def runner_of(chunk: Chunk) -> Runner:
+    """The runner of a chunk, shared by the chunks of its shape."""
+    experiment, swept = chunk.experiment, tuple(chunk.values)
+    zeros = dict.fromkeys([*swept, *shared_numbers(experiment, swept)], 0)
+    form = substitute(experiment, zeros).model_dump_json()
+    dtype = str(jnp.result_type(float))
+    return make_runner(_Shape(form, swept, chunk.width, dtype, experiment))
+
+
+@lru_cache(maxsize=MAX_COMPILED_SHAPES)
+def make_runner(shape: _Shape) -> Runner:
+    """Make the runner of a chunk shape; least recently used ones are dropped."""
+    dynamics = shape.experiment.dynamics
+    if isinstance(dynamics, DescentConfig):
+        kind = DescentRunner
+    else:
+        kind = BatchedFlowRunner if dynamics.is_batched else DiffraxFlowRunner
+    return kind(shape.experiment, shape.swept, shape.width)
+
+
+def shared_numbers(experiment: Experiment, swept: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The numbers of an experiment that change no shape and are the same for all networks.
+
+    Args:
+        experiment: without a sweep.
+        swept: the dotted names along which the networks differ.
+    """
+    leaves = {
+        name: leaf for name, leaf in numeric_leaves(experiment).items() if not changes_shape(leaf)
+    }
+    return {name: np.asarray(value_of(experiment, name)) for name in leaves if name not in swept}
