@@ -81,7 +81,7 @@ def test_cluster_without_ddln_is_refused():
 
 
 def test_only_public_unencrypted_addresses_give_a_warning(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dask_executor, "_has_certificates", lambda: True)
+    monkeypatch.setattr(_dask_address, "_has_certificates", lambda: True)
     (tmp_path / "scheduler.json").write_text('{"address": "tcp://10.0.0.1:8786"}')
     for where in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tls://10.0.0.1:8786"):
         assert _dask_address.scheduler_address(where) == where
