@@ -33,8 +33,8 @@ class Sweep:
 
     def __init__(self, count: int, until: float):
         experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
-        self.problem = build.problem_of(experiment)
-        self.layers = np.asarray(build.layers_of(experiment))
+        self.problem = build.build_problem(experiment)
+        self.layers = np.asarray(build.build_layers(experiment))
         self.scales, self.times = np.linspace(0.7, 1.8, count), np.linspace(0.0, until, 101)
         self.networks = self.scales[:, None, None] * self.layers
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 import ddln
 from ddln.config.experiment import Experiment, changes_shape, units_of
+from ddln.config.sweep_schema import FORMS
 
 ROOT = Path(__file__).parent.parent
 WHOLE = ("init", "theory", "claim", "diagnostics", "figures")
@@ -80,11 +81,16 @@ def _members(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _title(table: type[BaseModel], places: list[str]) -> str:
     where = " and ".join(f"`{place}`" for place in dict.fromkeys(places))
-    kind = table.model_fields.get("kind")
-    kinds = " or ".join(f'`"{one}"`' for one in get_args(kind.annotation)) if kind else ""
-    if not kinds and table.__name__.lower() in table.model_fields:  # a form of an axis
-        kinds = f"`{table.__name__.lower()}`"
+    kind = "kind" in table.model_fields
+    kinds = " or ".join(f'`"{name}"`' if kind else f"`{name}`" for name in _kinds(table))
     return f"{where or 'The top of the file'}{kinds and ': '}{kinds}"
+
+
+def _kinds(table: type[BaseModel]) -> list[str]:
+    """The kinds of a table, or the form of an axis."""
+    if "kind" in table.model_fields:
+        return list(get_args(table.model_fields["kind"].annotation))
+    return [form for form in FORMS if form in table.model_fields]
 
 
 def _about(table: type[BaseModel]) -> str:
@@ -93,7 +99,7 @@ def _about(table: type[BaseModel]) -> str:
 
 
 def _anchor(table: type[BaseModel]) -> str:
-    return table.__name__.lower()
+    return table.__name__.removesuffix("Config").lower()
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -103,9 +109,9 @@ def _row(name: str, field: FieldInfo) -> str:
     if units_of(field) != "1" and units_of(field) not in meaning[0]:
         meaning.append(f"in {units_of(field)}")
     if changes_shape(field):
-        meaning.append("in a sweep, each value is a program of its own")
+        meaning.append("in a sweep, each value compiles its own program")
     if name == "kind":
-        meaning = ["which of these tables it is"]
+        meaning = ["selects this table"]
     limits = ", ".join(
         f"{sign} {getattr(mark, key)}"
         for mark in field.metadata
@@ -145,14 +151,9 @@ def _type(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(_type(part) for part in parts))
 
 
-def _links(members: list[type[BaseModel]]) -> str:
-    named = {
-        member: get_args(member.model_fields["kind"].annotation)
-        if "kind" in member.model_fields
-        else [member.__name__.lower()]
-        for member in members
-    }
-    return ", ".join(f"[{' or '.join(names)}](#{_anchor(table)})" for table, names in named.items())
+def _links(tables: list[type[BaseModel]]) -> str:
+    names = {table: _kinds(table) or [_anchor(table)] for table in tables}
+    return ", ".join(f"[{' or '.join(words)}](#{_anchor(table)})" for table, words in names.items())
 
 
 def api() -> str:

@@ -161,8 +161,8 @@ def test_sliders_update_the_curves_and_the_address(tab, tmp_path):
         state = session.from_query(base, query)
         assert state.network.scale == 1.41
         assert dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(tab.url).query)) == query
-        problem, layers = build.problem_of(state), build.layers_of(state)
-        times = np.asarray(build.times_of(state.dynamics))
+        problem, layers = build.build_problem(state), build.build_layers(state)
+        times = np.asarray(build.saved_times(state.dynamics))
         theta, gap = flow(problem.features, problem.targets, layers, times)
 
         def curves_are_those_of_the_network():

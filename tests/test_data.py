@@ -15,7 +15,15 @@ from ddln.cli import main as cli
 from ddln.config import datasets
 from ddln.config.data_files import DataError, read_table
 from ddln.config.datasets import DIGITS, draw, has_truth, shape_of, truth, validate
-from ddln.config.schema import Classification, Counts, Diabetes, Digits, File, Gaussian, Sparse
+from ddln.config.schema import (
+    ClassificationDataConfig,
+    CountsDataConfig,
+    DiabetesDataConfig,
+    DigitsDataConfig,
+    FileDataConfig,
+    GaussianDataConfig,
+    SparseDataConfig,
+)
 
 # A few roundings, of numbers of order 1.
 ROUNDING = 1e-14
@@ -155,7 +163,7 @@ def test_numbers_of_any_type_are_read_from_an_npz_file(tmp_path, dtype):
     _, features, targets = read_table(tmp_path / "data.npz")
     assert (features.dtype, features.tolist()) == (np.dtype(float), [[1, 0], [0, 1], [1, 1]])
     assert targets.tolist() == [1, 0, 1]
-    assert truth(File(kind="file", path=str(tmp_path / "data.npz"))).tolist() == [1, 0]
+    assert truth(FileDataConfig(kind="file", path=str(tmp_path / "data.npz"))).tolist() == [1, 0]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
@@ -174,13 +182,13 @@ def test_a_file_that_only_claims_to_be_npz_is_refused(tmp_path):
 
 def test_standardised_columns_have_mean_zero_and_deviation_one(tmp_path):
     path = write(tmp_path, "a,b,target\n1,5,3\n4,7,6\n9,0,1\n")
-    features, targets = draw(File(kind="file", path=str(path), standardise=True))
+    features, targets = draw(FileDataConfig(kind="file", path=str(path), standardise=True))
     columns = np.column_stack([features, targets])
     np.testing.assert_allclose(columns.mean(axis=0), 0, atol=1e-15)
     np.testing.assert_allclose(columns.std(axis=0), 1)
     path = write(tmp_path, "a,b,target\n1,5,3\n4,5,6\n", "constant.csv")
     with pytest.raises(DataError, match=r'constant\.csv: column "b" is constant'):
-        draw(File(kind="file", path=str(path), standardise=True))
+        draw(FileDataConfig(kind="file", path=str(path), standardise=True))
 
 
 def standardised_exactly(column):
@@ -193,7 +201,7 @@ def standardised_exactly(column):
 
 
 def standardised(path):
-    return draw(File(kind="file", path=str(path), standardise=True))[0][:, 0]
+    return draw(FileDataConfig(kind="file", path=str(path), standardise=True))[0][:, 0]
 
 
 @pytest.mark.parametrize(
@@ -252,10 +260,12 @@ def test_a_column_that_is_constant_but_for_rounding_is_not_standardised(tmp_path
 
 
 def test_quadratic_diabetes_has_the_64_columns_of_efron_et_al_2004():
-    features, targets = draw(Diabetes(kind="diabetes", quadratic=True))
-    assert features.shape == shape_of(Diabetes(kind="diabetes", quadratic=True)) == (442, 64)
+    features, targets = draw(DiabetesDataConfig(kind="diabetes", quadratic=True))
+    assert (
+        features.shape == shape_of(DiabetesDataConfig(kind="diabetes", quadratic=True)) == (442, 64)
+    )
     assert np.linalg.matrix_rank(features) == 64
-    plain, _ = draw(Diabetes(kind="diabetes"))
+    plain, _ = draw(DiabetesDataConfig(kind="diabetes"))
     np.testing.assert_allclose(features[:, :10], plain, atol=1e-12)
     bmi_by_pressure = plain[:, 2] * plain[:, 3]
     largest = max(abs(np.corrcoef(bmi_by_pressure, features.T)[0, 11:]))
@@ -265,7 +275,7 @@ def test_quadratic_diabetes_has_the_64_columns_of_efron_et_al_2004():
 
 @pytest.mark.parametrize(("positive", "negative"), [(3, 8), (0, 1)])
 def test_digits_are_two_classes_of_pixels(positive, negative):
-    table = Digits(kind="digits", positive=positive, negative=negative)
+    table = DigitsDataConfig(kind="digits", positive=positive, negative=negative)
     features, labels = draw(table)
     assert features.shape == shape_of(table)
     assert (features.min(), features.max()) == (0.0, 1.0)
@@ -275,12 +285,12 @@ def test_digits_are_two_classes_of_pixels(positive, negative):
 
 def test_one_digit_is_no_two_classes():
     with pytest.raises(ValueError, match="positive and negative must differ, got 3 twice"):
-        Digits(kind="digits", positive=3, negative=3)
+        DigitsDataConfig(kind="digits", positive=3, negative=3)
 
 
 def test_the_diabetes_data_are_the_raw_measurements_or_standardised():
     for standardise in (False, True):
-        table = Diabetes(kind="diabetes", standardise=standardise)
+        table = DiabetesDataConfig(kind="diabetes", standardise=standardise)
         features, targets = draw(table)
         assert features.shape == shape_of(table)
         assert targets.shape == (442,)
@@ -288,7 +298,7 @@ def test_the_diabetes_data_are_the_raw_measurements_or_standardised():
 
 
 def test_a_traced_seed_draws_what_the_number_draws():
-    table = Gaussian(kind="gaussian", samples=4, features=3)
+    table = GaussianDataConfig(kind="gaussian", samples=4, features=3)
     drawn = jax.vmap(lambda seed: draw(table.model_copy(update={"seed": seed})))(np.arange(3))
     for seed in range(3):
         features, targets = draw(table.model_copy(update={"seed": seed}))
@@ -299,7 +309,7 @@ def test_a_traced_seed_draws_what_the_number_draws():
 
 @pytest.mark.parametrize("nonzeros", [0, 3, 8])
 def test_noiseless_sparse_data_have_a_planted_truth_of_signs(nonzeros):
-    table = Sparse(kind="sparse", samples=20, features=8, nonzeros=nonzeros, seed=2)
+    table = SparseDataConfig(kind="sparse", samples=20, features=8, nonzeros=nonzeros, seed=2)
     features, targets = draw(table)
     truth = np.linalg.lstsq(np.asarray(features), np.asarray(targets), rcond=None)[0]
     signs = np.sort(np.abs(truth))
@@ -307,31 +317,33 @@ def test_noiseless_sparse_data_have_a_planted_truth_of_signs(nonzeros):
 
 
 def test_noise_has_the_deviation_asked_for():
-    quiet = Sparse(kind="sparse", samples=4000, features=2, nonzeros=1)
+    quiet = SparseDataConfig(kind="sparse", samples=4000, features=2, nonzeros=1)
     noisy = quiet.model_copy(update={"noise": 0.5})
     noise = np.asarray(draw(noisy)[1] - draw(quiet)[1])
     assert abs(noise.std() - 0.5) < 0.03
 
 
 def test_a_rademacher_design_has_entries_of_plus_and_minus_one_alike():
-    table = Gaussian(kind="gaussian", samples=400, features=50, design="rademacher")
+    table = GaussianDataConfig(kind="gaussian", samples=400, features=50, design="rademacher")
     features, _ = draw(table)
     assert set(np.unique(features)) == {-1.0, 1.0}
     assert abs(np.mean(features)) < 0.02  # 3 deviations of 20,000 signs
 
 
 def test_the_truth_of_planted_data_made_their_targets():
-    table = Sparse(kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4)
+    table = SparseDataConfig(
+        kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4
+    )
     features, targets = draw(table)
     np.testing.assert_allclose(features @ truth(table), targets, atol=1e-6)
-    assert not has_truth(Gaussian(kind="gaussian", samples=5, features=8))
+    assert not has_truth(GaussianDataConfig(kind="gaussian", samples=5, features=8))
 
 
 def test_the_truth_of_a_file_goes_with_its_columns(tmp_path):
     path = tmp_path / "data.npz"
     arrays = {"features": np.ones((4, 3)), "targets": np.ones(4)}
     np.savez(path, **arrays, truth=np.array([1.0, 2.0, 3.0]))
-    table = File(kind="file", path=str(path), features=("x3", "x1"))
+    table = FileDataConfig(kind="file", path=str(path), features=("x3", "x1"))
     assert has_truth(table)
     assert truth(table).tolist() == [3.0, 1.0]
     assert not has_truth(table.model_copy(update={"standardise": True}))
@@ -363,7 +375,7 @@ def test_targets_that_a_loss_does_not_take_are_named_by_row(
     tmp_path, name, loss, targets, place, told
 ):
     path, first = labels(tmp_path, name, targets)
-    table = File(kind="file", path=str(path), target="targets")
+    table = FileDataConfig(kind="file", path=str(path), target="targets")
     where = rf'^{name}: row {first + place}, column "targets": '
     with pytest.raises(DataError, match=where + ".*" + told):
         validate(table, loss)
@@ -376,7 +388,7 @@ def test_targets_that_a_loss_does_not_take_are_named_by_row(
 def test_standardised_labels_are_looked_at_as_they_are_then(tmp_path):
     for targets, holds in (([0, 1, 1, 0], True), ([-1, 1, 1], False)):
         path, _ = labels(tmp_path, "labels.csv", targets)
-        table = File(kind="file", path=str(path), target="targets", standardise=True)
+        table = FileDataConfig(kind="file", path=str(path), target="targets", standardise=True)
         if holds:
             validate(table, "logistic")
         else:
@@ -388,13 +400,13 @@ def test_standardised_labels_are_looked_at_as_they_are_then(tmp_path):
 def test_kinds_of_data_are_refused_exactly_where_their_problem_is(loss):
     drawn = {"samples": 9, "features": 3}
     for table in (
-        Gaussian(kind="gaussian", **drawn),
-        Sparse(kind="sparse", **drawn, nonzeros=2),
-        Classification(kind="classification", **drawn, nonzeros=2),
-        Counts(kind="counts", **drawn, nonzeros=2),
-        Diabetes(kind="diabetes"),
-        Diabetes(kind="diabetes", standardise=False),
-        Digits(kind="digits", positive=3, negative=8),
+        GaussianDataConfig(kind="gaussian", **drawn),
+        SparseDataConfig(kind="sparse", **drawn, nonzeros=2),
+        ClassificationDataConfig(kind="classification", **drawn, nonzeros=2),
+        CountsDataConfig(kind="counts", **drawn, nonzeros=2),
+        DiabetesDataConfig(kind="diabetes"),
+        DiabetesDataConfig(kind="diabetes", standardise=False),
+        DigitsDataConfig(kind="digits", positive=3, negative=8),
     ):
         targets = np.asarray(draw(table)[1])
         fits = {
@@ -412,7 +424,7 @@ def test_kinds_of_data_are_refused_exactly_where_their_problem_is(loss):
 
 
 def test_counts_that_no_integer_holds_are_refused():
-    table = Counts(kind="counts", samples=20, features=8, nonzeros=8, strength=30.0)
+    table = CountsDataConfig(kind="counts", samples=20, features=8, nonzeros=8, strength=30.0)
     with pytest.raises(ValueError, match=r"problem\.data\.strength: .* must be ≤ 2\^30"):
         draw(table)
 

@@ -1,4 +1,4 @@
-"""Descents in a configuration: what is accepted, what is swept, and which steps are saved."""
+"""The table `[dynamics]` of a descent: valid values, leaves that can be swept, saved steps."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ DESCENT = load(FIGURE4, ["sweep={}"]).with_(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"steps": 0}, "dynamics.steps: must be ≥ 1, got 0"),
         ({"steps": 2**31}, "dynamics.steps: must be < 2.1"),
@@ -41,32 +41,32 @@ DESCENT = load(FIGURE4, ["sweep={}"]).with_(
         ({"sharpness_aware.group": 3}, "sharpness_aware.group: must divide the batch of 2, got 3"),
         ({"optimiser.drops": [[5, 0]]}, r"optimiser.drops\[0\]\[1\]: must be > 0, got 0"),
         ({"optimiser.drops": [[0.5, 1]]}, r"optimiser.drops\[0\]\[0\]: must be a whole number"),
-        ({"measure": ["gain"]}, "dynamics.measure: gain is of depth 2, got depth 6"),
+        ({"measure": ["gain"]}, "dynamics.measure: gain requires depth 2, got depth 6"),
         ({"measure": ["speed"]}, r"dynamics.measure\[0\]: must be one of 'sharpness'"),
         ({"sharpness_aware.rho": -1}, "dynamics.sharpness_aware.rho: must be ≥ 0, got -1"),
     ],
     ids=lambda case: next(iter(case), "") if isinstance(case, dict) else "",
 )
-def test_a_descent_that_makes_no_sense_is_told(changes, told):
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_descent_is_reported(changes, expected):
+    with pytest.raises(ConfigError, match=expected):
         DESCENT.with_({f"dynamics.{name}": value for name, value in changes.items()})
 
 
 @pytest.mark.parametrize("changes", [{"kind": "mirror_flow"}, {"solver": "kvaerno5"}])
-def test_a_flow_that_diffrax_integrates_has_no_target(changes):
+def test_flow_integrated_by_diffrax_takes_no_target_gap(changes):
     flow = {"kind": "gradient_flow", "until": 1.0, "target_gap": 1e-3}
-    with pytest.raises(ConfigError, match="target_gap: must not be given but for the gradient"):
+    with pytest.raises(ConfigError, match="target_gap: is for the gradient flow in reduced"):
         DESCENT.with_({"dynamics": flow | changes})
 
 
-def test_a_batch_must_fit_at_every_step_of_a_sweep():
-    told = r"dynamics.sampling.batch: must be ≤ 3, the number of samples, got 4 \(swept to"
+def test_batch_fits_at_every_point_of_a_sweep():
+    expected = r"dynamics.sampling.batch: must be ≤ 3, the number of samples, got 4 \(swept to"
     axes = {"dynamics.sampling.batch": [2, 4], "problem.data.samples": [3, 10]}
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         DESCENT.with_({"sweep": axes})
 
 
-def test_every_number_that_is_there_is_swept_and_no_other():
+def test_exactly_the_given_numbers_can_be_swept():
     numbers = {
         name.removeprefix("dynamics."): changes_shape(leaf)
         for name, leaf in numeric_leaves(DESCENT).items()
@@ -88,7 +88,7 @@ def test_every_number_that_is_there_is_swept_and_no_other():
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 19, 20, 21, 1000, 2**31 - 1])
 @pytest.mark.parametrize("spacing", ["linear", "log"])
-def test_saved_steps_increase_from_the_first_to_the_last(steps, spacing):
+def test_saved_steps_increase_from_first_to_last(steps, spacing):
     descent = DESCENT.with_({"dynamics.steps": steps, "dynamics.spacing": spacing}).dynamics
     records = descent.records
     assert records.size == descent.saved == min(21, steps + 1)

@@ -197,7 +197,7 @@ def test_an_expression_is_kept_with_the_experiment():
         (["sweep.dynamics.until={expr=3}"], "until.expr: must be text, got 3"),
         (
             ["sweep.dynamics.until={expr='scale', zip='network.scale'}"],
-            "is in step with the axes it depends on, and takes no `zip`",
+            "varies together with the axes it depends on, and takes no `zip`",
         ),
         (
             [UNTIL % "seed", SEEDS, "sweep.problem.data.seed=[1, 2]"],

@@ -1,7 +1,7 @@
-"""Inputs that nobody would write: whatever comes through a door, it is taken or refused in words.
+"""Fuzzing: every input is accepted, and then read back unchanged, or refused with a message.
 
-Documents and files are made from good ones by a seeded generator, so that a failure comes again;
-what is let in must come out as it went in. No input may take five seconds of the processor.
+A seeded generator damages valid documents and files, so that failures are reproducible. No input
+may take five seconds of processor time.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ CONFIGS = [
 for config in CONFIGS:
     if "path" in (data := config["problem"]["data"]):
         data["path"] = str(ROOT / "configs" / data["path"])
-HANGS = 5.0  # seconds of the processor
+HANG_SECONDS = 5.0  # of processor time
 QUICK, SLOW = 300, 100_000
 TRIALS = [(0, QUICK), pytest.param(1, SLOW, marks=pytest.mark.slow)]
 
@@ -96,7 +96,7 @@ def junk(rng, deep=2):
 
 
 def like(value, rng):
-    """Another value of the same kind, that is let in more often than junk."""
+    """Another value of the same type, which is valid more often than junk."""
     if type(value) in (int, float):
         return rng.choice(NUMBERS if type(value) is int else REALS)
     return junk(rng)
@@ -112,7 +112,7 @@ def containers(node, found=None):
 
 
 def mutated(node, rng):
-    """A copy of a document with a few changes."""
+    """A copy of a document with one to three random changes."""
     node = copied(node)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = containers(node)
@@ -144,7 +144,7 @@ def copied(node, deep=6):
 
 
 def as_toml(value):
-    """TOML text of any value."""
+    """The TOML text of any value."""
     if isinstance(value, dict):
         pairs = (f"{_toml_key(key)} = {as_toml(item)}" for key, item in value.items())
         return "{ " + ", ".join(pairs) + " }"
@@ -167,7 +167,7 @@ def documents(seed, count):
 
 
 def damaged(content, rng):
-    """A copy with a few bytes changed, left out, put in or doubled."""
+    """A copy with a few bytes replaced, deleted, inserted or repeated."""
     content = bytearray(content)
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(len(content) + 1)
@@ -187,10 +187,10 @@ def damaged(content, rng):
 @contextlib.contextmanager
 def no_hang(given):
     def stop(*_):
-        raise TimeoutError(f"took {HANGS} s: {given!r}")
+        raise TimeoutError(f"took {HANG_SECONDS} s: {given!r}")
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, HANGS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, HANG_SECONDS)
     try:
         yield
     finally:
@@ -198,14 +198,14 @@ def no_hang(given):
         signal.signal(signal.SIGVTALRM, before)
 
 
-def refused(in_words, error):
-    if not in_words:
+def refused(has_message, error):
+    if not has_message:
         raise error
     return False
 
 
 def take(path):
-    """What `ddln check` asks of a config; whether it was let in."""
+    """Load and plan a config, as `ddln check` does; returns whether it is accepted."""
     try:
         experiment = load(path)
         plan = make_plan(experiment)
@@ -236,17 +236,17 @@ def fuzz_configs(folder, seed, count):
     return taken
 
 
-def test_any_config_is_taken_as_it_is_or_refused_in_words(tmp_path):
+def test_any_config_is_accepted_unchanged_or_refused_with_a_message(tmp_path):
     assert QUICK / 100 < fuzz_configs(tmp_path, 0, QUICK) < QUICK
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_a_hundred_thousand_configs_are_taken_or_refused_in_words(tmp_path, seed):
+def test_100000_configs_are_accepted_or_refused_with_a_message(tmp_path, seed):
     assert fuzz_configs(tmp_path, seed, SLOW // 4) > SLOW / 400
 
 
-def test_a_config_that_is_refused_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_refused_config_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for content in documents(7, 40):
         Path("a.toml").write_bytes(content)
@@ -269,7 +269,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("seed", "count"), TRIALS)
-def test_any_override_is_taken_or_refused_in_words(seed, count):
+def test_any_override_is_accepted_or_refused_with_a_message(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
         override = damaged(rng.choice(OVERRIDES).encode(), rng).decode(errors="surrogateescape")
@@ -367,11 +367,11 @@ def fuzz_files(path, contents):
 @pytest.mark.parametrize(("seed", "count"), TRIALS)
 @pytest.mark.parametrize(("name", "made"), [("a.csv", tables), ("a.npz", archives)])
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_any_data_file_is_finite_numbers_or_refused_in_words(tmp_path, name, made, seed, count):
+def test_any_data_file_is_read_as_finite_numbers_or_refused(tmp_path, name, made, seed, count):
     assert fuzz_files(tmp_path / name, made(seed, count)) > count / 50
 
 
-def test_a_table_that_is_let_in_has_a_number_in_every_cell_and_all_its_rows(tmp_path):
+def test_accepted_table_has_a_number_in_every_cell(tmp_path):
     path, taken = tmp_path / "a.csv", 0
     rng = random.Random(3)
     for _ in range(2 * QUICK):
@@ -389,7 +389,7 @@ def test_a_table_that_is_let_in_has_a_number_in_every_cell_and_all_its_rows(tmp_
     assert taken > QUICK / 50
 
 
-def test_arrays_of_any_type_in_a_file_are_the_numbers_they_were_or_refused_in_words(tmp_path):
+def test_arrays_of_any_type_are_read_exactly_or_refused_with_a_message(tmp_path):
     rng, taken = random.Random(4), 0
     npz, npy, targets = (tmp_path / name for name in ("a.npz", "x.npy", "y.npy"))
     doors = {

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 import ddln
 from ddln.config import datasets
 from ddln.config.experiment import ConfigError
-from ddln.config.schema import Counts
+from ddln.config.schema import CountsDataConfig
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 3))
@@ -608,7 +608,7 @@ def test_the_loss_is_least_squares_where_no_kind_is_given(tmp_path):
 
 
 def test_counts_have_the_mean_asked_for():
-    table = Counts(kind="counts", samples=20000, features=2, nonzeros=2, strength=0.3)
+    table = CountsDataConfig(kind="counts", samples=20000, features=2, nonzeros=2, strength=0.3)
     _, counts = datasets.draw(table)
     assert (np.asarray(counts) % 1 == 0).all()
     expected = np.exp(0.3**2)  # E exp(N(0, 2 · 0.3²))

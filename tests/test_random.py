@@ -10,7 +10,6 @@ import pytest
 from ddln._internal import random
 from ddln.config import datasets
 from ddln.config.experiment import load
-from ddln.config.schema import Counts, Sparse
 from ddln.sweeps import build, compute, dask_executor, environment
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
@@ -74,7 +73,7 @@ def test_threefry_has_its_published_numbers():
 
 
 def test_layers_are_those_of_threefry_whatever_jax_is_set_to(ambient):
-    layers = build.layers_of(load(FIGURE4, [BALANCED, "network.depth=2", "sweep={}"]))
+    layers = build.build_layers(load(FIGURE4, [BALANCED, "network.depth=2", "sweep={}"]))
     expected = np.float64(HIGH - LOW) * uniform(7, DIM) + LOW
     np.testing.assert_array_max_ulp(np.asarray(layers[1]), expected, maxulp=1)
 

@@ -61,8 +61,8 @@ def test_measured_variables_equal_diagnostics_of_the_run():
     dataset = ddln.run(experiment)
     for i, scale in enumerate([0.5, 1.0]):
         alone = substitute(experiment, {"network.scale": scale})
-        loss, layers = build.problem_of(alone), build.layers_of(alone)
-        rule = build.rule_of(alone.dynamics)
+        loss, layers = build.build_problem(alone), build.build_layers(alone)
+        rule = build.build_optimiser(alone.dynamics)
         run = ddln.descend(loss, layers, rule, steps=8, record_every=2)
         expected = {name: getattr(diagnostics, name) for name in names}
         lane = dataset.isel({"network.scale": i})

@@ -148,7 +148,7 @@ def verify(
         from ddln.theory import assumptions
         from ddln.verification import claims
 
-        build.mesh_of(experiment.devices)
+        build.make_mesh(experiment.devices)
     from ddln.sweeps._manifest import finite
     from ddln.sweeps.dataset_schema import count_recomputed, status_counts
 
@@ -269,28 +269,28 @@ def data(name: arguments.StudyName) -> None:
 
 
 def _prepare(config: str, overrides: list[str] | None) -> "tuple[Experiment, Plan, Path]":
-    from ddln.config.experiment import load, told_of
+    from ddln.config.experiment import add_source, load
     from ddln.sweeps.plan import make_plan
     from ddln.sweeps.studies import find_config
 
     path = find_config(config)
     experiment = load(path, overrides or ())
-    with told_of(path):
+    with add_source(path):
         return experiment, make_plan(experiment), path
 
 
 def _check_memory(plan: "Plan", path: Path) -> None:
-    from ddln.config.experiment import told_of
+    from ddln.config.experiment import add_source
 
-    with told_of(path):
+    with add_source(path):
         plan.check_memory()
 
 
 def _study_of(experiment: "Experiment", path: Path) -> Path:
-    from ddln.config.experiment import told_of
+    from ddln.config.experiment import add_source
     from ddln.sweeps.studies import locate
 
-    with told_of(path):
+    with add_source(path):
         return locate(experiment.study, path.parent)
 
 
@@ -332,10 +332,10 @@ def _is_tame(chunk: "Chunk") -> bool:
 
 
 def _validate(plan: "Plan", path: Path) -> None:
-    from ddln.config.experiment import told_of
+    from ddln.config.experiment import add_source
     from ddln.sweeps import compute as lanes
 
-    with told_of(path):
+    with add_source(path):
         for chunk in plan.programs:
             lanes.validate(chunk)
 

@@ -1,4 +1,4 @@
-"""A fault of a document in the user's words: where, as a dotted path, and what must hold."""
+"""Validation errors in the user's words: the dotted path, what must hold, and what was given."""
 
 import difflib
 import json
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
+
+from ddln.config.data_files import DataError
 
 AXIS_FORMS = (
     "must be a list, {values = …}, {linspace = …}, {logspace = …}, {range = …} or {expr = …}"
@@ -34,57 +36,76 @@ _RULES = {
 
 
 def rule(fault: Mapping[str, Any]) -> str:
-    """What must hold, and what came."""
+    """What must hold, and what was given."""
     text = _RULES.get(fault["type"], "{msg}").format(msg=fault["msg"], **fault.get("ctx", {}))
-    got = json.dumps(fault["input"], ensure_ascii=False, default=str)
+    got = _quoted(fault["input"])
     return f"{text}, got {got if len(got) <= 60 else got[:57] + '...'}"
 
 
 def explain(fault: Mapping[str, Any], document: Any, root: type[BaseModel]) -> tuple[str, str]:
-    """Where, as a dotted path without pydantic's union tags, and what."""
-    tables, node, where = [root], document, ""
-    keys: list[str] = []
-    for part in fault["loc"]:
-        if isinstance(part, int):
-            where += f"[{part}]"
-            node = node[part] if isinstance(node, list) and part < len(node) else None
-        elif isinstance(node, Mapping) and (part in node or part not in _kinds_of(tables)):
-            where += f".{part}" if where else part
-            holders, node = tables, node.get(part)
-            fields = [table.model_fields[part] for table in tables if part in table.model_fields]
-            tables = [member for field in fields for member in members_of(field.annotation, node)]
-            keys = [key for table in holders for key in table.model_fields]
+    """The dotted path of a fault, without pydantic's tags of unions, and what is wrong there.
+
+    Args:
+        fault: of `pydantic.ValidationError.errors`.
+        document: what was validated.
+        root: the table it was validated as.
+    """
+    path, tables, keys = _locate(fault["loc"], document, root)
     kinds = _kinds_of(tables)
     one_of = "one of " + ", ".join(f'"{kind}"' for kind in kinds)
     match fault["type"]:
         case "extra_forbidden":
-            return where, "unknown key" + hint(str(fault["loc"][-1]), keys)
+            return path, "unknown key" + hint(str(fault["loc"][-1]), keys)
         case "missing":
-            return where, "is missing"
+            return path, "is missing"
         case "union_tag_not_found" | "union_tag_invalid" if not kinds:
-            return where, AXIS_FORMS
+            return path, AXIS_FORMS
         case "union_tag_not_found":
-            return f"{where}.kind", f"is missing, {one_of}"
+            return f"{path}.kind", f"is missing, {one_of}"
         case "union_tag_invalid":
             tag = fault["ctx"]["tag"]
             near = hint(tag, kinds)
-            return f"{where}.kind", f'unknown kind "{tag}"{near or ", " + one_of}'
+            return f"{path}.kind", f"unknown kind {_quoted(tag)}{near or ', ' + one_of}"
         case "literal_error":
             choices = re.findall(r"'(.*?)'", fault["ctx"]["expected"])
-            return where, rule(fault) + hint(str(fault["input"]), choices)
+            return path, rule(fault) + hint(str(fault["input"]), choices)
         case "value_error":
-            return where, str(fault["ctx"]["error"])
-    return where, rule(fault)
+            error = fault["ctx"]["error"]
+            return "problem.data" if isinstance(error, DataError) else path, str(error)
+    return path, rule(fault)
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _locate(
+    loc: Iterable[str | int], document: Any, root: type[BaseModel]
+) -> tuple[str, list[type[BaseModel]], list[str]]:
+    """The dotted path of a location, the tables its value can be, and the keys beside it."""
+    path, node, tables = "", document, [root]
+    keys: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+            node = node[part] if isinstance(node, list) and part < len(node) else None
+        elif isinstance(node, Mapping) and (part in node or part not in _kinds_of(tables)):
+            path += f".{part}" if path else part
+            holders, node = tables, node.get(part)
+            fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+            tables = [member for field in fields for member in members_of(field.annotation, node)]
+            keys = [key for table in holders for key in table.model_fields]
+    return path, tables, keys
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """`, did you mean …?` where a known word is near."""
+    """`, did you mean …?` if a known word is similar, otherwise nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f', did you mean "{near[0]}"?' if near else ""
 
 
 def members_of(annotation: Any, raw: Any) -> list[type[BaseModel]]:
-    """The tables an annotation stands for; the one of the document's kind where that is known."""
+    """The tables that an annotation allows; only that of the given `kind` if there is one."""
     members = [
         member
         for member in (annotation, *get_args(annotation))
@@ -101,7 +122,7 @@ def _has_default_kind(table: type[BaseModel]) -> bool:
 
 
 def kinds_of(table: type[BaseModel]) -> tuple[Any, ...]:
-    """The values that a table's `kind` can have; none where it has no `kind`."""
+    """The values of a table's `kind`; none if it has no `kind`."""
     return get_args(table.model_fields["kind"].annotation) if "kind" in table.model_fields else ()
 
 

@@ -1,4 +1,8 @@
-"""A configuration before it is validated: nested tables, as TOML and the command line give them."""
+"""Configurations before validation: nested tables read from TOML text and overrides.
+
+In such a document the axes below `sweep` have their dotted names as keys, whether the text nests
+them or quotes them: `parse_document` and `set_path` see to it.
+"""
 
 import contextlib
 import json
@@ -9,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ddln._internal.files import read_limited
-from ddln.config.schema import FORMS
+from ddln.config.sweep_schema import FORMS
 
-LARGEST = 2**23
-"""Bytes of a file that is read."""
-
-
-_DEEPEST = 32
+_MAX_FILE_BYTES = 2**23
+_MAX_DEPTH = 32
 _LONG_NAME = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){32}""")
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, a line each, by dotted path."""
+    """Every problem of a configuration, one line each, by dotted path.
+
+    Attributes:
+        problems: the lines.
+    """
 
     def __init__(self, problems: Sequence[str], source: str = ""):
         self.problems = tuple(problems)
@@ -29,8 +34,8 @@ class ConfigError(ValueError):
 
 
 @contextlib.contextmanager
-def told_of(source: Path) -> Iterator[None]:
-    """Whatever turns out to be wrong with a configuration is told of the file it is from."""
+def add_source(source: Path) -> Iterator[None]:
+    """Raise every ValueError as a ConfigError that names the file."""
     try:
         yield
     except ValueError as error:
@@ -38,14 +43,14 @@ def told_of(source: Path) -> Iterator[None]:
         raise ConfigError(problems, str(source)) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+def read_document(path: Path) -> dict[str, Any]:
+    """The document in a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is no TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     try:
-        return parse_toml(read_limited(path, LARGEST).decode())
+        return parse_document(read_limited(path, _MAX_FILE_BYTES).decode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     except ValueError as error:
@@ -53,10 +58,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     raise ConfigError([f"{path}: {reason}"])
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """TOML text as tables; whatever is wrong with it is a ValueError."""
+def parse_document(text: str) -> dict[str, Any]:
+    """The document in TOML text.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
+    document = _parse_toml(text)
+    if "sweep" in document:
+        document["sweep"] = _flat(document["sweep"])
+    return document
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
     try:
-        # The parser takes the square of the time for a name of many parts.
+        # The parser's time is quadratic in the number of parts of a dotted name.
         if not _LONG_NAME.search(text) and not _is_deep(document := tomllib.loads(text)):
             return document
     except RecursionError:
@@ -66,31 +82,41 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 def _is_deep(document: dict[str, Any]) -> bool:
     level: list[Any] = [document]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         inside = (item.values() if isinstance(item, dict) else item for item in level)
         level = [item for items in inside for item in items if isinstance(item, dict | list)]
     return bool(level)
 
 
-def place(document: dict[str, Any], name: str, value: Any) -> None:
-    """Sets the value at a dotted name."""
-    head, _, rest = name.partition(".")
-    # The names below `sweep` are dotted themselves.
-    *tables, key = ["sweep", rest] if head == "sweep" and rest else name.split(".")
+def set_path(document: dict[str, Any], name: str, value: Any) -> None:
+    """Set the value at a dotted name.
+
+    Raises:
+        ConfigError: a part of the name is not a table.
+    """
+    head, _, axis = name.partition(".")
+    *tables, key = ["sweep", axis] if head == "sweep" and axis else name.split(".")
+    node = document
     for table in tables:
-        document = document.setdefault(table, {})
-        if not isinstance(document, dict):
+        node = node.setdefault(table, {})
+        if not isinstance(node, dict):
             raise ConfigError([f"{name}: `{table}` is not a table"])
-    document[key] = value
+    node[key] = value
+    if head == "sweep":
+        document["sweep"] = _flat(document["sweep"])
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """Name and value of NAME=VALUE; the value is TOML, a bare word is text."""
+    """The name and the value of NAME=VALUE; the value is TOML, and a bare word is text.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
     name, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not all(name.split(".")):
         raise ConfigError([f"{override}: an override is NAME=VALUE, for instance network.depth=8"])
     try:
-        parsed = parse_toml(f"value = {text}")
+        parsed = _parse_toml(f"value = {text}")
     except ValueError:
         if not re.fullmatch(r"[\w./~+-]+", text):
             raise ConfigError([f"{name}: not a TOML value: {text}"]) from None
@@ -100,29 +126,29 @@ def parse_override(override: str) -> tuple[str, Any]:
     return name, parsed["value"]
 
 
-def flatten(sweep: Any, prefix: str = "") -> Any:
-    """Dotted names also where they were written without quotes, as tables in tables."""
+def _flat(sweep: Any, prefix: str = "") -> Any:
+    """The axes of a sweep by dotted name, from any nesting of tables."""
     if not isinstance(sweep, dict):
         return sweep
-    flat = {}
+    axes = {}
     for name, axis in sweep.items():
         if isinstance(axis, dict) and not FORMS & axis.keys():
-            flat |= flatten(axis, f"{prefix}{name}.")
+            axes |= _flat(axis, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = axis
-    return flat
+            axes[prefix + name] = axis
+    return axes
 
 
-def resolve(document: dict[str, Any], folder: Path) -> None:
-    """Makes the path of a data file, relative to a folder, an absolute one."""
+def resolve_data_path(document: dict[str, Any], folder: Path) -> None:
+    """Make the path of a data file absolute; a relative one is relative to the folder."""
     problem = document.get("problem")
     data = problem.get("data") if isinstance(problem, dict) else None
     if isinstance(data, dict) and data.get("kind") == "file" and isinstance(data.get("path"), str):
         data["path"] = str((folder / Path(data["path"]).expanduser()).absolute())
 
 
-def plain(value: Any) -> Any:
-    """What JSON has no form for: lists of arrays, and words."""
+def as_json(value: Any) -> Any:
+    """The default of `json.dumps`: lists for arrays, text for everything else."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
@@ -156,5 +182,5 @@ def _toml_value(value: Any) -> str:
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
-    # JSON's text, true, false and numbers are TOML's; it leaves one control character unescaped.
+    # JSON writes text, booleans and numbers as TOML does, but leaves this character unescaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

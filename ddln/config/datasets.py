@@ -21,7 +21,7 @@ from ddln.config.data_files import DataFile, load_arrays, read_file
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ddln.config.schema import Data
+    from ddln.config.schema import DataConfig
 
 DIABETES_SHAPE, QUADRATIC = (442, 10), 64
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -47,7 +47,7 @@ _MADE_FOR = {
 """The kinds of data that have such targets; of files, it is seen."""
 
 
-def shape_of(data: "Data") -> tuple[int, int]:
+def shape_of(data: "DataConfig") -> tuple[int, int]:
     """(samples, features) of a `problem.data` table, without jax.
 
     Args:
@@ -56,8 +56,8 @@ def shape_of(data: "Data") -> tuple[int, int]:
     Raises:
         DataError: a file that cannot be read.
 
-    >>> from ddln.config.schema import Gaussian
-    >>> shape_of(Gaussian(kind="gaussian", samples=10, features=8))
+    >>> from ddln.config.schema import GaussianDataConfig
+    >>> shape_of(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     (10, 8)
     """
     if data.kind == "diabetes":
@@ -69,7 +69,7 @@ def shape_of(data: "Data") -> tuple[int, int]:
     return data.samples, data.features
 
 
-def validate(data: "Data", loss: str) -> None:
+def validate(data: "DataConfig", loss: str) -> None:
     """Refuse data that do not make a problem, without jax.
 
     Args:
@@ -80,8 +80,8 @@ def validate(data: "Data", loss: str) -> None:
         DataError: a file that cannot be read, a constant column to be standardised, or targets that
             the loss does not take.
 
-    >>> from ddln.config.schema import Gaussian
-    >>> validate(Gaussian(kind="gaussian", samples=10, features=8), "least_squares")
+    >>> from ddln.config.schema import GaussianDataConfig
+    >>> validate(GaussianDataConfig(kind="gaussian", samples=10, features=8), "least_squares")
     """
     if data.kind == "file":
         _, targets = draw(data)
@@ -95,13 +95,13 @@ def validate(data: "Data", loss: str) -> None:
         raise DataError(f'targets of {loss} loss {_RULES[loss][0]}: not of kind "{data.kind}"')
 
 
-def is_tame(data: "Data", loss: str) -> bool:
+def is_tame(data: "DataConfig", loss: str) -> bool:
     """Whether no number of a problem comes near an end of float64, as far as NumPy can see.
 
     Of others, `ddln check` builds the problem, as `ddln run` does.
 
-    >>> from ddln.config.schema import Sparse
-    >>> table = Sparse(kind="sparse", samples=10, features=8, nonzeros=3, noise=1e200)
+    >>> from ddln.config.schema import SparseDataConfig
+    >>> table = SparseDataConfig(kind="sparse", samples=10, features=8, nonzeros=3, noise=1e200)
     >>> is_tame(table, "least_squares")
     False
     """
@@ -122,7 +122,7 @@ def is_tame(data: "Data", loss: str) -> bool:
     return loss == "least_squares" or bool((size <= _OFFSET * spread)[spread > 0].all())
 
 
-def draw(data: "Data") -> tuple[Any, Any]:
+def draw(data: "DataConfig") -> tuple[Any, Any]:
     """Features (samples, features) and targets (samples,) of a `problem.data` table.
 
     Args:
@@ -138,8 +138,8 @@ def draw(data: "Data") -> tuple[Any, Any]:
     Raises:
         DataError: a file that cannot be read, or a constant column to be standardised.
 
-    >>> from ddln.config.schema import Sparse
-    >>> table = Sparse(kind="sparse", samples=10, features=30, nonzeros=3)
+    >>> from ddln.config.schema import SparseDataConfig
+    >>> table = SparseDataConfig(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> [array.shape for array in draw(table)]
     [(10, 30), (10,)]
     """
@@ -177,11 +177,11 @@ def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
     return names, features, targets
 
 
-def has_truth(data: "Data") -> bool:
+def has_truth(data: "DataConfig") -> bool:
     """Whether the θ* that the targets were made with is known, and in the units of the features.
 
-    >>> from ddln.config.schema import Gaussian
-    >>> has_truth(Gaussian(kind="gaussian", samples=10, features=8))
+    >>> from ddln.config.schema import GaussianDataConfig
+    >>> has_truth(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     False
     """
     if data.kind == "file":
@@ -189,11 +189,11 @@ def has_truth(data: "Data") -> bool:
     return hasattr(data, "nonzeros")
 
 
-def truth(data: "Data") -> Any:
+def truth(data: "DataConfig") -> Any:
     """θ*, shape (features,), of data that have one: see `has_truth`.
 
-    >>> from ddln.config.schema import Sparse
-    >>> table = Sparse(kind="sparse", samples=10, features=30, nonzeros=3)
+    >>> from ddln.config.schema import SparseDataConfig
+    >>> table = SparseDataConfig(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> int(abs(truth(table)).sum())
     3
     """

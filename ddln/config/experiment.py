@@ -1,8 +1,10 @@
-"""One experiment as data: a TOML file, its overrides, and one error for all that is wrong.
+"""Experiments: from a TOML file and its overrides to a validated object.
 
-A document becomes a frozen `Experiment`, whose tables are in `ddln.config.schema`. Every numeric
-leaf has a dotted name, `network.scale`; the same name sets it on the command line, in
-`Experiment.with_` and as an axis of `[sweep]`.
+`load` reads a file into a document, merges the overrides and validates the result into an immutable
+`Experiment`, whose tables are in `ddln.config.schema`. One `ConfigError` lists every problem.
+
+Every numeric key, or *leaf*, has a dotted name such as `network.scale`, which sets it on the
+command line and in `Experiment.with_`, and names its axis in `[sweep]`.
 """
 
 import copy
@@ -19,102 +21,61 @@ from pydantic.fields import FieldInfo
 from ddln.config import datasets, sweep_axes
 from ddln.config._errors import explain, members_of
 from ddln.config._toml import ConfigError as ConfigError
+from ddln.config._toml import add_source as add_source
 from ddln.config._toml import (
+    as_json,
     as_toml,
-    flatten,
+    parse_document,
     parse_override,
-    parse_toml,
-    place,
-    plain,
-    read_toml,
-    resolve,
+    read_document,
+    resolve_data_path,
+    set_path,
 )
-from ddln.config._toml import told_of as told_of
-from ddln.config.dynamics import OF_DEPTH_2, Descent, Dynamics
+from ddln.config.dynamics import OF_DEPTH_2, DescentConfig, DynamicsConfig
 from ddln.config.schema import (
     NAME,
     REAL,
     WHOLE,
-    Axis,
-    Devices,
-    Explicit,
-    File,
-    Network,
-    Problem,
+    DevicesConfig,
+    ExplicitInitConfig,
+    FileDataConfig,
+    NetworkConfig,
+    ProblemConfig,
     Table,
 )
+from ddln.config.sweep_schema import AxisConfig
 
 _SWEPT = ("problem", "network", "dynamics")
-"""The tables whose numbers can be swept; what else there is, is about the machine."""
+"""The tables whose numbers can be swept; the other keys are about the machine."""
 
 
 class Experiment(Table):
-    """One experiment: problem, network, dynamics, and the axes it is swept over.
+    """One experiment: a problem, a network, its dynamics and the axes of a sweep.
 
     >>> experiment = load("configs/figure4.toml", ["network.depth=4"])
     >>> experiment.network.depth, experiment.with_({"network.scale": 2}).network.scale
     (4, 2.0)
     """
 
-    study: str = Field(pattern=NAME, description="experiments/<study>.py claims and draws")
-    problem: Problem
-    network: Network
-    dynamics: Dynamics
+    study: str = Field(pattern=NAME, description="name of the study: experiments/<study>.py")
+    problem: ProblemConfig
+    network: NetworkConfig
+    dynamics: DynamicsConfig
     memory: float = Field(
-        default=2.0, gt=0, description="GB that the lanes computed side by side may take"
+        default=2.0, gt=0, description="most GB for the networks computed together"
     )
-    devices: Devices | None = Field(
-        default=None, description="to compute on; by default, batches of lanes go to all there are"
+    devices: DevicesConfig | None = Field(
+        default=None,
+        description="devices to compute on; by default, networks are distributed over all devices",
     )
-    sweep: dict[str, Axis] = Field(
-        default={}, description="axes: the dotted name of a numeric leaf"
+    sweep: dict[str, AxisConfig] = Field(
+        default={}, description="axes, by the dotted name of a numeric key"
     )
 
     @model_validator(mode="after")
-    def _layers_fit(self):
-        if isinstance(self.network.init, Explicit):
-            rows, where = self.network.init.layers, "network.init.layers"
-            if len(rows) != self.network.depth:
-                raise ValueError(f"{where}: {len(rows)} rows for depth {self.network.depth}")
-            for j, row in enumerate(rows):
-                if len(row) != self.width:
-                    sides = "2 × " if self.network.signed else ""
-                    raise ValueError(
-                        f"{where}[{j}]: {len(row)} weights for {sides}{self.features} features"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _batch_fits(self):
-        dynamics = self.dynamics
-        if not isinstance(dynamics, Descent):
-            return self
-        samples = datasets.shape_of(self.problem.data)[0]
-        for name in ("batch", "noisy"):
-            size = getattr(dynamics.sampling, name, None) or 0
-            if size > samples:
-                where = f"dynamics.sampling.{name}"
-                raise ValueError(f"{where}: must be ≤ {samples}, the number of samples, got {size}")
-        batch = getattr(dynamics.sampling, "batch", None) or samples
-        group = getattr(dynamics.sharpness_aware, "group", None) or batch
-        if batch % group:
-            where = "dynamics.sharpness_aware.group"
-            raise ValueError(f"{where}: must divide the batch of {batch}, got {group}")
-        return self
-
-    @model_validator(mode="after")
-    def _measures_fit(self):
-        depth, of_two = self.network.depth, OF_DEPTH_2 & set(self.dynamics.measure)
-        if of_two and depth != 2:
-            raise ValueError(f"dynamics.measure: {min(of_two)} is of depth 2, got depth {depth}")
-        return self
-
-    @model_validator(mode="after")
-    def _columns_fit(self):
-        parts = 1 if self.devices is None else self.devices.features
-        if self.features % parts:
-            where, columns = "devices.features", "the number of columns of X"
-            raise ValueError(f"{where}: must divide {self.features}, {columns}, got {parts}")
+    def _tables_are_consistent(self):
+        if problems := list(_consistency_problems(self)):
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -124,36 +85,36 @@ class Experiment(Table):
 
     @property
     def width(self) -> int:
-        """Coordinates of the network: the features, twice in a signed one."""
+        """Coordinates of the network: one per feature, two in a signed network."""
         return self.features * (2 if self.network.signed else 1)
 
     def with_(self, changes: Mapping[str, Any]) -> "Experiment":
-        """The experiment with other values, by dotted name, validated.
+        """The experiment with some values replaced, validated.
 
         Args:
-            changes: `{"network.depth": 8, "sweep.network.scale": [1, 2]}`; a whole table or the
-                whole sweep can be replaced too. Arrays become lists.
+            changes: values by dotted name, `{"network.depth": 8, "sweep.network.scale": [1, 2]}`. A
+                value can be a whole table or the whole sweep, and arrays are lists.
 
         Raises:
-            ConfigError: all that is wrong.
+            ConfigError: lists every problem.
         """
         document = self._document()
         for name, value in changes.items():
-            # A copy: the next change may be within this table, which is the caller's.
-            place(document, name, copy.deepcopy(value))
-        return _validated(document)
+            # A later change may be inside this table, which belongs to the caller.
+            set_path(document, name, copy.deepcopy(value))
+        return _validate(document)
 
     def to_toml(self) -> str:
-        """The experiment as TOML text, every default written out."""
+        """The experiment as TOML text, including every default."""
         return as_toml(self._document())
 
     def digest(self) -> str:
-        """Ten hexadecimal digits that name this experiment and the content of its data file."""
+        """A hash of the experiment and the content of its data file, ten hexadecimal digits."""
         document = self._document()
-        if isinstance(self.problem.data, File):
+        if isinstance(self.problem.data, FileDataConfig):
             content = Path(self.problem.data.path).read_bytes()
             document["problem"]["data"]["path"] = hashlib.sha256(content).hexdigest()
-        # Axes are a grid in the order written, so their order counts; that of other keys does not.
+        # The order of the axes is that of the grid's dimensions; other keys have no order.
         document["sweep"] = list(document["sweep"].items())
         canonical = json.dumps(document, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:10]
@@ -162,63 +123,140 @@ class Experiment(Table):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+def _consistency_problems(experiment: Experiment) -> Iterator[str]:
+    """The problems between tables that are valid by themselves."""
+    yield from _layer_problems(experiment)
+    if isinstance(experiment.dynamics, DescentConfig):
+        samples, _ = datasets.shape_of(experiment.problem.data)
+        yield from _batch_problems(experiment.dynamics, samples)
+    depth, of_two = experiment.network.depth, OF_DEPTH_2 & set(experiment.dynamics.measure)
+    if of_two and depth != 2:
+        yield f"dynamics.measure: {min(of_two)} requires depth 2, got depth {depth}"
+    parts = 1 if experiment.devices is None else experiment.devices.features
+    if experiment.features % parts:
+        columns = f"{experiment.features}, the number of columns of X"
+        yield f"devices.features: must divide {columns}, got {parts}"
+
+
+def _layer_problems(experiment: Experiment) -> Iterator[str]:
+    network, key = experiment.network, "network.init.layers"
+    if not isinstance(network.init, ExplicitInitConfig):
+        return
+    rows = network.init.layers
+    if len(rows) != network.depth:
+        yield f"{key}: {len(rows)} rows for depth {network.depth}"
+    for j, row in enumerate(rows):
+        if len(row) != experiment.width:
+            sides = "2 × " if network.signed else ""
+            yield f"{key}[{j}]: {len(row)} weights for {sides}{experiment.features} features"
+
+
+def _batch_problems(descent: DescentConfig, samples: int) -> Iterator[str]:
+    for name in ("batch", "noisy"):
+        size = getattr(descent.sampling, name, None) or 0
+        if size > samples:
+            key = f"dynamics.sampling.{name}"
+            yield f"{key}: must be ≤ {samples}, the number of samples, got {size}"
+    batch = getattr(descent.sampling, "batch", None) or samples
+    group = getattr(descent.sharpness_aware, "group", None) or batch
+    if batch % group:
+        yield f"dynamics.sharpness_aware.group: must divide the batch of {batch}, got {group}"
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in a TOML file.
 
     Args:
-        path: the file; a relative `problem.data.path` in it is relative to its folder.
-        overrides: `network.depth=8`, `sweep.network.scale=[1,2]`: the value is TOML, a bare word
-            is text. Paths in overrides are relative to the working folder.
+        path: the file. A relative `problem.data.path` is relative to its folder.
+        overrides: such as `network.depth=8` or `sweep.network.scale=[1,2]`. The value is TOML, and
+            a bare word is text. Relative paths are relative to the working folder.
 
     Raises:
-        ConfigError: the file cannot be read, or all that is wrong with what it says.
+        ConfigError: the file cannot be read; otherwise lists every problem of its content.
 
     >>> load("configs/figure4.toml", ["sweep.network.scale=[1, 2]"]).sweep
     {'network.scale': (1, 2)}
     """
     path = Path(path)
-    document = read_toml(path)
-    resolve(document, path.parent)
-    problems = []
-    for override in overrides:
-        try:
-            name, value = parse_override(override)
-            document["sweep"] = flatten(document.get("sweep", {}))
-            if isinstance(document["sweep"], dict) and name in document["sweep"]:
-                raise ConfigError([f"{name}: is swept; set `sweep.{name}`, or `sweep={{}}` first"])
-            place(document, name, value)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    document["sweep"] = flatten(document.get("sweep", {}))
-    resolve(document, Path())
-    try:
-        experiment = _validated(document)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems], str(path)) from None
-    if problems:
-        raise ConfigError(problems, str(path))
-    return experiment
+    document = read_document(path)
+    resolve_data_path(document, path.parent)
+    problems = _merge(document, overrides)
+    resolve_data_path(document, Path())
+    with add_source(path):
+        return _validate(document, problems)
 
 
 def parse(text: str) -> Experiment:
-    """The experiment in TOML text that is complete, as in a dataset's attribute `config`.
+    """The experiment in complete TOML text, such as the attribute `config` of a data set.
 
     Raises:
-        ConfigError: all that is wrong with it.
+        ConfigError: lists every problem.
 
     >>> parse(load("configs/figure4.toml").to_toml()) == load("configs/figure4.toml")
     True
     """
     try:
-        document = parse_toml(text)
+        document = parse_document(text)
     except ValueError as error:
         raise ConfigError([f"config: {error}"]) from None
-    document["sweep"] = flatten(document.get("sweep", {}))
-    return _validated(document)
+    return _validate(document)
+
+
+def _merge(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Apply overrides to a document; returns the problems of those that cannot be applied."""
+    problems = []
+    for override in overrides:
+        try:
+            name, value = parse_override(override)
+            sweep = document.get("sweep")
+            if isinstance(sweep, dict) and name in sweep:
+                raise ConfigError([f"{name}: is swept; set `sweep.{name}`, or `sweep={{}}` first"])
+            set_path(document, name, value)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    return problems
+
+
+def _validate(document: dict[str, Any], problems: Sequence[str] = ()) -> Experiment:
+    """The experiment of a document; `problems` are known already.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    experiment, faults = None, {}
+    try:
+        # Strict validation accepts a list for a tuple in JSON only.
+        experiment = Experiment.model_validate_json(json.dumps(document, default=as_json))
+    except ValidationError as error:
+        # A value that fits no member of a union has several faults: keep one per key.
+        faults = dict(explain(fault, document, Experiment) for fault in error.errors())
+    found = [
+        f"{key}: {line}" if key else line
+        for key, text in faults.items()
+        for line in text.split("\n")
+    ]
+    found += sweep_axes.sweep_problems(
+        document.get("sweep", {}), dict(_leaves(Experiment, document))
+    )
+    if experiment is not None and not found:
+        found += _corner_problems(experiment)
+    if problems or found or experiment is None:
+        raise ConfigError(list(dict.fromkeys([*problems, *found])))
+    return experiment
+
+
+def _corner_problems(experiment: Experiment) -> Sequence[str]:
+    """The problems of the first invalid corner of the grid."""
+    try:
+        for corner in sweep_axes.corners(experiment.sweep, numeric_leaves(experiment)):
+            at_point(experiment, corner)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def substitute(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with other leaves, not validated: the leaves may be traced.
+    """The experiment with some leaves replaced by arrays, possibly traced, without validation.
 
     >>> substitute(load("configs/figure4.toml"), {"network.scale": 3.0}).network.scale
     3.0
@@ -234,25 +272,25 @@ def _substitute(table: Any, path: Sequence[str], value: Any) -> Any:
     return table.model_copy(update={head: inner})
 
 
-def swept_to(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment without its sweep, at one place of it.
+def at_point(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment without its sweep, at one point of the grid.
 
     Raises:
-        ConfigError: what is wrong there.
+        ConfigError: lists every problem at this point.
 
-    >>> swept_to(load("configs/figure4.toml"), {"network.scale": 1.4}).network.scale
+    >>> at_point(load("configs/figure4.toml"), {"network.scale": 1.4}).network.scale
     1.4
     """
     try:
         return experiment.with_({**values, "sweep": {}})
     except ConfigError as error:
-        at = ", ".join(f"{name} = {value}" for name, value in values.items())
-        told = f" (swept to {at})" if values else ""
-        raise ConfigError([line + told for line in error.problems]) from None
+        point = ", ".join(f"{name} = {value}" for name, value in values.items())
+        suffix = f" (swept to {point})" if values else ""
+        raise ConfigError([line + suffix for line in error.problems]) from None
 
 
 def numeric_leaves(experiment: Experiment) -> dict[str, FieldInfo]:
-    """The leaves that can be swept, by dotted name.
+    """The numeric leaves, which can be swept, by dotted name.
 
     >>> leaves = numeric_leaves(load("configs/figure4.toml"))
     >>> "network.init.law.low" in leaves, changes_shape(leaves["network.depth"])
@@ -271,12 +309,12 @@ def value_of(experiment: Experiment, name: str) -> Any:
 
 
 def changes_shape(leaf: FieldInfo) -> bool:
-    """Whether a leaf decides the shape of an array."""
+    """Whether a leaf determines the shape of an array."""
     return bool(_extra(leaf, "changes_shape", False))
 
 
 def units_of(leaf: FieldInfo) -> str:
-    """The units of a leaf's values; those that have none are 1."""
+    """The units of a leaf; 1 if it has none."""
     return str(_extra(leaf, "units", "1"))
 
 
@@ -285,56 +323,13 @@ def _extra(leaf: FieldInfo, key: str, default: Any) -> Any:
     return extra.get(key, default) if isinstance(extra, dict) else default
 
 
-def _validated(document: dict[str, Any]) -> Experiment:
-    experiment, problems = None, {}
-    try:
-        # Strict mode takes a list for a tuple only in JSON.
-        experiment = Experiment.model_validate_json(json.dumps(document, default=plain))
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        # Keyed by place: a value that fits no member of a union is told once.
-        problems = dict(
-            explain(fault, document, Experiment) for fault in faults if not _is_of_a_file(fault)
-        )
-    told = [f"{where}: {what}" if where else what for where, what in problems.items()]
-    told += _data_problems(document)
-    told += sweep_axes.faults(document.get("sweep", {}), dict(_leaves(Experiment, document)))
-    if experiment is None or told:
-        raise ConfigError(list(dict.fromkeys(told)))
-    for corner in sweep_axes.corners(experiment.sweep, numeric_leaves(experiment)):
-        swept_to(experiment, corner)
-    return experiment
-
-
-def _is_of_a_file(fault: Any) -> bool:
-    """Whether `_data_problems` tells it."""
-    return isinstance(fault.get("ctx", {}).get("error"), datasets.DataError)
-
-
-def _data_problems(document: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the data themselves, also where other tables are wrong."""
-    problem = document.get("problem")
-    if not isinstance(problem, Mapping):
-        return []
-    loss = problem.get("loss")
-    kind = loss.get("kind") if isinstance(loss, Mapping) else None
-    try:
-        alone = json.dumps({"data": problem.get("data")}, default=plain)
-        datasets.validate(Problem.model_validate_json(alone).data, str(kind))
-    except datasets.DataError as error:
-        return [f"problem.data: {line}" for line in str(error).splitlines()]
-    except ValidationError:
-        return []  # told already
-    return []
-
-
 def _leaves(table: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, leaf in table.model_fields.items():
         if not prefix and name not in _SWEPT:
             continue
         below = raw.get(name) if isinstance(raw, Mapping) else None
         if below is None and type(None) in get_args(leaf.annotation):
-            continue  # what is not there has no numbers
+            continue  # an absent table has no numbers
         if leaf.annotation in (*WHOLE, *REAL):
             yield prefix + name, leaf
         for member in members_of(leaf.annotation, below):

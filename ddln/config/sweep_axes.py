@@ -1,4 +1,4 @@
-"""The axes of `[sweep]`: their values, where they lie, and what is wrong with them."""
+"""Axes of a sweep: their values and dimensions, and the problems of invalid axes."""
 
 import itertools
 import json
@@ -6,35 +6,41 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from ddln.config import _expressions
 from ddln.config._errors import AXIS_FORMS, hint, rule
 from ddln.config._expressions import ExpressionError
-from ddln.config._toml import plain
-from ddln.config.schema import REAL, WHOLE, Axis, Expr, Linspace, Logspace, Range, Values
+from ddln.config._toml import as_json
+from ddln.config.schema import REAL, WHOLE, Table
+from ddln.config.sweep_schema import AxisConfig, ExpressionAxisConfig
 
-_HUGE = 2**1024
+_FLOAT_LIMIT = 2**1024
 
 
 class Column(NamedTuple):
-    """An axis of the sweep as values along a dimension of the grid."""
+    """The values of an axis along a dimension of the grid.
+
+    Attributes:
+        dimension: the name of the axis itself, or of the axis that it varies with.
+        values: one for each index of the dimension.
+    """
 
     dimension: str
-    """The axis's own name, or that of the axis it is in step with."""
     values: list[int | float]
 
 
 def columns(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> dict[str, Column]:
-    """The axes of a sweep, in its order.
+    """The axes of a validated sweep as columns, in the same order.
 
     Args:
-        sweep: validated axes by the name of their leaf.
-        leaves: what can be swept, by name.
+        sweep: axes by the name of their leaf.
+        leaves: all numeric leaves by name.
 
     Raises:
-        ExpressionError: an axis given by an expression that cannot be evaluated.
+        ExpressionError: the expression of an axis cannot be evaluated.
 
     >>> from ddln.config.experiment import numeric_leaves
     >>> experiment = ddln.load("configs/figure4.toml", ["sweep={}"]).with_(
@@ -51,16 +57,16 @@ def columns(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> dict[s
     found = {
         name: Column(axis_dimension(name, axis), axis_values(axis, leaves[name]))
         for name, axis in sweep.items()
-        if not isinstance(axis, Expr)
+        if not isinstance(axis, ExpressionAxisConfig)
     }
     return {
-        name: _evaluated(axis.expr, found, leaves[name]) if isinstance(axis, Expr) else found[name]
+        name: found[name] if name in found else _evaluate(axis.expr, found, leaves[name])
         for name, axis in sweep.items()
     }
 
 
-def _evaluated(text: str, others: Mapping[str, Column], leaf: FieldInfo) -> Column:
-    """The column of an expression, from those of the axes that are none."""
+def _evaluate(text: str, others: Mapping[str, Column], leaf: FieldInfo) -> Column:
+    """The column of an expression; `others` are the axes without expressions."""
     expression = _expressions.parse(text)
     axes = {name: others[_expressions.resolve(name, others)] for name in expression.names}
     dimensions = list(dict.fromkeys(column.dimension for column in axes.values()))
@@ -75,43 +81,34 @@ def _evaluated(text: str, others: Mapping[str, Column], leaf: FieldInfo) -> Colu
 
 
 def axis_dimension(name: str, axis: Any) -> str:
-    """The dimension of an axis of the sweep that is no expression.
+    """The dimension of an axis without an expression.
 
-    >>> axis_dimension("network.init.seed", Range(range=(0, 2), zip="network.scale"))
+    >>> from ddln.config.sweep_schema import RangeAxisConfig
+    >>> axis_dimension("network.init.seed", RangeAxisConfig(range=(0, 2), zip="network.scale"))
     'network.scale'
     """
     return getattr(axis, "zip", None) or name
 
 
 def axis_values(axis: Any, leaf: FieldInfo) -> list[int | float]:
-    """The values of an axis that is no expression; integers if its leaf is an integer."""
-    import numpy as np
-
-    if isinstance(axis, Linspace):
-        values = np.linspace(*axis.linspace).tolist()
-    elif isinstance(axis, Logspace):
-        with np.errstate(over="ignore"):  # the range of the leaf is checked by the caller
-            values = np.logspace(*axis.logspace).tolist()
-    else:
-        listed = axis.values if isinstance(axis, Values) else axis
-        values = list(range(*axis.range)) if isinstance(axis, Range) else list(listed)
-    return _typed(values, leaf)
+    """The values of an axis without an expression; integers if its leaf is an integer."""
+    return _typed(axis.points if isinstance(axis, Table) else list(axis), leaf)
 
 
 def _typed(values: Sequence[int | float], leaf: FieldInfo) -> list[int | float]:
-    """Floats for a real leaf, integers where they are whole for another."""
+    """The values as floats for a real leaf, and as integers, if whole, for an integer leaf."""
     if leaf.annotation not in WHOLE:
-        # A whole number may be larger than any real one: infinite, which the caller refuses.
-        return [float(value) if abs(value) < _HUGE else math.inf for value in values]
+        # An integer can exceed every float: infinite, which is out of the range of every leaf.
+        return [float(value) if abs(value) < _FLOAT_LIMIT else math.inf for value in values]
     return [int(value) if value == value // 1 else value for value in values]
 
 
-def faults(sweep: Any, leaves: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """What is wrong with a sweep that is not validated yet, but for what its types tell.
+def sweep_problems(sweep: Any, leaves: Mapping[str, FieldInfo]) -> Iterator[str]:
+    """The problems of a raw sweep that the validation of `AxisConfig` does not find.
 
     Args:
-        sweep: axes by the name of their leaf.
-        leaves: what can be swept, by name.
+        sweep: axes by the name of their leaf, not validated.
+        leaves: all numeric leaves by name.
     """
     known: dict[str, Column] = {}
     expressions: dict[str, str] = {}
@@ -125,30 +122,31 @@ def faults(sweep: Any, leaves: Mapping[str, FieldInfo]) -> Iterator[str]:
             yield f"sweep.{name}: not a numeric key{hint(name, leaves)}"
             continue
         try:
-            axis = TypeAdapter(Axis).validate_json(json.dumps(axis, default=plain), strict=True)
+            text = json.dumps(axis, default=as_json)
+            axis = TypeAdapter(AxisConfig).validate_json(text, strict=True)
         except ValidationError:
             broken.add(name)
             continue  # reported already
-        if isinstance(axis, Expr):
+        if isinstance(axis, ExpressionAxisConfig):
             expressions[name] = axis.expr
             continue
         known[name] = Column(axis_dimension(name, axis), axis_values(axis, leaves[name]))
         if not known[name].values:
             yield f"sweep.{name}: needs at least one value"
-        yield from _value_faults(name, known[name], leaves[name])
+        yield from _range_problems(name, known[name], leaves[name])
     computed = {}
     for name, text in ({} if broken else expressions).items():
         try:
-            computed[name] = _evaluated(text, known, leaves[name])
+            computed[name] = _evaluate(text, known, leaves[name])
         except ExpressionError as error:
             yield f"sweep.{name}.expr: {error}"
         else:
-            yield from _value_faults(name, computed[name], leaves[name])
+            yield from _range_problems(name, computed[name], leaves[name])
     yield from _zip_problems({**known, **computed})
 
 
-def _value_faults(name: str, column: Column, leaf: FieldInfo) -> Iterator[str]:
-    """The first value that is out of its leaf's range."""
+def _range_problems(name: str, column: Column, leaf: FieldInfo) -> Iterator[str]:
+    """The problem of the first value out of the range of its leaf."""
     try:
         _values_adapter(leaf).validate_python(column.values, strict=True)
     except ValidationError as error:
@@ -178,24 +176,22 @@ def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
 
 
 def corners(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> Iterator[dict[str, Any]]:
-    """The corners of the grid, by the names of leaves: rules between two keys are orders, so that
-    these speak for all of it.
+    """The corners of the grid, as values by the name of their leaf.
 
-    Where one must divide another, `ddln.sweeps.plan` validates what lies between them.
+    Most rules between two keys are inequalities, so they hold on the whole grid if they hold at its
+    corners. `ddln.sweeps.plan` validates every shape, for rules such as divisibility.
     """
     dimensions: dict[str, dict[str, Any]] = {}
     for name, (dimension, values) in columns(sweep, leaves).items():
         dimensions.setdefault(dimension, {})[name] = values
     ends = [_extremes(together) for together in dimensions.values()]
     for corner in itertools.product(*ends) if ends else ():
-        yield {name: value for step in corner for name, value in step.items()}
+        yield {name: value for point in corner for name, value in point.items()}
 
 
 def _extremes(together: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The steps at which a key, or the difference of two, is least or largest."""
-    import numpy as np
-
+    """The points at which a key, or the difference of two keys, is least or largest."""
     keys = [np.asarray(values) for values in together.values()]
     orders = [*keys, *(one - other for one, other in itertools.combinations(keys, 2))]
-    steps = {int(step) for order in orders for step in (np.argmin(order), np.argmax(order))}
-    return [{name: values[i] for name, values in together.items()} for i in sorted(steps)]
+    indices = {int(i) for order in orders for i in (np.argmin(order), np.argmax(order))}
+    return [{name: values[i] for name, values in together.items()} for i in sorted(indices)]

@@ -78,7 +78,7 @@ class Runner(ABC):
     """
 
     def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
-        self.mesh = build.mesh_of(experiment.devices)
+        self.mesh = build.make_mesh(experiment.devices)
         problem_axis = 0 if any(name.startswith("problem.") for name in swept) else None
         key_axis = 0 if "dynamics.sampling.seed" in swept else None
         self.axes = Inputs(truth=0, problem=problem_axis, layers=0, controls=0, key=key_axis)
@@ -143,9 +143,9 @@ class Runner(ABC):
     def _build_one(self, experiment: Experiment) -> Inputs:
         controls, key = self._controls(experiment)
         return Inputs(
-            truth=build.truth_of(experiment),
-            problem=build.problem_of(experiment),
-            layers=build.layers_of(experiment),
+            truth=build.true_parameter(experiment),
+            problem=build.build_problem(experiment),
+            layers=build.build_layers(experiment),
             controls=controls,
             key=key,
         )

@@ -15,8 +15,7 @@ import numpy as np
 import optimistix
 from jaxtyping import Array, Float, Int
 
-from ddln.config.dynamics import Descent as DescentConfig
-from ddln.config.dynamics import Flow as FlowConfig
+from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import (
     Experiment,
     changes_shape,
@@ -78,7 +77,7 @@ class _FlowRunner(Runner):
     def _controls(self, experiment: Experiment) -> tuple[FlowControls, None]:
         flow = cast(FlowConfig, experiment.dynamics)
         rtol, atol = jnp.asarray(flow.rtol, float), jnp.asarray(flow.atol, float)
-        return FlowControls(build.times_of(flow), rtol, atol, flow.target_gap), None
+        return FlowControls(build.saved_times(flow), rtol, atol, flow.target_gap), None
 
     def _certify_one(
         self,
@@ -202,9 +201,11 @@ class DescentRunner(Runner):
     def _controls(self, experiment: Experiment) -> tuple[DescentControls, Array | None]:
         descent = cast(DescentConfig, experiment.dynamics)
         controls = DescentControls(
-            build.rule_of(descent), build.oracle_of(descent), descent.target_gap
+            build.build_optimiser(descent),
+            build.build_gradient_estimator(descent),
+            descent.target_gap,
         )
-        return controls, build.key_of(descent)
+        return controls, build.sampling_key(descent)
 
     def _certify_one(
         self,

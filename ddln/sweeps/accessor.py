@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ddln.config import datasets
-from ddln.config.experiment import Experiment, parse, swept_to
+from ddln.config.experiment import Experiment, at_point, parse
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -43,14 +43,14 @@ class Run:
         """The loss it was trained on, a signed problem if the network is signed."""
         from ddln.sweeps import build
 
-        return build.problem_of(self.experiment)
+        return build.build_problem(self.experiment)
 
     @cached_property
     def layers(self) -> "Float[Array, 'depth width']":
         """Its initial layers."""
         from ddln.sweeps import build
 
-        return build.layers_of(self.experiment)
+        return build.build_layers(self.experiment)
 
     @property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ class Accessor:
         for place in np.ndindex(*grid.values()):
             data = self._dataset.isel(dict(zip(grid, place, strict=True)))
             point = {name: data[name].values.item() for name in self.experiment.sweep}
-            yield Run(point, data, swept_to(self.experiment, point))
+            yield Run(point, data, at_point(self.experiment, point))
 
     @cached_property
     def first(self) -> Run:

@@ -1,8 +1,10 @@
-"""What the tables of a configuration stand for: a problem, layers, times, a rule of training.
+"""Build what the tables of a configuration describe: problem, layers, times and optimiser.
 
-Numbers that decide no shape may be traced.
+`LOSSES`, `LAWS` and `INITIALISERS` map every `kind` of such a table to its constructor. Numbers
+that do not determine a shape may be traced.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,28 +12,85 @@ import jax
 import jax.numpy as jnp
 import xarray as xr
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ddln._internal.random import fixed_generator, key_from_seed
 from ddln.config import datasets
-from ddln.config.dynamics import Descent, Flow
-from ddln.config.experiment import Experiment, parse
-from ddln.config.schema import Devices, Table
+from ddln.config.dynamics import DescentConfig, FlowConfig
+from ddln.config.experiment import Experiment, at_point, parse
+from ddln.config.schema import (
+    DevicesConfig,
+    ImbalancedInitConfig,
+    LawConfig,
+    NormalLawConfig,
+    Table,
+    UniformLawConfig,
+)
 from ddln.networks import init
 from ddln.problems import base, convex, sharding
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
 from ddln.solvers.optimisers import Optimiser, optimiser
 
-_LOSSES = {
+LOSSES: Mapping[str, Callable[..., base.Problem]] = {
     "least_squares": base.least_squares,
     "logistic": convex.logistic,
     "exponential": convex.exponential,
     "poisson": convex.poisson,
     "huber": convex.huber,
 }
+"""By kind: a function of features, targets and the other keys of the table."""
 
 
-def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Array]:
+def _uniform(config: UniformLawConfig) -> init.Law:
+    return partial(jax.random.uniform, minval=config.low, maxval=config.high)
+
+
+def _normal(config: NormalLawConfig) -> init.Law:
+    return lambda key, shape: config.mean + config.std * jax.random.normal(key, shape)
+
+
+def _constant(config: Any) -> init.Law:
+    return lambda key, shape: jnp.full(shape, config.value, jnp.result_type(float))
+
+
+LAWS: Mapping[str, Callable[[Any], init.Law]] = {
+    "uniform": _uniform,
+    "normal": _normal,
+    "constant": _constant,
+}
+"""By kind: a function of the table."""
+
+
+def _law(config: LawConfig) -> init.Law:
+    return LAWS[config.kind](config)
+
+
+def _imbalanced(config: ImbalancedInitConfig, depth: int, dim: int) -> Float[Array, "depth dim"]:
+    smallest = jnp.full((dim,), config.smallest)
+    return init.imbalanced(smallest, jnp.full((depth - 1, dim), config.imbalance))
+
+
+INITIALISERS: Mapping[str, Callable[[Any, int, int], Float[Array, "depth width"]]] = {
+    "constant": lambda config, depth, dim: init.constant(depth, dim, config.value),
+    "balanced": lambda config, depth, dim: init.balanced(
+        key_from_seed(config.seed), depth, dim, law=_law(config.law)
+    ),
+    "uniform": lambda config, depth, dim: init.independent(
+        key_from_seed(config.seed), depth, dim, law=_law(config)
+    ),
+    "normal": lambda config, depth, dim: init.independent(
+        key_from_seed(config.seed), depth, dim, law=_law(config)
+    ),
+    "zero_first_layer": lambda config, depth, dim: init.zero_first_layer(
+        key_from_seed(config.seed), depth, dim, law=_law(config.law)
+    ),
+    "imbalanced": _imbalanced,
+    "explicit": lambda config, depth, dim: jnp.asarray(config.layers, jnp.result_type(float)),
+}
+"""By kind: a function of the table, the depth and the number of features."""
+
+
+def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Float[Array, "depth width"]]:
     """The problem and the initial layers of one network of a data set.
 
     Args:
@@ -39,10 +98,10 @@ def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Array]:
             `dataset.sel({"network.scale": 1.4})`.
 
     Returns:
-        The problem, of a signed network the signed one, and layers, shape (depth, width).
+        The problem (that of a signed network is signed), and layers of shape (depth, width).
 
     Raises:
-        ValueError: more than one value of an axis.
+        ValueError: an axis has more than one value.
 
     >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 5})
     >>> problem, layers = reconstruct(ddln.run(experiment).sel({"network.scale": 1.4}))
@@ -54,68 +113,45 @@ def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Array]:
     if left:
         raise ValueError(f"`lane` must have one value of each swept axis, got more of {left}.")
     values = {name: lane[name].values.item() for name in experiment.sweep}
-    experiment = experiment.with_({**values, "sweep": {}})
-    return problem_of(experiment), layers_of(experiment)
+    experiment = at_point(experiment, values)
+    return build_problem(experiment), build_layers(experiment)
 
 
-def problem_of(experiment: Experiment) -> base.Problem:
-    """The loss on the data; of a signed network the signed one."""
+def build_problem(experiment: Experiment) -> base.Problem:
+    """The problem of an experiment; that of a signed network is signed."""
     features, targets = datasets.draw(experiment.problem.data)
-    table = experiment.problem.loss
-    loss = _LOSSES[table.kind](features, targets, **_options(table))
-    return base.signed(loss) if experiment.network.signed else loss
+    config = experiment.problem.loss
+    problem = LOSSES[config.kind](features, targets, **_options(config))
+    return base.signed(problem) if experiment.network.signed else problem
 
 
-def truth_of(experiment: Experiment) -> Array | None:
-    """θ* that the data were made with, shape (features,); None where it is not known."""
-    table = experiment.problem.data
-    return jnp.asarray(datasets.truth(table)) if datasets.has_truth(table) else None
+def true_parameter(experiment: Experiment) -> Float[Array, " features"] | None:
+    """The parameter θ* that generated the targets; None if it is not known."""
+    config = experiment.problem.data
+    return jnp.asarray(datasets.truth(config)) if datasets.has_truth(config) else None
 
 
-def _options(table: Table) -> dict[str, Any]:
-    """All that a table says but its kind."""
-    return {name: getattr(table, name) for name in type(table).model_fields if name != "kind"}
-
-
-def _law(law) -> init.Law:
-    if law.kind == "uniform":
-        return partial(jax.random.uniform, minval=law.low, maxval=law.high)
-    if law.kind == "normal":
-        return lambda key, shape: law.mean + law.std * jax.random.normal(key, shape)
-    return lambda key, shape: jnp.full(shape, law.value, jnp.result_type(float))
+def _options(config: Table) -> dict[str, Any]:
+    """The keys of a table and their values, except `kind`."""
+    return {name: getattr(config, name) for name in type(config).model_fields if name != "kind"}
 
 
 @fixed_generator()
-def layers_of(experiment: Experiment) -> Array:
-    """The initial layers, shape (depth, width)."""
-    table, depth = experiment.network.init, experiment.network.depth
+def build_layers(experiment: Experiment) -> Float[Array, "depth width"]:
+    """The initial layers."""
+    network = experiment.network
     _, dim = datasets.shape_of(experiment.problem.data)
-    if table.kind == "explicit":
-        layers = jnp.asarray(table.layers, jnp.result_type(float))
-    elif table.kind == "constant":
-        layers = init.constant(depth, dim, table.value)
-    elif table.kind == "imbalanced":
-        layers = init.imbalanced(
-            jnp.full((dim,), table.smallest), jnp.full((depth - 1, dim), table.imbalance)
-        )
-    else:
-        key = key_from_seed(table.seed)
-        if table.kind == "balanced":
-            layers = init.balanced(key, depth, dim, law=_law(table.law))
-        elif table.kind == "zero_first_layer":
-            layers = init.zero_first_layer(key, depth, dim, law=_law(table.law))
-        else:
-            layers = init.independent(key, depth, dim, law=_law(table))
-    if experiment.network.signed and table.kind != "explicit":
+    layers = INITIALISERS[network.init.kind](network.init, network.depth, dim)
+    if network.signed and layers.shape[1] == dim:  # explicit layers have both halves already
         layers = init.signed(layers)
-    return experiment.network.scale * layers
+    return network.scale * layers
 
 
-def mesh_of(devices: Devices | None) -> Mesh | None:
-    """The devices of this process that are asked for; None where none are.
+def make_mesh(devices: DevicesConfig | None) -> Mesh | None:
+    """The requested devices of this process as a mesh; None if no devices are requested.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: the process has fewer devices.
     """
     if devices is None:
         return None
@@ -129,33 +165,33 @@ def mesh_of(devices: Devices | None) -> Mesh | None:
     return sharding.mesh_of(here[:count], lanes=devices.lanes)
 
 
-def times_of(flow: Flow) -> Array:
-    """The flow times that are saved, shape (points,)."""
+def saved_times(flow: FlowConfig) -> Float[Array, " points"]:
+    """The flow times of the saved points."""
     if flow.spacing == "linear":
         return jnp.linspace(0.0, flow.until, flow.points)
-    # Evenly spaced up to the first scale, then in the logarithm, without a gap after 0.
+    # Linear up to until / span and logarithmic beyond, without a gap after 0.
     span = jnp.power(10.0, flow.decades)
     return flow.until / span * jnp.expm1(jnp.linspace(0.0, jnp.log1p(span), flow.points))
 
 
-def rule_of(descent: Descent) -> Optimiser:
-    """The rule of training."""
+def build_optimiser(descent: DescentConfig) -> Optimiser:
+    """The optimiser of a descent."""
     given = {name: x for name, x in _options(descent.optimiser).items() if x is not None}
     return optimiser(descent.optimiser.kind, **given)
 
 
-def oracle_of(descent: Descent) -> GradientEstimator:
-    """What gradient a step sees."""
-    drawn = {} if descent.sampling is None else _options(descent.sampling)
-    drawn.pop("seed", None)
-    sampling = Sampling(**drawn)
+def build_gradient_estimator(descent: DescentConfig) -> GradientEstimator:
+    """The estimator of the gradient in each step of a descent."""
+    options = {} if descent.sampling is None else _options(descent.sampling)
+    options.pop("seed", None)
+    sampling = Sampling(**options)
     if descent.sharpness_aware is None:
         return sampling
     return SharpnessAware(**_options(descent.sharpness_aware), sampling=sampling)
 
 
-def key_of(descent: Descent) -> Array | None:
-    """For what the oracle draws; None where it draws nothing."""
-    if descent.sampling is None or not oracle_of(descent).sampling.is_random:
+def sampling_key(descent: DescentConfig) -> PRNGKeyArray | None:
+    """The key of the gradient estimator; None if the estimator draws nothing."""
+    if descent.sampling is None or not build_gradient_estimator(descent).sampling.is_random:
         return None
     return key_from_seed(descent.sampling.seed)

@@ -96,7 +96,7 @@ def validate(chunk: Chunk) -> None:
     drop_programs()
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
-    problem, layers = build.problem_of(experiment), build.layers_of(experiment)
+    problem, layers = build.build_problem(experiment), build.build_layers(experiment)
     start = network.effective_parameter(layers)
     for quantity, value in {
         "θ": largest(jnp.abs(start)),

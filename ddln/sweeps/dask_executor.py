@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
-from ddln.config.schema import Devices
+from ddln.config.schema import DevicesConfig
 from ddln.sweeps._dask_address import local_workers, log, scheduler_address
 from ddln.sweeps._manifest import differences
 from ddln.sweeps.environment import install_command, provenance, start_jax
@@ -93,7 +93,7 @@ def _plan(path: str) -> Plan:
     return make_plan(load(Path(path) / "config.toml"))
 
 
-def _worker_provenance(devices: Devices | None) -> dict[str, Any]:
+def _worker_provenance(devices: DevicesConfig | None) -> dict[str, Any]:
     with _COMPUTING:
         _refuse_profiler()
         start_jax()
@@ -138,7 +138,7 @@ class DaskExecutor(Executor):
             ) from None
         self._provenance: dict[str, Any] = {}
 
-    def provenance(self, devices: Devices | None) -> dict[str, Any]:
+    def provenance(self, devices: DevicesConfig | None) -> dict[str, Any]:
         """The provenance of the worker that answers first; all others must have the same.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddln.config.datasets import has_truth, shape_of
-from ddln.config.dynamics import Descent
+from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import Experiment
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 
@@ -88,7 +88,7 @@ def saved_variables(experiment: Experiment) -> tuple[str, ...]:
     """
     dynamics = experiment.dynamics
     unsaved_dims = _UNSAVED_DIMS[dynamics.save]
-    absent = _FLOW_ONLY if isinstance(dynamics, Descent) else _DESCENT_ONLY
+    absent = _FLOW_ONLY if isinstance(dynamics, DescentConfig) else _DESCENT_ONLY
     if not experiment.network.signed:
         absent = absent | {"predictor"}
     if not has_truth(experiment.problem.data):
@@ -153,7 +153,7 @@ def working_bytes(experiment: Experiment) -> int:
     positions = experiment.dynamics.saved * experiment.width
     matrices = samples * features + min(samples, features) ** 2
     depth, width = experiment.network.depth, experiment.width
-    if isinstance(experiment.dynamics, Descent):
+    if isinstance(experiment.dynamics, DescentConfig):
         held = _DESCENT_COPIES * depth * positions
     else:
         duals = _MIRROR_MAP * width * min(experiment.dynamics.saved, MIRROR_MAP_CHECKS)
@@ -163,7 +163,7 @@ def working_bytes(experiment: Experiment) -> int:
 
 
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
-    stepwise = isinstance(experiment.dynamics, Descent)
+    stepwise = isinstance(experiment.dynamics, DescentConfig)
     claims = _DESCENT_CERTIFICATES if stepwise else _CERTIFICATES
     known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
     return sum(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ddln.config.schema import Devices
+from ddln.config.schema import DevicesConfig
 from ddln.sweeps import progress, studies
 from ddln.sweeps.environment import provenance, relative_path
 from ddln.sweeps.plan import Chunk, Plan
@@ -45,7 +45,7 @@ class Executor(ABC):
     """Computes chunks into a run folder."""
 
     @abstractmethod
-    def provenance(self, devices: Devices | None) -> dict[str, Any]:
+    def provenance(self, devices: DevicesConfig | None) -> dict[str, Any]:
         """The versions, device, dtype and settings of the computing process.
 
         Chunks of processes that differ in these are not alike.
@@ -70,11 +70,11 @@ class Executor(ABC):
 class LocalExecutor(Executor):
     """Computes in this process, one chunk after the other."""
 
-    def provenance(self, devices: Devices | None) -> dict[str, Any]:
+    def provenance(self, devices: DevicesConfig | None) -> dict[str, Any]:
         if devices is not None:
             from ddln.sweeps import build
 
-            build.mesh_of(devices)
+            build.make_mesh(devices)
         return provenance()
 
     def compute(

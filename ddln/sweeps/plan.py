@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddln.config.datasets import shape_of
-from ddln.config.dynamics import Descent
+from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import (
     ConfigError,
     Experiment,
+    at_point,
     changes_shape,
     numeric_leaves,
-    swept_to,
     units_of,
 )
 from ddln.config.sweep_axes import columns
@@ -188,7 +188,7 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     order = np.argsort(group, kind="stable")
     for lanes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         values = {axis.name: axis.values[index_along[axis.dimension][lanes]] for axis in axes}
-        program = swept_to(experiment, {axis.name: values[axis.name][0].item() for axis in looped})
+        program = at_point(experiment, {axis.name: values[axis.name][0].item() for axis in looped})
         width = _width(program, lanes.size, chunk_lanes)
         varying = [axis.name for axis in axes if not axis.shape_changing]
         for start in range(0, lanes.size, width):
@@ -244,7 +244,7 @@ def is_recomputed(chunk: Chunk) -> bool:
 def is_long(chunk: Chunk) -> bool:
     """Whether a chunk is a descent that is long enough to report its progress in parts."""
     descent, experiment = chunk.experiment.dynamics, chunk.experiment
-    if not isinstance(descent, Descent):
+    if not isinstance(descent, DescentConfig):
         return False
     samples, features = shape_of(experiment.problem.data)
     sampling = descent.sampling

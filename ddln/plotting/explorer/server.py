@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 
-from ddln.config.experiment import load, told_of
+from ddln.config.experiment import add_source, load
 from ddln.plotting.explorer import run_browser
 from ddln.sweeps import studies
 from ddln.sweeps.environment import install_command
@@ -58,7 +58,7 @@ def open_subject(name: str, overrides: Sequence[str], root: Path) -> tuple[str, 
         run_browser.read(folder).close()
         return "run", [str(folder.path)]
     experiment = load(config, overrides)
-    with told_of(config):
+    with add_source(config):
         make_plan(experiment)
     return "network", [str(config), *overrides]
 

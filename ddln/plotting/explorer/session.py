@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddln.config.dynamics import Descent
 from ddln.config.experiment import Experiment, numeric_leaves, value_of
 from ddln.plotting.explorer import network_view
 from ddln.sweeps import build, compute
@@ -110,7 +109,7 @@ def kind_of(state: Experiment, table: str) -> str:
     'gradient_flow'
     """
     value = value_of(state, table)
-    return value.optimiser.kind if isinstance(value, Descent) else value.kind
+    return value.method if table == "dynamics" else value.kind
 
 
 def choices(state: Experiment, table: str) -> list[str]:
@@ -221,4 +220,6 @@ def run_state(state: Experiment) -> network_view.View:
     Raises:
         ValueError: the data and the network do not make a problem.
     """
-    return network_view.View.of(compute.run(state), build.problem_of(state), build.layers_of(state))
+    return network_view.View.of(
+        compute.run(state), build.build_problem(state), build.build_layers(state)
+    )
