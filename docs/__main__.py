@@ -131,7 +131,8 @@ def _default(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, BaseModel):
-        return f"`{value.kind}`" if hasattr(value, "kind") else "that table's"
+        kind = getattr(value, "kind", None)
+        return f"`{kind}`" if kind else "the defaults of that table"
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 

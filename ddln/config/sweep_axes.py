@@ -14,7 +14,7 @@ from ddln.config import _expressions
 from ddln.config._errors import AXIS_FORMS, hint, rule
 from ddln.config._expressions import ExpressionError
 from ddln.config._toml import as_json
-from ddln.config.schema import REAL, WHOLE, Table
+from ddln.config.schema import REAL, WHOLE
 from ddln.config.sweep_schema import AxisConfig, ExpressionAxisConfig
 
 _FLOAT_LIMIT = 2**1024
@@ -92,7 +92,7 @@ def axis_dimension(name: str, axis: Any) -> str:
 
 def axis_values(axis: Any, leaf: FieldInfo) -> list[int | float]:
     """The values of an axis without an expression; integers if its leaf is an integer."""
-    return _typed(axis.points if isinstance(axis, Table) else list(axis), leaf)
+    return _typed(list(axis) if isinstance(axis, tuple) else axis.points, leaf)
 
 
 def _typed(values: Sequence[int | float], leaf: FieldInfo) -> list[int | float]:
