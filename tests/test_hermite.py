@@ -1,4 +1,4 @@
-"""Quadrature over saved times against integrals in closed form, and its estimate of its error."""
+"""Quadrature over saved times and its error estimate against integrals in closed form."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ LATE = 1e-3
 
 
 def power(times):
-    """(1 + LATE − t)⁻², which escapes at the end of [0, 1]; its slope and its integral from 0."""
+    """(1 + LATE − t)⁻², which is large at the end of [0, 1], its slope and its integral from 0."""
     left = 1 + LATE - times
     return left**-2, 2 * left**-3, 1 / left - 1 / (1 + LATE)
 
@@ -20,7 +20,7 @@ def wave(times):
 
 
 def step(times):
-    """As good as a jump at ½."""
+    """A smooth function that is close to a jump at ½."""
     slope = 1e6
     value = (1 + np.tanh(slope * (times - 0.5))) / 2
     return value, slope / 2 / np.cosh(np.clip(slope * (times - 0.5), -300, 300)) ** 2, times - 0.5
@@ -32,7 +32,7 @@ GAP = np.concatenate([np.linspace(0.0, 0.45, 10), np.linspace(0.9999, 1.0, 10)])
 
 @pytest.mark.parametrize("function", [power, wave, step])
 @pytest.mark.parametrize("times", [EVEN, GAP], ids=["even", "with a gap"])
-def test_the_error_of_the_quadrature_is_no_larger_than_its_estimate(function, times):
+def test_quadrature_error_is_bounded_by_its_estimate(function, times):
     value, slope, exact = function(times)
     given = (jnp.asarray(times), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None])
     exact = np.maximum(exact, 0.0) if function is step else exact
@@ -42,7 +42,7 @@ def test_the_error_of_the_quadrature_is_no_larger_than_its_estimate(function, ti
     assert (error <= estimate + 1e-15).all()
 
 
-def test_what_is_resolved_is_known_to_be():
+def test_estimate_is_small_on_resolved_intervals():
     value, slope, _ = wave(EVEN)
     estimate = _hermite.relative_error(
         jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]

@@ -1,10 +1,10 @@
-"""Curves between saved times: cubics through values and slopes at the ends of each interval."""
+"""Cubic Hermite interpolation between saved times: values, integrals and their error."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _COMPARABLE = 4
-"""An interval tells of a neighbour that is up to so many times as long."""
+"""Intervals are comparable if their lengths differ by at most this factor."""
 
 
 def interpolate(
@@ -13,7 +13,7 @@ def interpolate(
     slope: Float[Array, "times dim"],
     x: Float[Array, " nodes"],
 ) -> Float[Array, "times-1 nodes dim"]:
-    """The cubics at the fractions 0 ≤ x ≤ 1 of every interval.
+    """The interpolants at the fractions 0 ≤ x ≤ 1 of every interval.
 
     >>> times, cube = jnp.array([0.0, 2.0]), jnp.array([[0.0], [8.0]])
     >>> interpolate(times, cube, jnp.array([[0.0], [12.0]]), jnp.array([0.5])).ravel().tolist()
@@ -21,12 +21,12 @@ def interpolate(
     """
     step = jnp.diff(times)[:, None]
     ends = jnp.stack([value[:-1], value[1:], step * slope[:-1], step * slope[1:]])
-    # A product of matrices is many times as fast as the sum written out.
+    # A matrix product is many times faster than the sum written out.
     return jnp.einsum("bn,btk->tnk", _basis(x), ends, precision="highest")
 
 
-def _basis(x):
-    """What values and slopes at both ends count for at x."""
+def _basis(x: Float[Array, "*shape"]) -> Float[Array, "4 *shape"]:
+    """The Hermite basis at x: the weights of the values and of the slopes at both ends."""
     rest = 1 - x
     return jnp.stack([rest**2 * (1 + 2 * x), x**2 * (3 - 2 * x), x * rest**2, -rest * x**2])
 
@@ -36,7 +36,7 @@ def integrate(
     value: Float[Array, "times dim"],
     slope: Float[Array, "times dim"],
 ) -> Float[Array, "times dim"]:
-    """Integral of the cubics from the first time to each.
+    """The integral of the interpolants from the first time to each time.
 
     >>> times, cube = jnp.array([0.0, 2.0]), jnp.array([[0.0], [8.0]])
     >>> integrate(times, cube, jnp.array([[0.0], [12.0]]))[-1].item()  # 2⁴/4
