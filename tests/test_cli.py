@@ -260,7 +260,7 @@ def test_long_table_prints_failing_rows_first(fakes):
     done = call("run", FIGURE4)
     assert done.code == 1
     assert f"Claims: {[False, *[True] * 39]}" in done.out
-    assert "and 10 more; those that fail come first" in done.out
+    assert "and 10 more; failing rows come first" in done.out
 
 
 def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):

@@ -102,7 +102,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     else:
         typer.echo(tables.render(shown, title))
     if len(rows) > ROWS:
-        typer.echo(f"and {len(rows) - ROWS:,} more; those that fail come first")
+        typer.echo(f"and {len(rows) - ROWS:,} more; failing rows come first")
 
 
 def failed(rows: list[dict[str, Any]]) -> int:

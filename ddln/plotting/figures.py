@@ -1,4 +1,4 @@
-"""Figures of data sets in one style, and the parts of which studies make their own.
+"""Figures of data sets in one style, and parts from which studies build their own figures.
 
 An axis takes its words from the data set's attributes and its symbol from `SYMBOLS`. Figures are
 matplotlib's `Figure` objects, without pyplot: they need no display and no global state.

@@ -178,7 +178,7 @@ def _constrained_minimiser(
         worst = np.max(violation / np.where(allowed > 0, allowed, 1.0)) * _KKT
         raise RuntimeError(
             "SciPy's nnls did not find a saddle of `problem`: its result violates the optimality "
-            f"conditions by {worst:.1e} relative to the data, of which {_KKT:.0e} is allowed."
+            f"conditions by {worst:.1e} relative to the data; at most {_KKT:.0e} is allowed."
         )
     theta = np.zeros(signs.size)
     theta[active] = signs[active] * x

@@ -185,7 +185,7 @@ def gap_chart(view: View, others: Mapping[str, View] | None = None) -> Markup:
 
     Args:
         view: the network.
-        others: other networks by name, of which only the gap is drawn. Flow time is the abscissa if
+        others: other networks by name; only their gaps are drawn. The abscissa is flow time if
             there are both flows and descents.
     """
     others = others or {}
