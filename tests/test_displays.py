@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ddln
-from ddln._internal import html
+from ddln._internal.text import number
 from ddln.plotting import figures, svg
 from ddln.solvers.gradient_flow import Trajectory
 
@@ -94,7 +94,7 @@ def test_display_of_a_run_shows_its_status_and_gaps(values):
     run = values["run"]
     for fact in ("ended ok", "depth 2", "dim 2", "points 21"):
         assert fact in text
-    assert f"{html.number(float(run.gap[0]))} → {html.number(float(run.gap[-1]))}" in text
+    assert f"{number(float(run.gap[0]))} → {number(float(run.gap[-1]))}" in text
 
 
 def test_display_of_an_entropy_shows_the_kinds_of_coordinates(values):

@@ -2,5 +2,5 @@
 
 `validation` checks and converts user input; `files` writes files atomically and reads untrusted
 ones; `random` makes keys from seeds; `compiled_programs` bounds the memory maps of JAX's programs;
-`display` finds the notebook display of an object, and `html` builds it.
+`text` formats numbers; `display` finds the notebook display of an object in `ddln.plotting`.
 """

@@ -13,9 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddln._internal.html import Markup, card, element, number, table
+from ddln._internal.text import number
 from ddln._internal.validation import is_concrete
 from ddln.networks.entropy import Entropy, coordinatewise
+from ddln.plotting.html import Markup, card, element, table
 from ddln.plotting.svg import Axis, Curve, beside, chart, subscript
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run

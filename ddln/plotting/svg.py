@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddln._internal.html import Markup, element, join
+from ddln.plotting.html import Markup, element, join
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 DASHED, DOTTED, DASH_DOTTED = "7 4", "2 3", "8 3 2 3"

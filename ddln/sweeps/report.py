@@ -20,7 +20,7 @@ import xarray as xr
 from PIL import Image
 
 from ddln._internal.files import read_limited, write_whole
-from ddln._internal.html import count, number
+from ddln._internal.text import count, number
 from ddln.solvers.status import FINISHED, Status
 from ddln.sweeps.dataset_schema import accuracy_in_words, count_recomputed
 from ddln.sweeps.run_folder import RunFolder, StoreError

@@ -11,9 +11,9 @@ def _():
 
     import marimo as mo
 
-    from ddln._internal.html import element
     from ddln.config.experiment import load
     from ddln.plotting.explorer import network_view, server, session
+    from ddln.plotting.html import element
 
     return server, element, session, load, mo, urlencode, network_view
 

@@ -17,10 +17,11 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from ddln import theory
-from ddln._internal.html import Markup, element, join, number
+from ddln._internal.text import number
 from ddln.networks.entropy import coordinatewise
 from ddln.networks.layers import effective_parameter
 from ddln.plotting import displays, figures
+from ddln.plotting.html import Markup, element, join
 from ddln.plotting.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.problems.base import Problem
 from ddln.sweeps import build

@@ -11,8 +11,8 @@ def _():
 
     import marimo as mo
 
-    from ddln._internal.html import element
     from ddln.plotting.explorer import network_view, run_browser, server
+    from ddln.plotting.html import element
     from ddln.sweeps.run_folder import RunFolder
 
     return Path, RunFolder, server, run_browser, element, mo, network_view

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ddln._internal.html import Markup, element, join, table
 from ddln.plotting import figures
 from ddln.plotting.explorer import network_view
+from ddln.plotting.html import Markup, element, join, table
 from ddln.plotting.svg import COLOURS, Axis, Curve, chart
 from ddln.sweeps.run_folder import RunFolder, StoreError
 

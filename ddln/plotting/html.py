@@ -4,7 +4,6 @@ An element's content is escaped unless it is `Markup`, which only the functions 
 from a config, a data file or a run folder therefore cannot become markup by oversight.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -63,24 +62,6 @@ def card(title: str, facts: Mapping[str, str], *more: Markup) -> str:
     head = join(element("div", title, {"style": "font-weight: 600"}), element("div", join(*items)))
     # A plain string, which every notebook can serialise.
     return str(element("div", join(head, *more), {"style": _CARD, "class": "ddln"}))
-
-
-def number(value: float) -> str:
-    """A number to four significant digits.
-
-    >>> number(-0.123456), number(float("nan"))
-    ('−0.1235', '–')
-    """
-    return "–" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
-
-
-def count(number_of: int, noun: str) -> str:
-    """A number with its noun, in the plural if needed.
-
-    >>> count(1, "lane"), count(2000, "lane")
-    ('1 lane', '2,000 lanes')
-    """
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
 
 
 _CARD = "max-width: 46rem; overflow-x: auto; font-size: .9em; line-height: 1.5"
