@@ -56,6 +56,15 @@ def test_numerical_packages_load_no_display_or_file_library():
     assert NOT_NUMERICAL.isdisjoint(loaded)
 
 
+def test_no_class_name_is_defined_twice():
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
+
+
 def test_the_top_level_holds_packages_only():
     names = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "shipped"}
     assert names == PACKAGES | {"__init__.py", "py.typed"}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
 from ddln.problems.base import Problem
-from ddln.solvers._batching import Batch, concurrent_devices, plan_batches, predict
+from ddln.solvers._batching import NetworkBatch, concurrent_devices, plan_batches, predict
 from ddln.solvers._integrate import BatchSolution, integrate
 from ddln.solvers._steppers import Rodas5P, Tsit5
 from ddln.solvers.formulations import Reduced, Smallest, first_step
@@ -23,7 +23,7 @@ from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.status import Status
 
 
-class Inputs(NamedTuple):
+class FlowInputs(NamedTuple):
     """What differs between networks, on the leading axis of every array."""
 
     reduction: Reduction
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
 def solve_in_batches(
     problem: Problem,
     layers: Float[Array, "networks depth dim"],
-    inputs: Inputs,
+    inputs: FlowInputs,
     *,
     solver: str,
     max_steps: int,
@@ -62,7 +62,7 @@ def solve_in_batches(
     for device in devices:
         idle.put(device)
 
-    def solve(batch: Batch) -> BatchSolution:
+    def solve(batch: NetworkBatch) -> BatchSolution:
         device = idle.get()
         try:
             return _solve_on(device, problem, inputs, batch, max_steps=max_steps)
@@ -79,7 +79,7 @@ def solve_in_batches(
 
 
 def _solve_on(
-    device: Any, problem: Problem, inputs: Inputs, batch: Batch, *, max_steps: int
+    device: Any, problem: Problem, inputs: FlowInputs, batch: NetworkBatch, *, max_steps: int
 ) -> BatchSolution:
     """Solve one batch on a device or a row of a mesh, and copy the solution to the host."""
     members = batch.members

@@ -80,7 +80,7 @@ def _predict_one(
     return horizon * jnp.linalg.norm(multiply(vector)), coordinate_range
 
 
-class Batch(NamedTuple):
+class NetworkBatch(NamedTuple):
     """Networks that are integrated together, and how."""
 
     stepper: type[Tsit5] | type[Rodas5P]
@@ -97,7 +97,7 @@ def plan_batches(
     dim: int,
     solver: str,
     concurrency: int,
-) -> Iterator[Batch]:
+) -> Iterator[NetworkBatch]:
     """Divide networks into batches; for each method the stiffest come first.
 
     Args:
@@ -119,7 +119,7 @@ def plan_batches(
             for start in range(0, members.size, width):
                 some = members[start : start + width]
                 padded = np.pad(some, (0, width - some.size), mode="edge")
-                yield Batch(stepper, formulation, padded)
+                yield NetworkBatch(stepper, formulation, padded)
 
 
 def batch_width(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.solvers._steppers import Rodas5P, System, Tsit5
+from ddln.solvers._steppers import Rodas5P, StepperSystem, Tsit5
 from ddln.solvers.formulations import smallest_step
 from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.status import Status
@@ -77,7 +77,7 @@ class _DenseOutput(NamedTuple):
 
 
 def integrate(
-    system: System,
+    system: StepperSystem,
     stepper: type[Tsit5] | type[Rodas5P],
     *,
     start: Float[Array, "dim batch"],
@@ -159,7 +159,7 @@ def _status(state: _State, *, controls: _Controls) -> Int[Array, " batch"]:
 def _fill_buffer(
     state: _State,
     *,
-    system: System,
+    system: StepperSystem,
     stepper: type[Tsit5] | type[Rodas5P],
     controls: _Controls,
 ) -> tuple[Int[Array, ""], _State, _DenseOutput]:
@@ -193,7 +193,7 @@ def _fill_buffer(
 def _step(
     state: _State,
     *,
-    system: System,
+    system: StepperSystem,
     stepper: type[Tsit5] | type[Rodas5P],
     controls: _Controls,
 ) -> tuple[_State, _DenseOutput]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 
 @runtime_checkable
-class System(Protocol):
+class StepperSystem(Protocol):
     """An autonomous differential equation ẏ = f(y) for each network of a batch."""
 
     def rate(self, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
@@ -73,14 +73,14 @@ class Tsit5:
     )
 
     @staticmethod
-    def start(system: System, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
+    def start(system: StepperSystem, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
         """Carry for the first step from y."""
         return system.rate(y)
 
     @classmethod
     def step(
         cls,
-        system: System,
+        system: StepperSystem,
         y: Float[Array, "dim batch"],
         carry: Float[Array, "dim batch"],
         h: Float[Array, " batch"],
@@ -184,14 +184,14 @@ class Rodas5P:
     )
 
     @staticmethod
-    def start(system: System, y: Float[Array, "dim batch"]) -> tuple[()]:
+    def start(system: StepperSystem, y: Float[Array, "dim batch"]) -> tuple[()]:
         """Carry for the first step from y."""
         return ()
 
     @classmethod
     def step(
         cls,
-        system: System,
+        system: StepperSystem,
         y: Float[Array, "dim batch"],
         carry: tuple[()],
         h: Float[Array, " batch"],

@@ -26,7 +26,7 @@ from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
-from ddln.solvers._batch_solver import Inputs, solve_in_batches
+from ddln.solvers._batch_solver import FlowInputs, solve_in_batches
 from ddln.solvers.formulations import Smallest, observe
 from ddln.solvers.gradient_flow import Trajectory, as_times, as_tolerances
 
@@ -229,7 +229,7 @@ def gradient_flows(
     solution = solve_in_batches(
         problem,
         layers,
-        Inputs(reduction, times, rtol, atol, target_gap),
+        FlowInputs(reduction, times, rtol, atol, target_gap),
         solver=str(solver),
         max_steps=max_steps,
         mesh=mesh,

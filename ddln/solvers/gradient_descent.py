@@ -53,7 +53,7 @@ class Descent(Run):
     statuses: ClassVar = STATUSES
 
 
-class _Controls(NamedTuple):
+class _DescentOptions(NamedTuple):
     """What `descend` is given, checked and in the right types."""
 
     optimiser: Optimiser
@@ -87,7 +87,7 @@ def _start(
 
 @eqx.filter_jit
 def _train(
-    problem: Problem, controls: _Controls, state: State, lengths: Int[Array, " segments"]
+    problem: Problem, controls: _DescentOptions, state: State, lengths: Int[Array, " segments"]
 ) -> Descent:
     """A run with a record at the start and after each of the given numbers of steps."""
     optimiser, estimator, bounds = controls
@@ -218,7 +218,7 @@ def descend(
         state = _start(problem, layers, _in_dtype(rule, layers.dtype), estimator, key, ledger)
     state = _check_draws(state, steps, estimator)
     dtype = state.layers.dtype
-    controls = _Controls(
+    controls = _DescentOptions(
         _in_dtype(rule, dtype), estimator, _as_bounds(target_gap, largest_loss, dtype)
     )
     run = _train_in_parts(problem, controls, state, lengths, progress)
@@ -227,7 +227,7 @@ def descend(
 
 def _train_in_parts(
     problem: Problem,
-    controls: _Controls,
+    controls: _DescentOptions,
     state: State,
     lengths: Int[np.ndarray, " segments"],
     progress: Callable[[Descent], None] | None,

@@ -125,7 +125,10 @@ class Runner(ABC):
         """
 
     def certify(
-        self, inputs: Inputs, runs: Runs, finer_theta: Float[Array, "networks times dim"] | None
+        self,
+        inputs: Inputs,
+        runs: Runs,
+        finer_theta: Float[Array, "networks times dim"] | None,
     ) -> tuple[dict[str, Array], Claims]:
         """Check every run against the theorems.
 

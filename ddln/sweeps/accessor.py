@@ -25,7 +25,7 @@ ROUNDING = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class NetworkRun:
     """One network of a data set.
 
     Attributes:
@@ -86,20 +86,20 @@ class Accessor:
         sizes = self._dataset.sizes
         return {name: sizes[name] for name in self.experiment.sweep if name in sizes}
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[NetworkRun]:
         """The networks, in the order of the grid, the last dimension fastest."""
         grid = self._grid
         for place in np.ndindex(*grid.values()):
             data = self._dataset.isel(dict(zip(grid, place, strict=True)))
             point = {name: data[name].values.item() for name in self.experiment.sweep}
-            yield Run(point, data, at_point(self.experiment, point))
+            yield NetworkRun(point, data, at_point(self.experiment, point))
 
     @cached_property
-    def first(self) -> Run:
+    def first(self) -> NetworkRun:
         """The first network, for what all of them share, such as the problem."""
         return next(self.runs())
 
-    def map(self, function: Callable[[Run], Any], *dims: str) -> xr.DataArray:
+    def map(self, function: Callable[[NetworkRun], Any], *dims: str) -> xr.DataArray:
         """A quantity of every network, on the grid of the sweep.
 
         Args:

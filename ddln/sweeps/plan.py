@@ -37,7 +37,7 @@ it takes several seconds, so that compiling the parts is worth it."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """One axis of the grid.
 
     Attributes:
@@ -101,7 +101,7 @@ class Plan:
     """
 
     experiment: Experiment
-    axes: tuple[Axis, ...]
+    axes: tuple[GridAxis, ...]
     sizes: Mapping[str, int]
     chunks: tuple[Chunk, ...]
 
@@ -198,10 +198,10 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     return Plan(experiment, axes, sizes, tuple(chunks))
 
 
-def _axes(experiment: Experiment) -> tuple[Axis, ...]:
+def _axes(experiment: Experiment) -> tuple[GridAxis, ...]:
     leaves = numeric_leaves(experiment)
     return tuple(
-        Axis(
+        GridAxis(
             name,
             np.array(values),
             changes_shape(leaves[name]),
