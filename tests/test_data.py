@@ -456,7 +456,7 @@ def test_check_refuses_the_data_that_run_refuses_in_the_same_words(
     tmp_path, monkeypatch, loss, text, standardise, told
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddln.cli.start_jax", lambda: None)
+    monkeypatch.setattr("ddln.cli.main.start_jax", lambda: None)
     write(tmp_path, "a,target\n" + text)
     config = CONFIG.replace("LOSS", loss).replace("PATH", "data.csv")
     write(tmp_path, config.replace("STANDARDISE", str(standardise).lower()), "own.toml")
