@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from ddln.networks.reparametrisation import Reduction as Reduction
     from ddln.plotting import figures as figures
     from ddln.plotting.entropy_profile import entropy_profile as entropy_profile
-    from ddln.problems.base import LeastSquares as LeastSquares
     from ddln.problems.base import Problem as Problem
-    from ddln.problems.base import Signed as Signed
-    from ddln.problems.base import least_squares as least_squares
-    from ddln.problems.base import signed as signed
     from ddln.problems.convex import exponential as exponential
     from ddln.problems.convex import huber as huber
     from ddln.problems.convex import logistic as logistic
     from ddln.problems.convex import poisson as poisson
     from ddln.problems.custom import from_function as from_function
+    from ddln.problems.least_squares import LeastSquares as LeastSquares
+    from ddln.problems.least_squares import least_squares as least_squares
+    from ddln.problems.signed import Signed as Signed
+    from ddln.problems.signed import signed as signed
     from ddln.solvers.batched_flow import Flows as Flows
     from ddln.solvers.batched_flow import gradient_flows as gradient_flows
     from ddln.solvers.gradient_descent import Descent as Descent
@@ -71,7 +71,9 @@ _HOMES = {
     ),
     "problems.custom": ("from_function",),
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
-    "problems.base": ("LeastSquares", "Problem", "Signed", "least_squares", "signed"),
+    "problems.base": ("Problem",),
+    "problems.least_squares": ("LeastSquares", "least_squares"),
+    "problems.signed": ("Signed", "signed"),
     "config.experiment": ("Experiment", "load"),
     "solvers.gradient_descent": ("Descent", "descend"),
     "solvers.batched_flow": ("Flows", "gradient_flows"),

@@ -144,7 +144,7 @@ def verdict(name, seed):
         found = _infimum.infimum(getattr(_infimum, name), 1.0, *data)
     except ValueError as error:
         return f"refused: {error}"
-    found = {part: np.asarray(value) for part, value in found.items()}
+    found = {part: np.asarray(value) for part, value in found._asdict().items()}
     escapes = np.zeros(len(y), bool)
     if name == "poisson":
         escapes = exact_escapes(rows, np.where(y == 0, -1, 1), y > 0)

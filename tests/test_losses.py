@@ -330,6 +330,18 @@ def test_traced_data_give_what_the_numbers_give(problems, name):
             "`minimum` must be the loss at `minimiser`",
         ),
         (
+            lambda: ddln.from_function(lambda x: 1e-9 * x[0] ** 2, 1, minimum=1e-9, minimiser=[0]),
+            "`minimum` must be the loss at `minimiser`",
+        ),
+        (
+            lambda: ddln.from_function(lambda x: jnp.log(x[0]), 1, minimiser=[0]),
+            "`loss` must be finite at `minimiser`, got -inf",
+        ),
+        (
+            lambda: ddln.from_function(lambda x: (x[0] - 1) ** 2, 1, minimiser=[1.001]),
+            "`minimiser` must minimise the loss, 9.99.*e-07 there, but nearby it is",
+        ),
+        (
             lambda: ddln.from_function(lambda x: jnp.sum(jnp.exp(x)), 2, convex=True),
             "must attain a minimum, or `minimum` be given",
         ),

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import ddln
+from ddln.problems import sharding
+from ddln.problems.out_of_core import least_squares_of_blocks
 
 RNG = np.random.default_rng(0)
 WIDE = RNG.normal(size=(5, 8)), RNG.normal(size=5)
@@ -98,6 +100,47 @@ def test_zero_data_has_zero_constants():
 def test_bad_data_are_named(features, targets, options, message):
     with pytest.raises(ValueError, match=message):
         ddln.least_squares(features, targets, **options)
+
+
+OVERFLOWING = [
+    ([[1e-200]], [1e200]),  # the minimiser
+    ([[1.0], [1.0]], [1e200, -1e200]),  # the minimum
+]
+
+
+@pytest.mark.parametrize(("features", "targets"), OVERFLOWING)
+def test_a_minimum_or_minimiser_that_overflows_is_refused(features, targets):
+    message = (
+        "`features` and `targets` must have a least-squares solution that is finite in float64"
+    )
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    on_mesh = jax.device_put(jnp.asarray(features), sharding.column_sharding(mesh))
+    makes = (
+        lambda: ddln.least_squares(features, targets),
+        lambda: sharding.sharded_least_squares(on_mesh, targets),
+        lambda: least_squares_of_blocks([(features, targets)]),
+    )
+    for make in makes:
+        with pytest.raises(ValueError, match=message):
+            make()
+    traced = jax.jit(ddln.least_squares)(jnp.asarray(features), jnp.asarray(targets))
+    assert jnp.isnan(traced.minimum)
+    assert jnp.isnan(traced.minimiser).all()
+
+
+def test_a_failed_factorisation_is_refused(monkeypatch):
+    def fail(matrix, **_):
+        rank = min(matrix.shape)
+        return (
+            jnp.full((matrix.shape[0], rank), jnp.nan),
+            jnp.full(rank, jnp.nan),
+            jnp.full((rank, matrix.shape[1]), jnp.nan),
+        )
+
+    monkeypatch.setattr(jnp.linalg, "svd", fail)
+    features = RNG.normal(size=(3, 2)), RNG.normal(size=3)
+    with jax.disable_jit(), pytest.raises(ValueError, match=r"is finite in float64, got ℒ\* = nan"):
+        ddln.least_squares(*features)
 
 
 def test_a_signed_problem_is_least_squares_on_doubled_features():

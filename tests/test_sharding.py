@@ -41,7 +41,7 @@ layers = np.concatenate([np.zeros((1, 32)), rng.uniform(0.5, 1.0, (2, 32))])
 times = np.linspace(0.0, 1.0, 11)
 rule = ddln.optimiser("sgd", learning_rate=1e-3)
 whole = ddln.least_squares(X, y)
-mesh = sharding.mesh_of()
+mesh = sharding.make_mesh()
 assert mesh.size == 4, mesh
 columns = sharding.column_sharding(mesh)
 features = jax.make_array_from_callback(X.shape, columns, lambda part: X[part])
@@ -129,7 +129,7 @@ def test_what_a_cut_problem_knows_of_its_features_is_what_numpy_finds(shape):
     rng = np.random.default_rng(1)
     features, targets = rng.standard_normal(shape), rng.standard_normal(shape[0])
     features[-1] = features[0]  # of lower rank
-    columns = sharding.column_sharding(sharding.mesh_of(jax.devices()[:1]))
+    columns = sharding.column_sharding(sharding.make_mesh(jax.devices()[:1]))
     problem = sharding.sharded_least_squares(jax.device_put(features, columns), targets)
     inverse = np.linalg.pinv(features)
     np.testing.assert_allclose(problem.minimiser, inverse @ targets, atol=AGREES)
@@ -142,12 +142,12 @@ def test_what_a_cut_problem_knows_of_its_features_is_what_numpy_finds(shape):
 
 
 def test_what_cannot_be_cut_is_refused():
-    with pytest.raises(ValueError, match="must lie on a mesh, cut along coordinates, got Single"):
+    with pytest.raises(ValueError, match="on a mesh, sharded along coordinates, got Single"):
         sharding.sharded_least_squares(jax.numpy.eye(2), [1.0, 2.0])
     with pytest.raises(ValueError, match="number of devices that divides 3, the number of columns"):
-        sharding._check(3, 2)
+        sharding._refuse_uneven(3, 2)
     with pytest.raises(ValueError, match=f"must divide {len(jax.devices())}, the number of dev"):
-        sharding.mesh_of(lanes=1000)
+        sharding.make_mesh(batch=1000)
 
 
 SWEPT = """
@@ -158,8 +158,12 @@ import numpy as np
 import ddln
 from ddln.problems import sharding
 
-place, placed = sharding.place, []
-sharding.place = lambda *given, **how: placed.append(place(*given, **how)) or placed[-1]
+placed = []
+for name in ("shard_problem", "shard_columns"):
+    def record(*given, shard=getattr(sharding, name), **how):
+        placed.append(shard(*given, **how))
+        return placed[-1]
+    setattr(sharding, name, record)
 
 small = ["sweep={}", "network.depth=3", "dynamics.points=7", "dynamics.until=0.2"]
 descent = 'dynamics={kind="descent", steps=40, points=7, optimiser={kind="sgd", learning_rate=1e-3}'

@@ -1,9 +1,9 @@
-"""Losses other than least squares, each with its infimum and whether that is attained.
+"""Convex losses of a linear predictor, each with its infimum and whether it is attained.
 
-Logistic, exponential and Poisson losses have no minimiser where some direction lowers the loss of
-some samples for ever and raises that of none. The samples that *escape* so, their loss tending to
-0, are found by nonnegative least squares. The infimum is that of the others, at predictions z* with
-Σ_i φ'(z*_i) x_i = 0 over them, so that without any difference of sums
+Logistic, exponential and Poisson losses have no minimiser if some direction decreases the loss of
+some samples forever and increases that of none. These samples *escape*: their loss tends to 0. The
+infimum is the minimum over the other samples, at predictions z* with Σ_i φ'(z*_i) x_i = 0, so the
+gap is a sum of nonnegative terms without cancellation:
 
     ℒ(θ) − ℒ* = c Σ_escaping φ(z_i) + c Σ_others [φ(z_i) − φ(z*_i) − φ'(z*_i)(z_i − z*_i)].
 """
@@ -11,6 +11,7 @@ some samples for ever and raises that of none. The samples that *escape* so, the
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -21,45 +22,53 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete, refuse
 from ddln.problems import _infimum
-from ddln.problems.base import LinearRisk, Normalisation, as_data
+from ddln.problems._infimum import Infimum
+from ddln.problems.base import AnyArray, LinearRisk, Normalisation, as_data
+
+Samples = Float[AnyArray, " samples"]
+"""One number for each sample."""
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-# On [0, 1], as plain numbers: those of NumPy would promote single precision.
-_RULE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
+# On [0, 1]. Python's numbers, since NumPy's would promote single precision.
+_QUADRATURE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
 
 
 class ConvexRisk(LinearRisk):
-    """ℒ(θ) = c Σ_i φ(x_iᵀθ, y_i) with φ convex in the prediction; no PL constant, as there is none
-    on all of R^dim."""
+    """ℒ(θ) = c Σ_i φ(x_iᵀθ, y_i) with φ convex in the prediction.
+
+    No PL constant holds on all of R^dim.
+    """
 
     features: Float[Array, "samples dim"]
     targets: Float[Array, " samples"]
     factor: float = eqx.field(static=True)
-    fitted: Float[Array, " samples"]
-    """Predictions z* at the infimum; 0 for samples that escape."""
-    escapes: Bool[Array, " samples"]
-    """Which samples have their infimum at infinity only."""
-    minimum: Float[Array, ""]
-    minimiser: Float[Array, " dim"]
-    attained: Bool[Array, ""]
     smoothness: Float[Array, ""] | None
-
-    def __init__(self, features, targets, factor, smoothness, infimum):
-        self.features, self.targets, self.factor = features, targets, factor
-        self.smoothness = smoothness
-        for name, value in infimum.items():
-            setattr(self, name, value)
+    infimum: Infimum
 
     @property
-    def dim(self) -> int:
-        return self.features.shape[1]
+    def minimum(self) -> Float[Array, "*batch"]:
+        return self.infimum.minimum
 
     @property
-    def samples(self) -> int:
-        return self.features.shape[0]
+    def minimiser(self) -> Float[Array, "*batch dim"]:
+        return self.infimum.minimiser
 
     @property
-    def pl_constant(self):
+    def attained(self) -> Bool[Array, "*batch"]:
+        return self.infimum.attained
+
+    @property
+    def fitted(self) -> Float[Array, "*batch samples"]:
+        """The predictions z* at the infimum; 0 for samples that escape."""
+        return self.infimum.fitted
+
+    @property
+    def escapes(self) -> Bool[Array, "*batch samples"]:
+        """The samples that attain their infimum only at infinity."""
+        return self.infimum.escapes
+
+    @property
+    def pl_constant(self) -> None:
         return None
 
     @property
@@ -67,69 +76,72 @@ class ConvexRisk(LinearRisk):
         return True
 
     @abstractmethod
-    def slope(
-        self, prediction: Float[Array, " samples"], target: Float[Array, " samples"]
-    ) -> Float[Array, " samples"]:
+    def slope(self, prediction: Samples, target: Samples) -> Samples:
         """φ'(z, y), elementwise."""
 
     @abstractmethod
-    def slope_change(self, prediction: Float[Array, " samples"]) -> Float[Array, " samples"]:
-        """φ'(z) − φ'(z*), elementwise, to the rounding of itself."""
+    def slope_change(self, prediction: Samples) -> Samples:
+        """φ'(z) − φ'(z*), elementwise, to relative rounding."""
 
     @abstractmethod
-    def remainder(self, prediction: Float[Array, " samples"]) -> Float[Array, " samples"]:
-        """φ(z) − φ(z*) − φ'(z*)(z − z*) ≥ 0, elementwise, to the rounding of itself."""
+    def remainder(self, prediction: Samples) -> Samples:
+        """φ(z) − φ(z*) − φ'(z*)(z − z*) ≥ 0, elementwise, to relative rounding."""
 
-    def gap(self, theta):
+    def gap(self, theta: Float[AnyArray, " dim"]) -> Float[Array, ""]:
         z = self.features @ theta
-        parts = jnp.where(self.escapes, self.pointwise(z, self.targets), self.remainder(z))
-        return self.factor * jnp.sum(parts)
+        terms = jnp.where(self.escapes, self.pointwise(z, self.targets), self.remainder(z))
+        return self.factor * jnp.sum(terms)
 
-    def gradient(self, theta):
+    def gradient(self, theta: Float[AnyArray, " dim"]) -> Float[Array, " dim"]:
         z = self.features @ theta
-        parts = jnp.where(self.escapes, self.slope(z, self.targets), self.slope_change(z))
-        return self.factor * (parts @ self.features)
+        slopes = jnp.where(self.escapes, self.slope(z, self.targets), self.slope_change(z))
+        return self.factor * (slopes @ self.features)
 
-    def hessian(self, theta):
+    def hessian(self, theta: Float[AnyArray, " dim"]) -> Float[Array, "dim dim"]:
         weighted = self._curvature(theta)[:, None] * self.features
         return self.factor * (self.features.T @ weighted)
 
-    def hessian_root(self, theta):
+    def hessian_root(self, theta: Float[AnyArray, " dim"]) -> Float[Array, "samples dim"]:
         return jnp.sqrt(self.factor * self._curvature(theta))[:, None] * self.features
 
-    def _curvature(self, theta):
+    def _curvature(self, theta: Float[AnyArray, " dim"]) -> Float[Array, " samples"]:
         """φ'' at each prediction."""
         z = self.features @ theta
         slope = partial(self.slope, target=self.targets)
         return jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]
 
-    def minimisers(self):
-        return self._where(self.attained)
+    def minimisers(self) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
+        return self._affine_minimisers(self.attained)
 
-    def _where(self, affine):
-        """Xθ = z* where that is the set of minimisers; NaN for z* if it is not and was traced."""
+    def _affine_minimisers(
+        self, affine: Bool[Array, ""]
+    ) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
+        """(X, z*) if Xθ = z* is the set of minimisers; otherwise None, or z* = NaN if traced."""
         if is_concrete(affine):
             return (self.features, self.fitted) if bool(affine) else None
         return self.features, jnp.where(affine, self.fitted, jnp.nan)
 
 
+_Risk = TypeVar("_Risk", bound=ConvexRisk)
+
+
 class Logistic(ConvexRisk):
     """φ(z, y) = log(1 + exp(−yz))."""
 
-    def pointwise(self, prediction, target):
+    def pointwise(self, prediction: Samples, target: Samples) -> Samples:
         return softplus(-target * prediction)
 
-    def slope(self, prediction, target):
+    def slope(self, prediction: Samples, target: Samples) -> Samples:
         return -target * sigmoid(-target * prediction)
 
-    def slope_change(self, prediction):
+    def slope_change(self, prediction: Samples) -> Samples:
         m, base = -self.targets * prediction, -self.targets * self.fitted
         near = -sigmoid(m) * sigmoid(-base) * jnp.expm1(jnp.clip(base - m, -1.0, 1.0))
         far = sigmoid(m) * sigmoid(-base) - sigmoid(base) * sigmoid(-m)
         return -self.targets * jnp.where(jnp.abs(m - base) < 1, near, far)
 
-    def remainder(self, prediction):
-        # softplus(m) − m = softplus(−m): on the side where the numbers are small.
+    def remainder(self, prediction: Samples) -> Samples:
+        # softplus(m) − m = softplus(−m), so choose the sign for which both terms are small.
         side = jnp.where(self.targets * self.fitted < 0, 1.0, -1.0) * self.targets
         m, base = side * prediction, side * self.fitted
         far = softplus(m) - softplus(base) - sigmoid(base) * (m - base)
@@ -139,82 +151,78 @@ class Logistic(ConvexRisk):
 class Exponential(ConvexRisk):
     """φ(z, y) = exp(−yz)."""
 
-    def pointwise(self, prediction, target):
+    def pointwise(self, prediction: Samples, target: Samples) -> Samples:
         return jnp.exp(-target * prediction)
 
-    def slope(self, prediction, target):
+    def slope(self, prediction: Samples, target: Samples) -> Samples:
         return -target * jnp.exp(-target * prediction)
 
-    def slope_change(self, prediction):
+    def slope_change(self, prediction: Samples) -> Samples:
         base = -self.targets * self.fitted
         return -self.targets * jnp.exp(base) * jnp.expm1(-self.targets * prediction - base)
 
-    def remainder(self, prediction):
+    def remainder(self, prediction: Samples) -> Samples:
         return _exponential_remainder(-self.targets * prediction, -self.targets * self.fitted)
 
 
 class Poisson(ConvexRisk):
-    """φ(z, y) = exp(z) − yz: the negative log-likelihood of counts y, less its constant log y!."""
+    """φ(z, y) = exp(z) − yz: the negative log-likelihood of counts y without log y!."""
 
-    def pointwise(self, prediction, target):
+    def pointwise(self, prediction: Samples, target: Samples) -> Samples:
         return jnp.exp(prediction) - target * prediction
 
-    def slope(self, prediction, target):
+    def slope(self, prediction: Samples, target: Samples) -> Samples:
         return jnp.exp(prediction) - target
 
-    def slope_change(self, prediction):
+    def slope_change(self, prediction: Samples) -> Samples:
         return jnp.exp(self.fitted) * jnp.expm1(prediction - self.fitted)
 
-    def remainder(self, prediction):
+    def remainder(self, prediction: Samples) -> Samples:
         return _exponential_remainder(prediction, self.fitted)
 
 
 class Huber(ConvexRisk):
-    """φ(z, y) = r²/2 where |r| ≤ δ and δ|r| − δ²/2 elsewhere, with r = z − y."""
+    """φ(z, y) = r²/2 if |r| ≤ δ, else δ|r| − δ²/2, with r = z − y."""
 
     delta: Float[Array, ""]
     """δ."""
 
-    def __init__(self, features, targets, factor, smoothness, infimum, delta):
-        super().__init__(features, targets, factor, smoothness, infimum)
-        self.delta = delta
-
-    def pointwise(self, prediction, target):
+    def pointwise(self, prediction: Samples, target: Samples) -> Samples:
         residual, clipped = prediction - target, self.slope(prediction, target)
         return clipped * (residual - clipped / 2)
 
-    def slope(self, prediction, target):
+    def slope(self, prediction: Samples, target: Samples) -> Samples:
         return jnp.clip(prediction - target, -self.delta, self.delta)
 
-    def slope_change(self, prediction):
+    def slope_change(self, prediction: Samples) -> Samples:
         change = self.slope(prediction, self.targets) - self.slope(self.fitted, self.targets)
-        return jnp.where(
-            self._inside(prediction) & self._inside(), prediction - self.fitted, change
-        )
+        both_inside = self._is_inside(prediction) & self._is_inside(self.fitted)
+        return jnp.where(both_inside, prediction - self.fitted, change)
 
-    def remainder(self, prediction):
+    def remainder(self, prediction: Samples) -> Samples:
         change = self.slope_change(prediction)
         beyond = prediction - self.targets - self.slope(prediction, self.targets)
         return change * (change / 2 + beyond)
 
-    def minimisers(self):
-        return self._where(jnp.all(self._inside()))
+    def minimisers(self) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
+        return self._affine_minimisers(jnp.all(self._is_inside(self.fitted)))
 
-    def _inside(self, prediction=None):
-        return jnp.abs((self.fitted if prediction is None else prediction) - self.targets) < (
-            self.delta
-        )
+    def _is_inside(self, prediction: Samples) -> Bool[Array, " samples"]:
+        """Whether each residual is below the threshold."""
+        return jnp.abs(prediction - self.targets) < self.delta
 
 
-def _remainder(curvature, far, z, base):
-    """∫ (z − s) φ''(s) ds from the base to z by quadrature where they are near, else `far`."""
+def _remainder(
+    curvature: Callable[[Samples], Samples], far: Samples, z: Samples, base: Samples
+) -> Samples:
+    """∫ (z − s) φ''(s) ds from `base` to z: by quadrature if |z − base| < 1, else `far`."""
     step = z - base
     near = jnp.clip(step, -1.0, 1.0)
-    parts = (w * (1 - s) * curvature(base + s * near) for s, w in _RULE)
-    return jnp.where(jnp.abs(step) < 1, near**2 * sum(parts), far)
+    terms = (w * (1 - s) * curvature(base + s * near) for s, w in _QUADRATURE)
+    return jnp.where(jnp.abs(step) < 1, near**2 * sum(terms), far)
 
 
-def _exponential_remainder(z, base):
+def _exponential_remainder(z: Samples, base: Samples) -> Samples:
     step = z - base
     return jnp.exp(base) * _remainder(jnp.exp, jnp.expm1(step) - step, step, jnp.zeros_like(step))
 
@@ -224,8 +232,8 @@ def logistic(
 ) -> Logistic:
     """ℒ(θ) = c Σ_i log(1 + exp(−y_i x_iᵀθ)) with labels y_i = ±1.
 
-    Where a hyperplane through 0 separates the labels, ℒ* = 0 is not attained; where one separates
-    some of them and has the others on it, ℒ* is that of the others, and not attained either.
+    If a hyperplane through 0 separates the labels, ℒ* = 0 is not attained. If it separates some of
+    them and contains the others, ℒ* is the infimum over the others and is not attained either.
 
     Args:
         features: X, shape (samples, dim).
@@ -233,15 +241,15 @@ def logistic(
         normalisation: "sum" (c = 1), "half" (½), "mean" (1/n) or "half_mean" (1/(2n)).
 
     Returns:
-        The problem: convex, β = c σ²_max(X)/4, no PL constant. ℒ* and its minimiser (of least norm;
-        NaN where there is none) are computed on the host, also of traced data, by a callback; they
-        have no derivative in the data.
+        The problem: convex, β = c σ²_max(X)/4, no PL constant. The host computes ℒ* and the
+        minimiser of least norm (NaN if none exists), for traced data in a callback; they have no
+        derivative with respect to the data.
 
     Raises:
-        ValueError: shapes that do not fit, a label that is not −1 or 1, or features whose rounding
-            leaves open what is separated (traced: NaN).
+        ValueError: shapes that do not match, a label that is not −1 or 1, or features whose
+            rounding leaves open which samples are separated (NaN if traced).
 
-    Source: the escaping samples as in Albert and Anderson 1984; as derived in docs/theory.md.
+    Source: escaping samples as in Albert and Anderson 1984; as derived in docs/theory.md.
 
     >>> problem = ddln.logistic([[1.0], [1.0], [1.0]], [1, 1, -1])
     >>> round(float(problem.minimiser[0]), 12), bool(problem.attained)  # log 2
@@ -250,7 +258,8 @@ def logistic(
     >>> float(problem.minimum), bool(problem.attained)
     (0.0, False)
     """
-    return _labelled(Logistic, _infimum.logistic, 0.25, features, targets, normalisation)
+    features, targets, factor = _as_labelled_data(features, targets, normalisation)
+    return _make(Logistic, _infimum.logistic, 0.25, features, targets, factor)
 
 
 def exponential(
@@ -258,24 +267,25 @@ def exponential(
 ) -> Exponential:
     """ℒ(θ) = c Σ_i exp(−y_i x_iᵀθ) with labels y_i = ±1.
 
-    Convex, neither smooth nor PL on all of R^dim. Its infimum is attained where that of `logistic`
-    is; arguments, returns and errors are the same.
+    Convex, neither smooth nor PL on all of R^dim. Its infimum is attained if and only if that of
+    `logistic` is. Arguments, returns and errors are those of `logistic`.
 
     >>> problem = ddln.exponential([[1.0], [1.0]], [1, -1])
     >>> float(problem.minimum), problem.smoothness
     (2.0, None)
     """
-    return _labelled(Exponential, _infimum.exponential, None, features, targets, normalisation)
+    features, targets, factor = _as_labelled_data(features, targets, normalisation)
+    return _make(Exponential, _infimum.exponential, None, features, targets, factor)
 
 
 def poisson(
     features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
 ) -> Poisson:
-    """ℒ(θ) = c Σ_i [exp(x_iᵀθ) − y_i x_iᵀθ] with counts y_i: without the constant log y_i! of the
-    likelihood, so that ℒ* can be negative.
+    """ℒ(θ) = c Σ_i [exp(x_iᵀθ) − y_i x_iᵀθ] with counts y_i.
 
-    Convex, neither smooth nor PL on all of R^dim. The infimum is not attained where a direction
-    lowers x_iᵀθ at some zero counts, raises it at none and keeps it at all other counts.
+    It omits the constants log y_i! of the likelihood, so ℒ* can be negative. Convex, neither smooth
+    nor PL on all of R^dim. The infimum is not attained if a direction decreases x_iᵀθ at some zero
+    counts, increases it at none and leaves it unchanged at all positive counts.
 
     Args:
         features: X, shape (samples, dim).
@@ -283,8 +293,8 @@ def poisson(
         normalisation: as in `logistic`.
 
     Raises:
-        ValueError: shapes that do not fit, a count that is negative or not whole, or features whose
-            rounding leaves open which counts escape (traced: NaN).
+        ValueError: shapes that do not match, a count that is negative or not whole, or features
+            whose rounding leaves open which samples escape (NaN if traced).
 
     >>> problem = ddln.poisson([[1.0], [1.0]], [1, 3])
     >>> round(float(problem.minimiser[0]), 12)  # log 2
@@ -293,7 +303,7 @@ def poisson(
     features, targets, factor = as_data(features, targets, normalisation)
     wrong = (targets < 0) | (targets != jnp.floor(targets))
     targets = _refuse_targets(wrong, "must be whole numbers ≥ 0", targets)
-    return _risk(Poisson, _infimum.poisson, None, features, targets, factor)
+    return _make(Poisson, _infimum.poisson, None, features, targets, factor)
 
 
 def huber(
@@ -303,7 +313,7 @@ def huber(
     delta: Number = 1.0,
     normalisation: Normalisation | str = "sum",
 ) -> Huber:
-    """ℒ(θ) = c Σ_i φ(x_iᵀθ − y_i), φ(r) = r²/2 where |r| ≤ δ and δ|r| − δ²/2 elsewhere.
+    """ℒ(θ) = c Σ_i φ(x_iᵀθ − y_i), with φ(r) = r²/2 if |r| ≤ δ, else δ|r| − δ²/2.
 
     With c = 1 and a large δ it is *half* of `least_squares` with c = 1.
 
@@ -315,11 +325,11 @@ def huber(
 
     Returns:
         The problem: convex, ℒ* always attained, β = c σ²_max(X), no PL constant. `minimisers()` is
-        the affine set only where every residual is inside the threshold.
+        an affine set only if every residual at the minimum is below the threshold.
 
     Raises:
-        ValueError: shapes that do not fit, δ ≤ 0, or features whose rounding leaves open which
-            columns depend on others (traced: NaN).
+        ValueError: shapes that do not match, δ ≤ 0, or features whose rounding leaves open which
+            columns depend on others (NaN if traced).
 
     Source: Huber 1964.
 
@@ -329,26 +339,36 @@ def huber(
     """
     features, targets, factor = as_data(features, targets, normalisation)
     delta = as_positive("delta", delta).astype(features.dtype)
-    found = _infimum.infimum(_infimum.huber, factor, features, targets, delta)
-    smoothness = factor * _infimum.spectral_norm(features) ** 2
-    return Huber(features, targets, factor, smoothness, found, delta)
+    return _make(Huber, _infimum.huber, 1.0, features, targets, factor, delta)
 
 
-def _labelled(form, terms, steepest, features, targets, normalisation):
+def _as_labelled_data(
+    features: ArrayLike, targets: ArrayLike, normalisation: Normalisation | str
+) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"], float]:
     features, targets, factor = as_data(features, targets, normalisation)
-    targets = _refuse_targets(jnp.abs(targets) != 1, "must be −1 or 1", targets)
-    return _risk(form, terms, steepest, features, targets, factor)
+    return features, _refuse_targets(jnp.abs(targets) != 1, "must be −1 or 1", targets), factor
 
 
-def _risk(form: Callable, terms, steepest, features, targets, factor):
-    found = _infimum.infimum(terms, factor, features, targets)
-    smoothness = (
-        None if steepest is None else steepest * factor * _infimum.spectral_norm(features) ** 2
-    )
-    return form(features, targets, factor, smoothness, found)
+def _make(
+    kind: Callable[..., _Risk],
+    loss: _infimum.Loss,
+    max_curvature: float | None,
+    features: Float[Array, "samples dim"],
+    targets: Float[Array, " samples"],
+    factor: float,
+    *delta: Float[Array, ""],
+) -> _Risk:
+    """The risk of φ with its infimum and, if max φ'' is finite, β = c σ²_max(X) max φ''."""
+    found = _infimum.infimum(loss, factor, features, targets, *delta)
+    smoothness = None
+    if max_curvature is not None:
+        smoothness = max_curvature * factor * _infimum.spectral_norm(features) ** 2
+    return kind(features, targets, factor, smoothness, found, *delta)
 
 
-def _refuse_targets(wrong, rule, targets):
+def _refuse_targets(
+    wrong: Bool[Array, " samples"], rule: str, targets: Float[Array, " samples"]
+) -> Float[Array, " samples"]:
     message = ""
     if is_concrete(wrong) and np.asarray(wrong).any():
         row = int(np.argmax(np.asarray(wrong)))

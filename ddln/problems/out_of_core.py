@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from ddln._internal.validation import ArrayLike, as_numpy_floats, refuse_infinite
-from ddln.problems.base import LeastSquares, Normalisation, as_data
+from ddln.problems.base import Normalisation, as_data
+from ddln.problems.least_squares import LeastSquares
 
 Block = tuple[ArrayLike, ArrayLike]
 

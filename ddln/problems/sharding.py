@@ -1,14 +1,15 @@
-"""One problem on many devices: what has coordinates is cut along them.
+"""One problem on many devices: a mesh shards every axis that runs over coordinates.
 
-θ and the layers are elementwise; only Xθ is a sum over coordinates. So the flow or descent of a
-problem whose features, and of layers whose columns, lie on a mesh of devices is computed there as
-it stands: the compiler adds the sum. The numbers are those of one device but for the order of sums.
+θ and the layers are elementwise; only Xθ is a sum over coordinates. So the same flow or descent
+runs on a problem and layers whose columns lie on a mesh of devices: the compiler adds the sum. The
+numbers are those of one device up to the order of summation.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,88 +17,118 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_layers
-from ddln.problems.base import LeastSquares, Normalisation, Problem, as_data, spectrum
+from ddln.problems.base import Normalisation, Problem, as_data
+from ddln.problems.least_squares import LeastSquares, Solution, solve_spectrum
 
-LANES, COORDINATES = "lanes", "coordinates"
-"""The axes of a mesh: rows of devices have lanes of their own, columns coordinates."""
-_HAS_COORDINATES = {
-    *("features", "core", "minimiser"),  # of problems
-    *("start", "radius", "side", "gaps", "sign", "order"),  # of reductions
-}
-"""Fields whose last axis is that of the coordinates."""
+BATCH, COORDINATES = "batch", "coordinates"
+"""The axes of a mesh: its rows share a batch of networks, its columns the coordinates of each."""
+
+_Tree = TypeVar("_Tree")
 
 
-def mesh_of(devices: Sequence[Any] | None = None, *, lanes: int = 1) -> Mesh:
-    """A mesh of devices to cut coordinates over.
+def make_mesh(devices: Sequence[Any] | None = None, *, batch: int = 1) -> Mesh:
+    """A mesh of devices that shards coordinates, and batches of networks if it has several rows.
 
     Args:
         devices: `None` is `jax.devices()`: those of all processes, after
             `jax.distributed.initialize()`.
-        lanes: rows of devices, for a sweep whose lanes are shared out among them.
+        batch: the number of rows, among which a sweep distributes its networks.
 
     Raises:
-        ValueError: a number of devices that `lanes` does not divide.
+        ValueError: `batch` does not divide the number of devices.
 
-    >>> mesh_of(jax.devices()[:1]).size
+    >>> make_mesh(jax.devices()[:1]).size
     1
     """
     given = np.array(jax.devices() if devices is None else devices)
-    if lanes < 1 or given.size % lanes:
-        raise ValueError(f"`lanes` must divide {given.size}, the number of devices, got {lanes}.")
-    return Mesh(given.reshape(lanes, -1), (LANES, COORDINATES))
+    if batch < 1 or given.size % batch:
+        raise ValueError(f"`batch` must divide {given.size}, the number of devices, got {batch}.")
+    return Mesh(given.reshape(batch, -1), (BATCH, COORDINATES))
 
 
-def rows(mesh: Mesh) -> list[Mesh]:
-    """Each row of a mesh by itself."""
+def mesh_rows(mesh: Mesh) -> list[Mesh]:
+    """Each row of a mesh as a mesh of its own."""
     return [Mesh(row[None], mesh.axis_names) for row in mesh.devices]
 
 
-def place(tree: Any, mesh: Mesh, *, lanes: bool = False) -> Any:
-    """Problems, reductions and what goes with them, cut along the coordinates of what has any.
+def column_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of features and layers, shape (rows, dim), along their columns."""
+    return NamedSharding(mesh, PartitionSpec(None, COORDINATES))
+
+
+def replicate(tree: _Tree, mesh: Mesh) -> _Tree:
+    """A copy of every array on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard_columns(tree: _Tree, mesh: Mesh, *, batched: bool = False) -> _Tree:
+    """Shard every array of a tree along its last axis, that of the coordinates.
 
     Args:
-        tree: an array whose last axis is that of the coordinates; or fields, known by their names.
-        mesh: from `mesh_of`.
-        lanes: whether the first axis of what has coordinates is one of lanes, cut too where the
-            mesh's rows divide it.
+        tree: arrays of shape (..., dim).
+        mesh: from `make_mesh`.
+        batched: whether the first axis runs over networks. It is sharded too if the number of rows
+            of the mesh divides it.
     """
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, _last_axis_sharding(leaf, mesh, batched)), tree
+    )
 
-    def put(path, leaf):
-        axes: list[str | None] = [None] * jnp.ndim(leaf)
-        if not path or getattr(path[-1], "name", "") in _HAS_COORDINATES:
-            axes[-1] = COORDINATES
-            if lanes and leaf.shape[0] % mesh.shape[LANES] == 0:
-                axes[0] = LANES
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    return jax.tree_util.tree_map_with_path(put, tree)
+def shard_problem(problem: Problem, mesh: Mesh, *, batched: bool = False) -> Problem:
+    """Shard the `coordinate_arrays` of a problem as `shard_columns` does; replicate the others."""
+    arrays = problem.coordinate_arrays()
+    shardings = eqx.tree_at(
+        lambda node: node.coordinate_arrays(),
+        jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), problem),
+        tuple(_last_axis_sharding(array, mesh, batched) for array in arrays),
+    )
+    return jax.tree.map(jax.device_put, problem, shardings)
+
+
+def _last_axis_sharding(array: Array, mesh: Mesh, batched: bool) -> NamedSharding:
+    axes: list[str | None] = [None] * jnp.ndim(array)
+    axes[-1] = COORDINATES
+    if batched and array.shape[0] % mesh.shape[BATCH] == 0:
+        axes[0] = BATCH
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def shard(problem: Problem, layers: ArrayLike, mesh: Mesh) -> tuple[Problem, Array]:
-    """A problem and layers cut along the coordinates, to be used as any others.
+    """A problem and layers sharded along the coordinates, for use as any others.
 
-    Each of the b devices holds 1/b of the columns of X and of the layers, and all of what has no
-    coordinates. A problem that no device can hold is made by `sharded_least_squares`.
+    Each of the b devices holds 1/b of the columns of X and of the layers, and a copy of every array
+    without coordinates. `sharded_least_squares` makes a problem that no single device can hold.
 
     Args:
-        problem: one on features.
+        problem: the problem.
         layers: shape (depth, dim).
-        mesh: from `mesh_of`.
+        mesh: from `make_mesh`.
 
     Returns:
         The problem and the layers.
 
     Raises:
-        ValueError: shapes that do not fit, or a number of devices that does not divide the columns.
+        ValueError: shapes that do not match, or a number of devices that does not divide the
+            columns.
 
     >>> given = ddln.least_squares([[1.0]], [2.0]), [[0.0], [1.0]]
-    >>> run = ddln.gradient_flow(*shard(*given, mesh_of(jax.devices()[:1])), [0.0, 20.0])
+    >>> run = ddln.gradient_flow(*shard(*given, make_mesh(jax.devices()[:1])), [0.0, 20.0])
     >>> round(float(run.theta[-1, 0]), 8)
     2.0
     """
     layers = as_layers(layers, problem.dim)
-    _check(layers.shape[1], mesh.shape[COORDINATES])
-    return place(problem, mesh), place(layers, mesh)
+    for array in (layers, *problem.coordinate_arrays()):
+        _refuse_uneven(array.shape[-1], mesh.shape[COORDINATES])
+    return shard_problem(problem, mesh), shard_columns(layers, mesh)
+
+
+def _refuse_uneven(columns: int, devices: int) -> None:
+    if columns % devices:
+        raise ValueError(
+            f"`mesh` must have a number of devices that divides {columns}, the number of columns, "
+            f"got {devices}."
+        )
 
 
 def sharded_least_squares(
@@ -106,25 +137,25 @@ def sharded_least_squares(
     *,
     normalisation: Normalisation | str = "sum",
 ) -> LeastSquares:
-    """`ddln.least_squares` of features that lie on a mesh, of which no device ever has all.
+    """`ddln.least_squares` of features on a mesh; no device ever holds all of them.
 
-    What it must know of X comes from a QR decomposition in two steps: of each device's columns,
-    X_i = (Q_i R_i)ᵀ, and of all R_i one below the other. With R = U S Vᵀ then X = V S (QU)ᵀ. Tall
-    features are not reduced to fewer rows, as those of `ddln.least_squares` are.
+    The solution comes from two QR factorisations: of each device's columns, X_i = (Q_i R_i)ᵀ, and
+    of all the R_i stacked. With R = U S Vᵀ the result is X = V S (QU)ᵀ. Tall features keep all
+    their rows, unlike those of `ddln.least_squares`.
 
     Args:
-        features: X, shape (samples, dim), on a mesh from `mesh_of`, cut along its columns;
-            `jax.make_array_from_callback` reads each device's part by itself.
+        features: X, shape (samples, dim), on a mesh from `make_mesh`, sharded along its columns;
+            `jax.make_array_from_callback` lets each device read its own part.
         targets: y, shape (samples,).
-        normalisation: as of `ddln.least_squares`.
+        normalisation: as in `ddln.least_squares`.
 
     Raises:
-        ValueError: features that are not cut so; else as `ddln.least_squares`.
+        ValueError: features with another sharding; otherwise as `ddln.least_squares`.
 
     Source: the two steps are the TSQR of Demmel et al. 2012.
 
-    >>> cut = column_sharding(mesh_of(jax.devices()[:1]))
-    >>> features = jax.device_put(jnp.array([[1.0, 1.0]]), cut)
+    >>> columns = column_sharding(make_mesh(jax.devices()[:1]))
+    >>> features = jax.device_put(jnp.array([[1.0, 1.0]]), columns)
     >>> sharded_least_squares(features, [2.0]).minimiser.round(12).tolist()
     [1.0, 1.0]
     """
@@ -133,58 +164,48 @@ def sharded_least_squares(
         column_sharding(mesh), 2
     ):
         raise ValueError(
-            f"`features` must lie on a mesh, cut along {COORDINATES}, got {features.sharding}."
+            f"`features` must lie on a mesh, sharded along {COORDINATES}, got {features.sharding}."
         )
     features, targets, factor = as_data(features, targets, normalisation)
-    whole = NamedSharding(mesh, PartitionSpec())
-    targets = jnp.asarray(jax.device_put(targets, whole))
-    return LeastSquares(features, targets, factor, solve=partial(_solve, mesh))
-
-
-def column_sharding(mesh: Mesh) -> NamedSharding:
-    """That of features and layers, (rows, dim)."""
-    return NamedSharding(mesh, PartitionSpec(None, COORDINATES))
-
-
-def _check(columns: int, devices: int) -> None:
-    if columns % devices:
-        raise ValueError(
-            f"`mesh` must have a number of devices that divides {columns}, the number of columns, "
-            f"got {devices}."
-        )
+    targets = jnp.asarray(replicate(targets, mesh))
+    return LeastSquares(features, targets, factor, _solve(mesh, features, targets, factor))
 
 
 @partial(jax.jit, static_argnums=0)
-def _solve(mesh: Mesh, features, targets, factor) -> dict[str, Array]:
-    columns, entries, whole = (
-        PartitionSpec(None, COORDINATES),
-        PartitionSpec(COORDINATES),
-        PartitionSpec(),
-    )
+def _solve(
+    mesh: Mesh,
+    features: Float[Array, "samples dim"],
+    targets: Float[Array, " samples"],
+    factor: float | Float[Array, ""],
+) -> Solution:
+    """The solution by TSQR: every device factors its own columns, then all the same small core."""
+    samples, dim = features.shape
 
-    def part(own, targets):
-        first, factor_of_own = jnp.linalg.qr(own.T)
-        stacked = jax.lax.all_gather(factor_of_own, COORDINATES, tiled=True)
-        second, core = jnp.linalg.qr(stacked)
-        mine = jax.lax.axis_index(COORDINATES) * factor_of_own.shape[0]
-        second = jax.lax.dynamic_slice_in_dim(second, mine, factor_of_own.shape[0])
-        right, singular, left = jnp.linalg.svd(core, full_matrices=False)
-        found, weights = spectrum(features.shape, singular, left @ targets, factor)
-        fitted = left.T @ weights
-        return found, fitted, first @ (second @ (right @ (weights / found["scale"])))
+    def solve_block(block: Float[Array, "samples columns"], targets: Float[Array, " samples"]):
+        q_local, r_local = jnp.linalg.qr(block.T)
+        stacked = jax.lax.all_gather(r_local, COORDINATES, tiled=True)
+        q_stacked, r = jnp.linalg.qr(stacked)
+        first_row = jax.lax.axis_index(COORDINATES) * r_local.shape[0]
+        q_own = jax.lax.dynamic_slice_in_dim(q_stacked, first_row, r_local.shape[0])
+        right, singular, left = jnp.linalg.svd(r, full_matrices=False)
+        spectrum = solve_spectrum((samples, dim), singular, left @ targets, factor)
+        minimiser = q_local @ (q_own @ (right @ spectrum.solution))
+        return left.T @ spectrum.projected, minimiser, spectrum.pl_constant, spectrum.smoothness
 
-    found, fitted, minimiser = jax.shard_map(
-        part,
+    everywhere, coordinates = PartitionSpec(), PartitionSpec(COORDINATES)
+    fitted, minimiser, pl_constant, smoothness = jax.shard_map(
+        solve_block,
         mesh=mesh,
-        in_specs=(columns, whole),
-        out_specs=(whole, whole, entries),
-        check_vma=False,  # all devices decompose the same core
+        in_specs=(PartitionSpec(None, COORDINATES), everywhere),
+        out_specs=(everywhere, coordinates, everywhere, everywhere),
+        check_vma=False,  # all devices factor the same core
     )(features, targets)
-    found.pop("scale")
-    return found | {
-        "fitted": fitted,
-        "core": features,
-        "core_fitted": fitted,
-        "minimum": factor * jnp.sum((targets - fitted) ** 2),
-        "minimiser": minimiser,
-    }
+    return Solution(
+        minimum=factor * jnp.sum((targets - fitted) ** 2),
+        minimiser=minimiser,
+        fitted=fitted,
+        core=features,
+        core_fitted=fitted,
+        pl_constant=pl_constant,
+        smoothness=smoothness,
+    )

@@ -86,12 +86,25 @@ def _solve_on(
     inputs = jax.tree.map(lambda array: array[members], inputs)
     if problem.minimum.ndim:
         problem = jax.tree.map(lambda array: array[members], problem)
-    put = sharding.place if isinstance(device, Mesh) else jax.device_put
-    placed = put((problem, *inputs, np.int32(max_steps)), device)
+    placed = _place(device, problem, inputs, np.int32(max_steps))
     solution = jax.tree.map(np.asarray, _solve_batch((batch.stepper, batch.formulation), *placed))
     # Distribute the steps of the copies that pad the batch over its networks.
     iterations = -(-solution.loop_iterations * members.size // np.unique(members).size)
     return solution._replace(loop_iterations=iterations)
+
+
+def _place(
+    device: Any, problem: Problem, inputs: Inputs, max_steps: np.int32
+) -> tuple[Any, ...]:
+    """The arguments of a batch on a device, or sharded over a row of a mesh."""
+    if not isinstance(device, Mesh):
+        return jax.device_put((problem, *inputs, max_steps), device)
+    reduction, *controls = inputs
+    return (
+        sharding.shard_problem(problem, device),
+        sharding.shard_columns(reduction, device),
+        *sharding.replicate((*controls, max_steps), device),
+    )
 
 
 @eqx.filter_jit

@@ -144,7 +144,7 @@ def batch_width(
 def concurrent_devices(mesh: Mesh | None) -> list[Any]:
     """The devices, or rows of a mesh, that each run a batch at a time."""
     if mesh is not None:
-        return sharding.rows(mesh)
+        return sharding.mesh_rows(mesh)
     devices = jax.local_devices()
     return [devices[k % len(devices)] for k in range(_concurrency())]
 

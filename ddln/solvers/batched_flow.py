@@ -185,7 +185,7 @@ def gradient_flows(
         target_gap: a network stops after the first step with ℒ(θ) − ℒ* at most this, shape () or
             (networks,); `None` never stops. Targets below β/2 times the square of the error in θ
             that `rtol` allows have no meaning.
-        mesh: devices, from `ddln.problems.sharding.mesh_of`: each row integrates its own batches,
+        mesh: devices, from `ddln.problems.sharding.make_mesh`: each row integrates its own batches,
             and its devices share their coordinates; `None` uses every local device separately.
 
     Returns:

@@ -175,8 +175,8 @@ class Runner(ABC):
             return integrate(inputs)
         problem = inputs.problem
         placed = inputs._replace(
-            problem=sharding.place(problem, self.mesh, lanes=problem.minimum.ndim > 0),
-            layers=sharding.place(inputs.layers, self.mesh, lanes=True),
+            problem=sharding.shard_problem(problem, self.mesh, batched=problem.minimum.ndim > 0),
+            layers=sharding.shard_columns(inputs.layers, self.mesh, batched=True),
         )
         return jax.device_put(integrate(placed), self.mesh.devices.flat[0])
 

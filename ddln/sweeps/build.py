@@ -27,12 +27,15 @@ from ddln.config.schema import (
     UniformLawConfig,
 )
 from ddln.networks import init
-from ddln.problems import base, convex, sharding
+from ddln.problems import convex, sharding
+from ddln.problems.base import Problem
+from ddln.problems.least_squares import least_squares
+from ddln.problems.signed import signed
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
 from ddln.solvers.optimisers import Optimiser, optimiser
 
-LOSSES: Mapping[str, Callable[..., base.Problem]] = {
-    "least_squares": base.least_squares,
+LOSSES: Mapping[str, Callable[..., Problem]] = {
+    "least_squares": least_squares,
     "logistic": convex.logistic,
     "exponential": convex.exponential,
     "poisson": convex.poisson,
@@ -90,7 +93,7 @@ INITIALISERS: Mapping[str, Callable[[Any, int, int], Float[Array, "depth width"]
 """By kind: a function of the table, the depth and the number of features."""
 
 
-def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Float[Array, "depth width"]]:
+def reconstruct(lane: xr.Dataset) -> tuple[Problem, Float[Array, "depth width"]]:
     """The problem and the initial layers of one network of a data set.
 
     Args:
@@ -117,12 +120,12 @@ def reconstruct(lane: xr.Dataset) -> tuple[base.Problem, Float[Array, "depth wid
     return build_problem(experiment), build_layers(experiment)
 
 
-def build_problem(experiment: Experiment) -> base.Problem:
+def build_problem(experiment: Experiment) -> Problem:
     """The problem of an experiment; that of a signed network is signed."""
     features, targets = datasets.draw(experiment.problem.data)
     config = experiment.problem.loss
     problem = LOSSES[config.kind](features, targets, **_options(config))
-    return base.signed(problem) if experiment.network.signed else problem
+    return signed(problem) if experiment.network.signed else problem
 
 
 def true_parameter(experiment: Experiment) -> Float[Array, " features"] | None:
@@ -162,7 +165,7 @@ def make_mesh(devices: DevicesConfig | None) -> Mesh | None:
             f"a CPU there are as many as XLA_FLAGS=--xla_force_host_platform_device_count={count} "
             "says"
         )
-    return sharding.mesh_of(here[:count], lanes=devices.lanes)
+    return sharding.make_mesh(here[:count], batch=devices.lanes)
 
 
 def saved_times(flow: FlowConfig) -> Float[Array, " points"]:

@@ -11,8 +11,9 @@ from scipy.linalg import solve_triangular
 
 from ddln._internal.validation import Number
 from ddln.problems._column_space import product
-from ddln.problems._infimum import escaping
-from ddln.problems.base import LeastSquares, LinearRisk, Problem
+from ddln.problems._escaping import escaping
+from ddln.problems.base import LinearRisk, Problem
+from ddln.problems.least_squares import LeastSquares
 
 _GAP = 1e-10
 """Largest shortfall below 1 of a margin, and of the dual bound on the norm over the norm found."""

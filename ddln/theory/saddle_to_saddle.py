@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 from ddln._internal.validation import ArrayLike, as_layers, as_vector
 from ddln.networks.entropy import Entropy
 from ddln.networks.layers import effective_parameter
-from ddln.problems.base import LeastSquares, Problem, Signed
+from ddln.problems.base import Problem
+from ddln.problems.least_squares import LeastSquares
+from ddln.problems.signed import Signed
 
 _NEGLIGIBLE = 1e-9
 """A gradient below this fraction of the first one counts as zero."""

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import Number, largest
 from ddln.networks.layers import effective_parameter, mobility
-from ddln.problems.base import Problem, Signed
+from ddln.problems.base import Problem
+from ddln.problems.signed import Signed
 from ddln.solvers.result import Run
 from ddln.verification.claims import Claim
 
