@@ -279,7 +279,7 @@ def test_files_that_hold_no_rows_are_refused(tmp_path):
     np.savez(tmp_path / "lies.npz", features=np.eye(2), targets=np.ones(2))
     content = (tmp_path / "lies.npz").read_bytes()
     (tmp_path / "lies.npz").write_bytes(content.replace(b"'shape': (2,),", b"'shape': (9,),"))
-    with pytest.raises(ValueError, match=r"lies\.npz: 'targets' says \(9,\), and has another size"):
+    with pytest.raises(ValueError, match=r"lies\.npz: 'targets' claims shape \(9,\) but"):
         StoredRows(tmp_path / "lies.npz")
     np.savez(tmp_path / "text.npz", features=np.eye(2), targets=np.array(["a", "b"]))
     with pytest.raises(ValueError, match="`targets` must hold real numbers, got <U1"):
@@ -291,7 +291,7 @@ def test_what_a_file_does_not_give_at_once_is_refused(data, layers, tmp_path):
     with pytest.raises(ValueError, match="`rows` must be ≥ 1, got 0"):
         list(rows.blocks(0))
     noisy = {"steps": 1, "oracle": ddln.Sampling(label_noise=0.1), "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="`batch` must be given where the samples are in a file"):
+    with pytest.raises(ValueError, match="`batch` must be given if the samples are in a file"):
         ddln.descend(
             stored_least_squares(rows), layers, ddln.optimiser("sgd", learning_rate=0.1), **noisy
         )

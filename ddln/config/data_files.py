@@ -1,4 +1,4 @@
-"""Data files, CSV and NPZ: read with numpy alone, every fault named by row and column."""
+"""Read CSV and NPZ data files with NumPy alone; errors name the row and column."""
 
 import csv
 import difflib
@@ -14,15 +14,15 @@ import numpy as np
 from ddln._internal.files import write_whole
 
 _SHOWN = 5
-"""Faults of a file that are listed; the others are counted."""
+"""The number of faults listed per file; the message counts the others."""
 _LARGE = 2.0**48
-"""Whole numbers from here on are kept as such, too: in float64 their differences lose digits."""
+"""Integers from here on are also kept as integers: in float64 their differences lose digits."""
 LARGEST_CSV, LARGEST_NPZ = 2**28, 2**32
-"""Bytes of a file that is read; of an NPZ file, once unpacked."""
+"""The largest size of a file in bytes; for an NPZ file, its size once unpacked."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used, and where the fault is."""
+    """An unusable data set; the message says where the fault is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +30,15 @@ class DataFile:
     """The content of a data file.
 
     Attributes:
-        source: the file's name.
-        names: of the features.
+        source: the name of the file.
+        names: the names of the features.
         features: shape (n, d), float64.
         targets: shape (n,), float64.
-        truth: θ*, shape (d,), or None where the file does not have it.
-        exact: columns of large whole numbers as integers, shape (n,) each, by their place among
+        truth: θ*, shape (d,), or None if the file does not contain it.
+        exact: columns of large integers as integers, shape (n,) each, by their index among
             features and targets.
         target: the name of the target.
-        first_row: the number of the first row of data, as the file's reader counts.
+        first_row: the number that a reader of the file gives to the first row of data.
     """
 
     source: str
@@ -53,13 +53,13 @@ class DataFile:
     def __post_init__(self):
         for array in (self.features, self.targets, self.truth):
             if array is not None:
-                array.setflags(write=False)  # it is kept for the next call
+                array.setflags(write=False)  # the cache shares it
 
     def refuse(self, wrong: np.ndarray, values: np.ndarray, rule: str) -> None:
-        """Raise a DataError that names the rows of wrong targets.
+        """Raise a DataError that names the rows of invalid targets.
 
         Args:
-            wrong: which targets are wrong, shape (n,).
+            wrong: whether each target is invalid, shape (n,).
             values: the targets, shape (n,).
             rule: what must hold.
         """
@@ -75,28 +75,28 @@ class DataFile:
 def read_table(
     path: str | Path, target: str = "target", features: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """A data file as named columns.
+    """Read a data file into named columns.
 
     Args:
         path: a CSV file with a header (UTF-8, commas, no cell over more than one line, decimal
             numbers with a point and ASCII digits), or an NPZ file with arrays `features` of shape
             (n, d) and `targets` of shape (n,), whose columns are called x1 … xd.
-        target: the CSV column to be fitted.
-        features: the columns to fit with, in this order; all others than `target` by default.
+        target: the CSV column of the targets.
+        features: the columns of the features, in this order; by default all except `target`.
 
     Returns:
         The names of the features, the features (n, d) and the targets (n,) in float64.
 
     Raises:
-        DataError: what is wrong, by row and column. Rows count as in a spreadsheet: the header is
-            row 1.
+        DataError: an invalid file; the message names row and column. The header is row 1, as in a
+            spreadsheet.
     """
     file = read_file(Path(path), target, features)
     return file.names, file.features, file.targets
 
 
 def read_file(path: Path, target: str, features: Sequence[str] | None) -> DataFile:
-    """The content of a data file, read anew where the file has changed since the last call."""
+    """The content of a data file, from a cache unless the file has changed."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -110,20 +110,20 @@ def read_file(path: Path, target: str, features: Sequence[str] | None) -> DataFi
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as an NPZ file that `read_table` reads; whole or not at all.
+    """Write arrays as an NPZ file that `read_table` reads, atomically.
 
     Args:
-        path: the file, made or overwritten; its folder is made where needed.
-        arrays: `features` (n, d), `targets` (n,) and whatever else belongs to them.
+        path: the file to create or overwrite; missing parent folders are created.
+        arrays: `features` (n, d), `targets` (n,) and any further arrays.
 
     Raises:
-        DataError: they are not data to be fitted; nothing is written.
+        DataError: invalid features or targets; nothing is written.
     """
     _columns(path, arrays, None)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # NumPy would add an ending to a path
+        with temporary.open("wb") as file:  # given a path, NumPy would append .npz
             np.savez(file, allow_pickle=False, **arrays)
 
     write_whole(path, write)
@@ -190,7 +190,7 @@ def _read_csv(path: Path, target: str, features: tuple[str, ...] | None) -> Data
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """The cells of a CSV file, of which none goes over more than one line."""
+    """The cells of a CSV file; a cell must not span several lines."""
     rows: list[list[str]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -208,7 +208,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _number(cell: str) -> float:
-    """A decimal number; Python's own reading takes underscores and the digits of all scripts."""
+    """A decimal number; unlike `float`, without underscores and non-ASCII digits."""
     if not cell:
         raise ValueError("missing value")
     try:
@@ -225,7 +225,7 @@ def _number(cell: str) -> float:
 
 
 def _whole(cells: Sequence[str]) -> np.ndarray | None:
-    """The cells as 64-bit integers; None where they are not."""
+    """The cells as 64-bit integers; None if one of them is not."""
     try:
         column = np.array([int(cell) for cell in cells])
     except ValueError:
@@ -240,7 +240,8 @@ def _read_npz(path: Path, target: str, features: tuple[str, ...] | None) -> Data
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an NPZ file.
 
-    What an array takes is read off its header first, and no more is unpacked than the file says.
+    The header of each array is checked before unpacking, so that no array can claim more memory
+    than the size of its member.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -254,7 +255,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
             return arrays
     except DataError:
         raise
-    except Exception as error:  # what zipfile, zlib and numpy raise of bad bytes is no short list
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for corrupt bytes
         raise DataError(f"{path.name}: not an NPZ file of numbers: {error}") from None
 
 
@@ -264,7 +265,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         read = np.lib.format.read_array_header_1_0
         shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
     if math.prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(f"{member.filename} says {shape}, which is more than there is")
+        raise ValueError(f"{member.filename} claims shape {shape}, more than it contains")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -281,7 +282,7 @@ def _columns(
             raise DataError(f'{path.name}: "{name}" must have shape {shape}, got {array.shape}')
         if array.dtype.kind not in "fiub":
             raise DataError(f'{path.name}: "{name}" must hold real numbers, got {array.dtype}')
-    with np.errstate(over="ignore"):  # of long doubles: refused below, as not finite
+    with np.errstate(over="ignore"):  # overflowing long doubles are refused below
         inputs, targets = (arrays[name].astype(np.float64) for name in ("features", "targets"))
     if len(inputs) != len(targets):
         raise DataError(
@@ -310,11 +311,11 @@ def _columns(
 
 
 def _truth(path: Path, truth: np.ndarray | None, size: int) -> np.ndarray | None:
-    """θ*, checked."""
+    """Validate θ*."""
     if truth is None:
         return None
     if truth.dtype.kind in "fiub" and truth.shape == (size,):
-        with np.errstate(over="ignore"):  # of long doubles
+        with np.errstate(over="ignore"):  # long doubles may overflow
             truth = truth.astype(np.float64)
         if np.isfinite(truth).all():
             return truth
@@ -332,7 +333,7 @@ def _limit(path: Path, size: int, most: int) -> None:
 
 
 def _refuse(source: str, faults: Sequence[str], count: int | None = None) -> None:
-    """Raise a DataError where there are faults; `count` is their number if not all are given."""
+    """Raise a DataError if there are faults; `count` is their number if `faults` lists fewer."""
     if faults:
         more = (len(faults) if count is None else count) - _SHOWN
         shown = [*faults[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -1,7 +1,6 @@
-"""Data sets: what a config's `problem.data` table stands for.
+"""The data that a config's `problem.data` table describes.
 
-The random kinds draw with jax inside the function, so that a traced seed can be swept in one
-compiled program.
+Random kinds draw with JAX inside the function, so one compiled program can sweep a traced seed.
 """
 
 import math
@@ -25,30 +24,30 @@ if TYPE_CHECKING:
 
 DIABETES_SHAPE, QUADRATIC = (442, 10), 64
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
-"""How many there are of each digit."""
+"""The number of images of each digit."""
 _LARGEST_MEAN = 2.0**30
-"""Of counts: JAX draws them as 32-bit integers, and gives the largest or 0 beyond."""
-_TAME, _OFFSET, _EXPONENT = 1e6, 1e4, 100.0
-"""Entries, offsets beside a spread, and exponents that are far from what float64 cannot hold."""
-_ROUNDING = 4 * np.finfo(np.float64).eps
-"""Beside entries of size 1, the spread of a column that is constant but for rounding."""
+"""The largest mean of counts: JAX draws 32-bit integers and saturates or returns 0 beyond."""
+_MAX_ENTRY, _MAX_OFFSET, _MAX_EXPONENT = 1e6, 1e4, 100.0
+"""Safe bounds on entries, on offsets relative to the spread, and on exponents in float64."""
+_CONSTANT_SPREAD = 4 * np.finfo(np.float64).eps
+"""The largest spread, with entries of size 1, of a column that counts as constant."""
 _LABELS = ("must be -1 or 1", lambda y: np.abs(y) == 1)
 _RULES = {
     "logistic": _LABELS,
     "exponential": _LABELS,
     "poisson": ("must be a whole number ≥ 0", lambda y: (y >= 0) & (y == np.floor(y))),
 }
-"""What a loss asks of each target."""
-_MADE_FOR = {
+"""The condition that a loss imposes on each target, in words and as a test."""
+_KINDS_WITH_TARGETS = {
     "logistic": ("classification", "digits"),
     "exponential": ("classification", "digits"),
     "poisson": ("counts", "diabetes"),
 }
-"""The kinds of data that have such targets; of files, it is seen."""
+"""The kinds of data with such targets; the targets of files are tested."""
 
 
 def shape_of(data: "DataConfig") -> tuple[int, int]:
-    """(samples, features) of a `problem.data` table, without jax.
+    """(samples, features) of a `problem.data` table, without importing JAX.
 
     Args:
         data: the table, one of the kinds in `ddln.config.schema`.
@@ -70,15 +69,15 @@ def shape_of(data: "DataConfig") -> tuple[int, int]:
 
 
 def validate(data: "DataConfig", loss: str) -> None:
-    """Refuse data that do not make a problem, without jax.
+    """Refuse data that do not define a problem, without importing JAX.
 
     Args:
         data: the table.
-        loss: the `kind` of the loss on them.
+        loss: the `kind` of the loss.
 
     Raises:
-        DataError: a file that cannot be read, a constant column to be standardised, or targets that
-            the loss does not take.
+        DataError: a file that cannot be read, a constant column to be standardised, or targets
+            outside the domain of the loss.
 
     >>> from ddln.config.schema import GaussianDataConfig
     >>> validate(GaussianDataConfig(kind="gaussian", samples=10, features=8), "least_squares")
@@ -90,15 +89,15 @@ def validate(data: "DataConfig", loss: str) -> None:
             rule += " once standardised" if data.standardise else ""
             _file(data).refuse(~holds(targets), targets, rule)
     elif loss in _RULES and (
-        data.kind not in _MADE_FOR[loss] or (data.kind == "diabetes" and data.standardise)
+        data.kind not in _KINDS_WITH_TARGETS[loss] or (data.kind == "diabetes" and data.standardise)
     ):
         raise DataError(f'targets of {loss} loss {_RULES[loss][0]}: not of kind "{data.kind}"')
 
 
 def is_tame(data: "DataConfig", loss: str) -> bool:
-    """Whether no number of a problem comes near an end of float64, as far as NumPy can see.
+    """Whether NumPy can see that no number of the problem over- or underflows float64.
 
-    Of others, `ddln check` builds the problem, as `ddln run` does.
+    For other data, `ddln check` builds the problem, as `ddln run` does.
 
     >>> from ddln.config.schema import SparseDataConfig
     >>> table = SparseDataConfig(kind="sparse", samples=10, features=8, nonzeros=3, noise=1e200)
@@ -108,18 +107,18 @@ def is_tame(data: "DataConfig", loss: str) -> bool:
     if data.kind == "counts":
         return abs(data.strength) * 8 * math.sqrt(max(data.nonzeros, 1)) < math.log(_LARGEST_MEAN)
     if data.kind != "file":
-        return getattr(data, "noise", 0.0) < _TAME
+        return getattr(data, "noise", 0.0) < _MAX_ENTRY
     features, targets = draw(data)
     size = np.abs(features).max(axis=0)
     largest = max(size.max(), np.abs(targets).max())
     smallest = size.min(where=size > 0, initial=1.0)
-    if not 1 / _TAME < smallest <= largest < _TAME:
+    if not 1 / _MAX_ENTRY < smallest <= largest < _MAX_ENTRY:
         return False
-    if loss in ("exponential", "poisson") and size.sum() > _EXPONENT:
+    if loss in ("exponential", "poisson") and size.sum() > _MAX_EXPONENT:
         return False
     spread = np.ptp(features, axis=0)
-    # An offset costs the digits that it has more than the spread; a constant column is none.
-    return loss == "least_squares" or bool((size <= _OFFSET * spread)[spread > 0].all())
+    # An offset larger than the spread costs digits; a constant column has no offset.
+    return loss == "least_squares" or bool((size <= _MAX_OFFSET * spread)[spread > 0].all())
 
 
 def draw(data: "DataConfig") -> tuple[Any, Any]:
@@ -129,11 +128,11 @@ def draw(data: "DataConfig") -> tuple[Any, Any]:
         data: the table; its `seed`, `noise`, `nonzeros` and `strength` may be traced.
 
     Returns:
-        jax arrays for the random kinds, float64 numpy arrays for the others. X has independent
-        entries, N(0, 1) or, of the design "rademacher", ±1. *gaussian*: y is standard normal.
-        *sparse*: y = Xθ* + noise · N(0, 1), with θ* = ±1 on
-        `nonzeros` entries chosen at random and 0 elsewhere. *classification*: its signs, ±1.
-        *counts*: y of the Poisson law of mean exp(strength · Xθ*).
+        JAX arrays for the random kinds, float64 NumPy arrays for the others. The entries of X are
+        independent: N(0, 1), or ±1 for the design "rademacher". *gaussian*: y is standard normal.
+        *sparse*: y = Xθ* + noise · N(0, 1), where θ* is ±1 on `nonzeros` random entries and 0
+        elsewhere. *classification*: the signs ±1 of these y. *counts*: y is Poisson with mean
+        exp(strength · Xθ*).
 
     Raises:
         DataError: a file that cannot be read, or a constant column to be standardised.
@@ -178,7 +177,7 @@ def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
 
 
 def has_truth(data: "DataConfig") -> bool:
-    """Whether the θ* that the targets were made with is known, and in the units of the features.
+    """Whether the θ* that generated the targets is known in the units of the features.
 
     >>> from ddln.config.schema import GaussianDataConfig
     >>> has_truth(GaussianDataConfig(kind="gaussian", samples=10, features=8))
@@ -190,7 +189,7 @@ def has_truth(data: "DataConfig") -> bool:
 
 
 def truth(data: "DataConfig") -> Any:
-    """θ*, shape (features,), of data that have one: see `has_truth`.
+    """θ*, shape (features,), of data with a known one; see `has_truth`.
 
     >>> from ddln.config.schema import SparseDataConfig
     >>> table = SparseDataConfig(kind="sparse", samples=10, features=30, nonzeros=3)
@@ -216,7 +215,7 @@ def _plant(data: Any) -> Any:
 
 
 def _keys(data: Any) -> Any:
-    """Of the features, the targets and the truth."""
+    """The keys of the features, the targets and the truth."""
     import jax
 
     return jax.random.split(key_from_seed(data.seed), 3)
@@ -261,10 +260,17 @@ def _standardise(
     source: str,
     exact: Mapping[int, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Columns to mean 0 and deviation 1, whatever their unit and offset; `exact`: of `DataFile`."""
+    """Standardise columns to mean 0 and deviation 1, in any units and with any offset.
+
+    Args:
+        table: the columns, shape (n, columns).
+        names: their names.
+        source: the name of the data, for errors.
+        exact: columns of large integers, as in `DataFile`.
+    """
     exact, standardised = exact or {}, np.empty_like(table)
     for j, name in enumerate(names):
-        change = _change(exact.get(j, table[:, j]))
+        change = _shifted(exact.get(j, table[:, j]))
         if not change.any():
             raise DataError(f'{source}: column "{name}" is constant, it cannot be standardised')
         change = _scaled(change)
@@ -273,30 +279,30 @@ def _standardise(
     return standardised
 
 
-def _change(column: np.ndarray) -> np.ndarray:
-    """What a column has more than its least entry, in some unit; 0 where that is rounding only."""
+def _shifted(column: np.ndarray) -> np.ndarray:
+    """The column minus its smallest entry, in arbitrary units; 0 if that is only rounding."""
     if column.dtype.kind in "iu":
         # Modulo 2^64 the difference of 64-bit integers is exact, whatever their signs.
         wrapped = column.astype(np.uint64)
         return (wrapped - wrapped[column.argmin()]).astype(np.float64)
     column = _scaled(column)
     change = column - column.min()
-    return change if change.max() > _ROUNDING else np.zeros_like(change)
+    return change if change.max() > _CONSTANT_SPREAD else np.zeros_like(change)
 
 
 def _scaled(column: np.ndarray) -> np.ndarray:
-    """Times the power of two that takes the largest entry into [1/2, 1): no digit is lost."""
+    """The column times the power of two that brings its largest entry into [1/2, 1), exactly."""
     return np.ldexp(column, -np.frexp(np.abs(column).max())[1])
 
 
 def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
-    """All arrays of the NPZ file that a run was made with: its truth, or what to test on, too.
+    """All arrays of a run's NPZ data file, such as its truth and its test data.
 
     Args:
-        dataset: from `ddln.run`, of a config whose `problem.data` is such a file.
+        dataset: from `ddln.run`, of a config whose `problem.data` is an NPZ file.
 
     Raises:
-        DataError: it is of other data, or the file is not there.
+        DataError: data of another kind, or a missing file.
 
     >>> dataset = ddln.run(ddln.load("configs/large_steps.toml", ["dynamics.steps=9", "sweep={}"]))
     >>> sorted(arrays_of(dataset))

@@ -1,10 +1,12 @@
-"""Least squares on more rows than fit in memory: what is needed of them, block by block.
+"""Least squares on more rows than fit in memory, reduced block by block.
 
-    ‖Xθ − y‖² = ‖A (θ, −1)‖²,   A = [X y] = Q R,   so = ‖R (θ, −1)‖²,
+With the QR factorisation A = [X y] = Q R,
 
-and R, of d + 1 rows whatever n is, is found one block at a time: that of [R; block] takes the place
-of R. As accurate as a QR decomposition of the whole; XᵀX would square the condition number. What a
-step of training draws is read from the file at that step.
+    ‖Xθ − y‖² = ‖A (θ, −1)‖² = ‖R (θ, −1)‖²,
+
+and R has at most d + 1 rows, whatever n is. One block at a time, the R of [R; block] replaces R.
+This is as accurate as a QR factorisation of all rows; XᵀX would square the condition number. A step
+of stochastic training reads its samples from the file.
 """
 
 import contextlib
@@ -19,9 +21,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import ArrayLike, as_numpy_floats, refuse_infinite
-from ddln.problems.base import Normalisation, as_data
+from ddln.problems.base import AnyArray, Normalisation, as_data
 from ddln.problems.least_squares import LeastSquares
 
 Block = tuple[ArrayLike, ArrayLike]
@@ -30,18 +33,19 @@ Block = tuple[ArrayLike, ArrayLike]
 def least_squares_of_blocks(
     blocks: Iterable[Block], *, normalisation: Normalisation | str = "sum"
 ) -> LeastSquares:
-    """`ddln.least_squares` of features and targets that come in blocks of rows.
+    """`ddln.least_squares` of features and targets that arrive in blocks of rows.
 
-    The problem that is returned has the same loss, gap, gradient and constants, on the d + 1 rows
-    of R. These are no samples for an oracle to draw: `stored_least_squares` has them.
+    The problem has the same loss, gap, gradient and constants, on the d + 1 rows of R. These rows
+    are not samples, so gradient estimators that draw samples need `stored_least_squares`.
 
     Args:
-        blocks: (X_i, y_i), shapes (rows, dim) and (rows,), any number of rows each; each is let go
-            of before the next is asked for.
-        normalisation: as of `ddln.least_squares`, n being the number of all rows.
+        blocks: (X_i, y_i), shapes (rows, dim) and (rows,), with any number of rows each; only one
+            block is in memory at a time.
+        normalisation: as in `ddln.least_squares`, with n the total number of rows.
 
     Raises:
-        ValueError: blocks that do not fit together, values that are not finite, or no block.
+        ValueError: blocks with different numbers of columns, values that are not finite, no block,
+            or an ℒ* or minimiser that overflows.
 
     Source: sequential QR as in Golub & Van Loan; see docs/decisions.md.
 
@@ -49,11 +53,13 @@ def least_squares_of_blocks(
     >>> least_squares_of_blocks(blocks).minimiser.round(9).tolist()
     [2.0, 1.0]
     """
-    return LeastSquares(*_core(blocks, normalisation))
+    return LeastSquares(*_triangular_factor(blocks, normalisation))
 
 
-def _core(blocks: Iterable[Block], normalisation: Normalisation | str) -> tuple[Any, Any, float]:
-    """The R of [X y] as features and targets, and the factor of the loss."""
+def _triangular_factor(
+    blocks: Iterable[Block], normalisation: Normalisation | str
+) -> tuple[Float[Array, "core dim"], Float[Array, " core"], float]:
+    """The R of [X y] as features and targets, and the factor c of the loss."""
     core: np.ndarray | None = None
     rows = 0
     for features, targets in blocks:
@@ -70,19 +76,21 @@ def _core(blocks: Iterable[Block], normalisation: Normalisation | str) -> tuple[
         rows += len(block)
         stacked = block if core is None else np.concatenate([core, block])
         core = np.asarray(np.linalg.qr(stacked, mode="r"))
+        if not np.isfinite(core).all():
+            raise ValueError(
+                "`blocks` must have a QR factorisation that is finite in "
+                f"{core.dtype}, got one that is not at row {rows}."
+            )
     if core is None:
         raise ValueError("`blocks` must hold at least one block.")
     features, targets, factor = as_data(core[:, :-1], core[:, -1], normalisation)
-    return features, targets, factor * (len(core) / rows) ** _per_row(normalisation)
-
-
-def _per_row(normalisation: str) -> int:
-    """1 where the factor is one over the number of rows, which R has fewer of."""
-    return int(normalisation in ("mean", "half_mean"))
+    if normalisation in ("mean", "half_mean"):  # by the rows of the data, not those of R
+        factor *= len(core) / rows
+    return features, targets, factor
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
+class _StoredArray:
     """One array of a file."""
 
     name: str
@@ -90,7 +98,7 @@ class _Stored:
     array: Any
 
     def __post_init__(self):
-        with _named(self.path):
+        with _errors_name(self.path):
             if self.array.dtype.kind not in "fiub":
                 raise ValueError(f"`{self.name}` must hold real numbers, got {self.array.dtype}.")
             for name in ("scale_factor", "add_offset"):  # conventions of netCDF
@@ -102,50 +110,50 @@ class _Stored:
         return tuple(self.array.shape or ())  # HDF5 has arrays without a shape
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Some rows, as floating-point numbers."""
+        """The given rows as floating-point numbers."""
         try:
-            # HDF5 and Zarr want numbers that increase; Zarr has another door for them.
+            # HDF5 and Zarr need increasing indices; Zarr takes them through `oindex` only.
             part = getattr(self.array, "oindex", self.array)[rows]
-        except Exception as error:  # what filters and codecs raise is no short list
+        except Exception as error:  # filters and codecs raise many types
             raise OSError(f"{self.path}: `{self.name}` cannot be read: {error}") from None
-        with _named(self.path):
+        with _errors_name(self.path):
             return as_numpy_floats(self.name, part)
 
     def read_block(self, first: int, rows: int) -> np.ndarray:
-        """Rows that follow each other, of which no entry is missing or not finite."""
+        """Consecutive rows; a missing or infinite entry is an error."""
         part = self.read(slice(first, first + rows))
         for name in ("_FillValue", "missing_value"):
             fill = np.asarray(getattr(self.array, "attrs", {}).get(name, np.nan))
             if fill.dtype.kind in "fiu" and not np.isnan(fill).all():
-                with np.errstate(over="ignore"):  # one that the numbers cannot be
+                with np.errstate(over="ignore"):  # a fill value outside the range of the numbers
                     part = np.where(np.isin(part, fill.astype(part.dtype)), np.nan, part)
-        with _named(self.path):
+        with _errors_name(self.path):
             refuse_infinite(self.name, part, (first, *(0 for _ in part.shape[1:])))
         return part
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file is a ValueError with its name, but that it is not to be had."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Raise a ValueError with the path for any error except a missing or unreadable file."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # what zipfile, NumPy, HDF5 and Zarr raise is no short list
+    except Exception as error:  # zipfile, NumPy, HDF5 and Zarr raise many types
         raise ValueError(f"{path}: {error}") from None
 
 
 class StoredRows:
-    """Features and targets that stay in their file, of which a few rows at a time are read.
+    """Features and targets that stay in their file; a few rows at a time are read.
 
     Args:
         features: an NPY file of shape (n, dim); or a file or folder with arrays `features` and
             `targets`: NPZ (not compressed), HDF5 or Zarr (needs the package `zarr`).
-        targets: an NPY file of shape (n,); None with the others.
+        targets: an NPY file of shape (n,) if `features` is an NPY file; otherwise None.
 
     Raises:
-        ValueError: files of other kinds, or arrays that do not fit, hold no real numbers or are
-            packed (`scale_factor`, `add_offset`).
+        ValueError: files of other kinds, or arrays whose shapes do not match, that do not contain
+            real numbers or that are packed (`scale_factor`, `add_offset`).
         OSError: a file that cannot be read.
 
     >>> import tempfile
@@ -159,12 +167,14 @@ class StoredRows:
     def __init__(self, features: str | Path, targets: str | Path | None = None):
         path = Path(features)
         if targets is None:
-            with _named(path):
+            with _errors_name(path):
                 arrays = _arrays(path)
         else:
             arrays = _mapped_file(path), _mapped_file(Path(targets))
-        self._features = _Stored("features", path, arrays[0])
-        self._targets = _Stored("targets", path if targets is None else Path(targets), arrays[1])
+        self._features = _StoredArray("features", path, arrays[0])
+        self._targets = _StoredArray(
+            "targets", path if targets is None else Path(targets), arrays[1]
+        )
         shape = self._features.shape
         if len(shape) != 2 or self._targets.shape != shape[:1]:
             raise ValueError(
@@ -175,11 +185,11 @@ class StoredRows:
         """(n, dim)."""
 
     def blocks(self, rows: int = 4096) -> Iterator[Block]:
-        """All rows in their order, so many at a time, as floating-point numbers.
+        """All rows in order, `rows` at a time, as floating-point numbers.
 
         Raises:
-            ValueError: rows < 1, or an entry that is not finite or, by netCDF's `_FillValue` and
-                `missing_value`, missing.
+            ValueError: rows < 1, or an entry that is not finite or is missing (equal to netCDF's
+                `_FillValue` or `missing_value`).
             OSError: rows that cannot be read.
         """
         if rows < 1:
@@ -188,10 +198,10 @@ class StoredRows:
             yield self._features.read_block(first, rows), self._targets.read_block(first, rows)
 
     def take(self, rows: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Some rows.
+        """The given rows.
 
         Args:
-            rows: their numbers from 0, in any order, of any shape.
+            rows: their indices, in any order, of any shape.
 
         Returns:
             Features (*shape, dim) and targets (*shape), as floating-point numbers.
@@ -199,35 +209,37 @@ class StoredRows:
         Raises:
             OSError: rows that cannot be read.
         """
-        chosen, place = np.unique(np.asarray(rows), return_inverse=True)
+        chosen, inverse = np.unique(np.asarray(rows), return_inverse=True)
         features, targets = self._features.read(chosen), self._targets.read(chosen)
-        place = place.reshape(np.shape(rows))
-        return features[place], targets[place]
+        inverse = inverse.reshape(np.shape(rows))
+        return features[inverse], targets[inverse]
 
 
 class StoredLeastSquares(LeastSquares):
-    """Least squares on rows in a file: R is known of them, what a step draws is read."""
+    """Least squares on rows in a file: R is in memory, and each step reads its samples."""
 
     stored: StoredRows = eqx.field(static=True)
 
     def __init__(self, stored: StoredRows, normalisation: Normalisation | str):
         self.stored = stored
-        super().__init__(*_core(stored.blocks(), normalisation))
+        super().__init__(*_triangular_factor(stored.blocks(), normalisation))
 
     @property
     def samples(self) -> int:
         return self.stored.shape[0]
 
-    def batch(self, rows):
+    def batch(
+        self, rows: Int[AnyArray, "*batch"] | None
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         if rows is None:
-            raise ValueError("`batch` must be given where the samples are in a file.")
+            raise ValueError("`batch` must be given if the samples are in a file.")
         dtype, shape = self.core.dtype, rows.shape
         found = (
             jax.ShapeDtypeStruct((*shape, self.dim), dtype),
             jax.ShapeDtypeStruct(shape, dtype),
         )
 
-        def read(rows):
+        def read(rows: AnyArray) -> tuple[np.ndarray, ...]:
             return tuple(part.astype(dtype) for part in self.stored.take(rows))
 
         return jax.pure_callback(read, found, rows, vmap_method="broadcast_all")
@@ -236,18 +248,18 @@ class StoredLeastSquares(LeastSquares):
 def stored_least_squares(
     stored: StoredRows, *, normalisation: Normalisation | str = "sum"
 ) -> StoredLeastSquares:
-    """`ddln.least_squares` of rows that stay in their file, to be trained on in batches.
+    """`ddln.least_squares` of rows that stay in their file, for training in batches.
 
-    Loss, gap and constants are those of the R of [X y], as of `least_squares_of_blocks`; the rows
-    that an oracle draws are read when they are. For the same key they are those of a problem in
-    memory, so that `ddln.descend` comes to the same numbers.
+    Loss, gap and constants come from the R of [X y], as in `least_squares_of_blocks`. A gradient
+    estimator reads the rows of each batch from the file. The same key draws the same rows as for a
+    problem in memory, so `ddln.descend` gives the same numbers.
 
     Args:
         stored: the rows.
-        normalisation: as of `ddln.least_squares`.
+        normalisation: as in `ddln.least_squares`.
 
     Raises:
-        ValueError: values that are not finite; on use, an oracle that wants all samples at once.
+        ValueError: values that are not finite; on use, an estimator that needs all samples at once.
 
     >>> import tempfile
     >>> rule, oracle = ddln.optimiser("sgd", learning_rate=0.1), ddln.Sampling(batch=1)
@@ -289,12 +301,12 @@ def _members(group: Any, kind: type) -> tuple[Any, Any]:
 
 def _mapped_file(path: Path) -> np.ndarray:
     """The array of an NPY file."""
-    with _named(path):
+    with _errors_name(path):
         return np.lib.format.open_memmap(path, mode="r")
 
 
 def _mapped_member(path: Path, name: str) -> np.ndarray:
-    """An array of an NPZ file, where it stands in the file."""
+    """An array of an NPZ file, mapped at its offset in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")
@@ -303,10 +315,10 @@ def _mapped_member(path: Path, name: str) -> np.ndarray:
     except zipfile.BadZipFile as error:
         raise ValueError(f"not an NPZ file: {error}") from None
     if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("must not be compressed (np.savez), so that parts can be read.")
+        raise ValueError("must not be compressed (np.savez), to be read in parts.")
     with path.open("rb") as file:
         file.seek(member.header_offset)
-        # A member's own header ends with its name and a field, whose lengths it tells.
+        # The member's local header contains the lengths of the name and the field that follow it.
         file.seek(sum(struct.unpack("<26x2H", file.read(30))), 1)
         first = file.tell()
         version = np.lib.format.read_magic(file)
@@ -317,6 +329,6 @@ def _mapped_member(path: Path, name: str) -> np.ndarray:
         if dtype.hasobject:
             raise ValueError(f"{name!r} must hold real numbers, got {dtype}.")
         if file.tell() - first + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{name!r} says {shape}, and has another size.")
+            raise ValueError(f"{name!r} claims shape {shape} but has another size.")
         order = "F" if is_fortran else "C"
         return np.memmap(path, dtype, "r", file.tell(), shape, order)
