@@ -1,4 +1,4 @@
-"""Least squares in blocks of rows: as on all of them at once, in the memory of one."""
+"""Least squares in blocks of rows: the problem of all rows, in the memory of one block."""
 
 import tracemalloc
 
@@ -12,10 +12,10 @@ import ddln
 from ddln._internal.validation import as_floats
 from ddln.problems.out_of_core import StoredRows, least_squares_of_blocks, stored_least_squares
 
-# Of a QR decomposition, times the condition number of these features.
+# Rounding of a QR factorisation, times the condition number of these features.
 AGREES = 1e-9
 CONDITION = 1e6
-# Of 200 steps with numbers of order 1, compiled otherwise.
+# Rounding of 200 steps with numbers of order 1, compiled differently.
 SAME_STEPS = 1e-12
 
 
@@ -28,7 +28,7 @@ def data():
 
 @pytest.mark.parametrize("normalisation", ["sum", "half", "mean", "half_mean"])
 @pytest.mark.parametrize("rows", [1, 7, 300])
-def test_blocks_make_the_problem_of_all_rows(data, normalisation, rows):
+def test_least_squares_of_blocks_matches_least_squares_of_all_rows(data, normalisation, rows):
     features, targets = data
     whole = ddln.least_squares(features, targets, normalisation=normalisation)
     cut = range(0, 300, rows)
@@ -45,7 +45,7 @@ def test_blocks_make_the_problem_of_all_rows(data, normalisation, rows):
 
 
 def stored(data, kind, folder):
-    """A file of that kind, opened."""
+    """`StoredRows` of a new file of the given kind."""
     features, targets = data
     match kind:
         case "npy":
@@ -69,7 +69,7 @@ KINDS = ("npy", "npz", "npz of columns", "h5", "zarr")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_a_file_are_those_that_were_written(data, tmp_path, kind):
+def test_stored_rows_are_read_back_exactly(data, tmp_path, kind):
     features, targets = data
     rows = stored(data, kind, tmp_path)
     assert rows.shape == (300, 5)
@@ -83,7 +83,7 @@ def test_rows_of_a_file_are_those_that_were_written(data, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["npz", "h5"])
-def test_files_are_read_in_blocks_and_never_whole(tmp_path, kind):
+def test_files_are_read_in_blocks(tmp_path, kind):
     features = np.random.default_rng(1).standard_normal((200_000, 8))
     truth = np.arange(8.0)
     rows = stored((features, features @ truth), kind, tmp_path)
@@ -113,7 +113,7 @@ def layers():
     ],
     ids=["in passes, noisy", "drawn anew", "uphill"],
 )
-def test_training_on_rows_in_a_file_is_training_on_them_in_memory(data, layers, tmp_path, oracle):
+def test_training_from_a_file_matches_training_in_memory(data, layers, tmp_path, oracle):
     rule = ddln.optimiser("heavy_ball", learning_rate=0.01, momentum=0.5)
     options = {"steps": 200, "oracle": oracle, "key": jax.random.key(3)}
     in_file = stored_least_squares(stored(data, "npz", tmp_path), normalisation="mean")
@@ -128,7 +128,7 @@ def test_training_on_rows_in_a_file_is_training_on_them_in_memory(data, layers, 
 
 
 @pytest.mark.slow
-def test_lanes_with_draws_of_their_own_read_rows_of_their_own(data, layers, tmp_path):
+def test_networks_with_separate_keys_read_separate_rows(data, layers, tmp_path):
     problems = stored_least_squares(stored(data, "h5", tmp_path)), ddln.least_squares(*data)
     rule, oracle = ddln.optimiser("sgd", learning_rate=1e-4), ddln.Sampling(batch=3)
 
@@ -146,7 +146,7 @@ TYPES = ["<f8", ">f8", ">f4", "<f2", ">f2", ">i4", ">u2", "g"]
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["array", "npy", "npz", "h5"])
-def test_numbers_of_any_type_and_byte_order_make_the_problem_that_they_are(tmp_path, kind, dtype):
+def test_any_dtype_and_byte_order_is_read(tmp_path, kind, dtype):
     features = np.random.default_rng(0).integers(0, 17, size=(40, 3)).astype(dtype)
     targets = (features.astype(float) @ [1.0, 2.0, 3.0]).astype(dtype)  # below 2^11: exact in all
     if kind == "array":
@@ -174,14 +174,14 @@ def test_numbers_of_any_type_and_byte_order_make_the_problem_that_they_are(tmp_p
         (np.array([[np.longdouble("1e400")]]), "must fit into float64, got 1e[+]400 at index"),
     ],
 )
-def test_what_are_no_real_numbers_is_refused_by_name(values, told):
+def test_input_that_is_not_real_is_refused_by_name(values, told):
     with pytest.raises(ValueError, match="`features` " + told):
         as_floats("features", values, 2)
     with pytest.raises(ValueError, match="`features` " + told):
         least_squares_of_blocks([(values, [1.0])])
 
 
-def test_whole_numbers_do_not_wrap_around_in_single_precision():
+def test_integers_do_not_wrap_around_in_single_precision():
     with jax.enable_x64(False):
         for values in ([3_000_000_000], np.array([3_000_000_000]), np.array([2**63], np.uint64)):
             assert as_floats("targets", values, 1).tolist() == [float(np.float32(values[0]))]
@@ -190,7 +190,7 @@ def test_whole_numbers_do_not_wrap_around_in_single_precision():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_entry_that_is_not_finite_is_named_by_file_row_and_column(tmp_path, kind):
+def test_nonfinite_entry_is_named_by_file_row_and_column(tmp_path, kind):
     features, targets = np.ones((6000, 5)), np.ones(6000)
     features[5000, 1] = np.nan
     rows = stored((features, targets), kind, tmp_path)
@@ -206,7 +206,7 @@ def test_an_entry_that_is_not_finite_is_named_by_file_row_and_column(tmp_path, k
         least_squares_of_blocks(blocks)
 
 
-def test_missing_and_packed_numbers_of_netcdf_are_no_numbers(tmp_path):
+def test_missing_and_packed_netcdf_values_are_refused(tmp_path):
     for name, told in (
         ("_FillValue", r"`targets` must be finite, got nan at index \(2,\)"),
         ("missing_value", r"`targets` must be finite, got nan at index \(2,\)"),
@@ -220,7 +220,7 @@ def test_missing_and_packed_numbers_of_netcdf_are_no_numbers(tmp_path):
             stored_least_squares(StoredRows(tmp_path / f"{name}.nc"))
 
 
-def test_rows_that_cannot_be_read_are_told_with_their_file(tmp_path, monkeypatch):
+def test_unreadable_rows_are_reported_with_their_file(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file.create_dataset("features", data=np.ones((64, 2)), chunks=(8, 2), fletcher32=True)
         file["targets"] = np.ones(64)
@@ -238,7 +238,7 @@ def test_rows_that_cannot_be_read_are_told_with_their_file(tmp_path, monkeypatch
         problem.batch(jnp.array([41]))
 
 
-def test_blocks_that_make_no_problem_are_refused():
+def test_invalid_blocks_are_refused():
     with pytest.raises(ValueError, match="must hold at least one block"):
         least_squares_of_blocks([])
     with pytest.raises(ValueError, match="must have 2 columns each, got 1"):
@@ -247,7 +247,7 @@ def test_blocks_that_make_no_problem_are_refused():
         least_squares_of_blocks([([[np.nan]], [1.0])])
 
 
-def test_files_that_hold_no_rows_are_refused(tmp_path):
+def test_invalid_row_files_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.eye(2))
     with pytest.raises(ValueError, match=r"must have shapes \(n, dim\) and \(n,\), got \(2, 2\)"):
         StoredRows(tmp_path / "x.npy", tmp_path / "x.npy")
@@ -286,7 +286,7 @@ def test_files_that_hold_no_rows_are_refused(tmp_path):
         StoredRows(tmp_path / "text.npz")
 
 
-def test_what_a_file_does_not_give_at_once_is_refused(data, layers, tmp_path):
+def test_reading_all_samples_at_once_is_refused(data, layers, tmp_path):
     rows = stored(data, "npy", tmp_path)
     with pytest.raises(ValueError, match="`rows` must be ≥ 1, got 0"):
         list(rows.blocks(0))

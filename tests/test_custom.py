@@ -7,11 +7,11 @@ from scipy.optimize import linprog, minimize
 
 import ddln
 
-VALUE = 1e-9  # of BFGS to a gradient of 1e-12 or as near as it comes
+VALUE = 1e-9  # SciPy's BFGS, to a gradient of 1e-12 if it gets there
 
 
 class Risk(eqx.Module):
-    """A sum of losses of Xθ with weights: one program for all of them."""
+    """A weighted sum of losses of Xθ, so that all of them share one compiled program."""
 
     features: jax.Array
     targets: jax.Array
@@ -39,7 +39,7 @@ LOGISTIC = 4
 
 
 def in_numpy(theta, features, targets, weights, delta):
-    """The same with its gradient, written again."""
+    """The loss and its gradient, implemented independently in NumPy."""
     prediction = features @ theta
     residual, sign = prediction - targets, np.sign(targets)
     size, margin = np.abs(residual), sign * prediction
@@ -67,7 +67,7 @@ def in_numpy(theta, features, targets, weights, delta):
 
 
 def is_separable(features, targets):
-    """Whether some direction raises a margin and lowers none, by HiGHS."""
+    """Whether some direction increases a margin and decreases none, by HiGHS."""
     rows = np.sign(targets)[:, None] * features
     found = linprog(-rows.sum(0), A_ub=-rows, b_ub=np.zeros(len(rows)), bounds=[(-1, 1)] * 3)
     return -found.fun > 1e-9
@@ -86,7 +86,7 @@ def draw(rng):
 @pytest.mark.parametrize(
     "seeds", [range(25), pytest.param(range(25, 300), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_a_convex_loss_on_badly_scaled_columns_has_the_minimum_that_scipy_finds(seeds):
+def test_minimum_of_badly_scaled_convex_loss_matches_scipy(seeds):
     refused = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -141,7 +141,7 @@ def huber(residual):
 
 
 class Choice(eqx.Module):
-    """One of many losses: one program for all of them."""
+    """One of many losses, so that all of them share one compiled program."""
 
     index: jax.Array
 
@@ -151,14 +151,14 @@ class Choice(eqx.Module):
 
 
 @pytest.mark.parametrize("name", UNATTAINED)
-def test_what_is_not_shown_to_be_a_minimum_is_refused(name):
+def test_unattained_minimum_is_refused(name):
     loss = Choice(jnp.asarray(list(UNATTAINED).index(name)))
     with pytest.raises(ValueError, match=r"`minimum` be given: after \d+ steps ℒ = .* ‖∇ℒ‖ = "):
         ddln.from_function(loss, 2, convex=True)
 
 
 @pytest.mark.parametrize("name", ATTAINED)
-def test_a_flat_or_far_minimum_is_found(name):
+def test_flat_or_distant_minimum_is_found(name):
     loss = Choice(jnp.asarray(len(UNATTAINED) + list(ATTAINED).index(name)))
     found = ddln.from_function(loss, 2, convex=True)
     np.testing.assert_allclose(found.minimum, ATTAINED[name][1], rtol=1e-14, atol=1e-14)
@@ -167,14 +167,14 @@ def test_a_flat_or_far_minimum_is_found(name):
 @pytest.mark.parametrize(
     "start", [[3.0, 3.0], pytest.param([-1e5, 1e5], marks=pytest.mark.slow)], ids=["there", "far"]
 )
-def test_a_search_may_start_at_a_minimum_or_far_from_it(start):
+def test_search_starts_at_or_far_from_the_minimum(start):
     loss = Choice(jnp.asarray(len(UNATTAINED) + list(ATTAINED).index("squared hinge")))
     assert ddln.from_function(loss, 2, convex=True, start=start).minimum == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.003, 0.01, 0.1])
-def test_hubers_loss_with_a_small_threshold_settles_at_its_minimum(delta):
+def test_huber_with_small_threshold_converges_to_its_minimum(delta):
     rng = np.random.default_rng(0)
     features = np.column_stack([np.ones(120), 0.05 * rng.normal(size=(120, 4))])
     targets = 150 + 60 * rng.standard_t(2, size=120)
@@ -195,7 +195,7 @@ def test_hubers_loss_with_a_small_threshold_settles_at_its_minimum(delta):
 
 
 @pytest.mark.slow
-def test_a_traced_minimum_that_is_not_shown_is_nan():
+def test_traced_unattained_minimum_is_nan():
     make = eqx.filter_jit(lambda loss: ddln.from_function(loss, 2, convex=True).minimum)
     names = [*UNATTAINED, *ATTAINED]
     assert make(Choice(jnp.asarray(names.index("quartic")))) == 3

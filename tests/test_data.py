@@ -75,7 +75,7 @@ def test_a_csv_file_becomes_named_columns(tmp_path):
         ("", r"has 0 row\(s\)"),
     ],
 )
-def test_a_bad_csv_file_is_refused_by_row_and_column(tmp_path, text, told):
+def test_invalid_csv_is_refused_by_row_and_column(tmp_path, text, told):
     with pytest.raises(DataError, match=told):
         read_table(write(tmp_path, text))
 
@@ -95,12 +95,12 @@ def test_a_bad_csv_file_is_refused_by_row_and_column(tmp_path, text, told):
         ("123456789012345678901", 1.2345678901234568e20),
     ],
 )
-def test_decimal_numbers_of_any_form_are_read(tmp_path, cell, value):
+def test_all_forms_of_decimal_numbers_are_read(tmp_path, cell, value):
     features = read_table(write(tmp_path, f"a,target\n{cell},1\n"))[1]
     assert features.tolist() == [[value]]
 
 
-def test_no_feature_columns_at_all_are_refused(tmp_path):
+def test_file_without_features_is_refused(tmp_path):
     with pytest.raises(DataError, match="`features` must name at least one column"):
         read_table(write(tmp_path, "a,target\n1,2\n"), features=[])
 
@@ -150,7 +150,7 @@ def test_an_npz_file_becomes_numbered_columns(tmp_path):
         ({"features": np.array([[None]]), "targets": np.ones(1)}, "not an NPZ file of numbers"),
     ],
 )
-def test_a_bad_npz_file_is_refused(tmp_path, arrays, told):
+def test_invalid_npz_is_refused(tmp_path, arrays, told):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=told):
         read_table(tmp_path / "data.npz")
@@ -167,7 +167,7 @@ def test_numbers_of_any_type_are_read_from_an_npz_file(tmp_path, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_two_arrays_of_one_name_are_refused(tmp_path):
+def test_duplicate_array_names_are_refused(tmp_path):
     np.savez(tmp_path / "data.npz", features=np.ones((3, 2)), targets=np.ones(3))
     with zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
         archive.writestr("targets.npy", archive.read("targets.npy"))
@@ -175,7 +175,7 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
         read_table(tmp_path / "data.npz")
 
 
-def test_a_file_that_only_claims_to_be_npz_is_refused(tmp_path):
+def test_corrupt_npz_is_refused(tmp_path):
     with pytest.raises(DataError, match="not an NPZ file"):
         read_table(write(tmp_path, "a,b", "data.npz"))
 
@@ -218,7 +218,7 @@ def standardised(path):
         ["1999.5", "2000.25", "2001.125"],
     ],
 )
-def test_columns_of_any_unit_and_offset_are_standardised(tmp_path, column):
+def test_columns_in_any_units_are_standardised(tmp_path, column):
     rows = "".join(f"{cell},{k * k}\n" for k, cell in enumerate(column))
     whole = all("." not in cell and "e" not in cell for cell in column)
     # Whole numbers are meant as they stand, others as float64 has them.
@@ -231,7 +231,7 @@ def test_columns_of_any_unit_and_offset_are_standardised(tmp_path, column):
 @pytest.mark.parametrize(
     "dtype", [np.int64, np.uint64, ">i8", np.int32, np.int8, "?", "<f2", ">f4"]
 )
-def test_whole_numbers_of_an_npz_file_are_standardised_exactly(tmp_path, dtype):
+def test_integer_columns_are_standardised_exactly(tmp_path, dtype):
     dtype = np.dtype(dtype)
     last = np.iinfo(dtype).max if dtype.kind in "iu" else 1
     column = np.array([last, last - 1, last - 1, last - 1], dtype)
@@ -246,14 +246,14 @@ def test_whole_numbers_of_an_npz_file_are_standardised_exactly(tmp_path, dtype):
     st.integers(-(2**40), 2**40),
     st.integers(-900, 900),
 )
-def test_standardised_columns_have_neither_unit_nor_offset(column, offset, unit):
+def test_standardisation_removes_unit_and_offset(column, offset, unit):
     moved = np.ldexp(np.array(column, float) + offset, unit)[:, None]
     expected = standardised_exactly(column)
     ours = datasets._standardise(moved, ["a"], "a.csv")[:, 0]
     np.testing.assert_allclose(ours, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
-def test_a_column_that_is_constant_but_for_rounding_is_not_standardised(tmp_path):
+def test_column_constant_up_to_rounding_is_not_standardised(tmp_path):
     path = write(tmp_path, f"a,target\n{0.1 + 0.2},1\n0.3,2\n")
     with pytest.raises(DataError, match='column "a" is constant'):
         standardised(path)
@@ -283,7 +283,7 @@ def test_digits_are_two_classes_of_pixels(positive, negative):
     assert [(labels == 1).sum(), (labels == -1).sum()] == [DIGITS[positive], DIGITS[negative]]
 
 
-def test_one_digit_is_no_two_classes():
+def test_equal_digits_are_refused():
     with pytest.raises(ValueError, match="positive and negative must differ, got 3 twice"):
         DigitsDataConfig(kind="digits", positive=3, negative=3)
 
@@ -297,7 +297,7 @@ def test_the_diabetes_data_are_the_raw_measurements_or_standardised():
     np.testing.assert_allclose(features.std(axis=0), 1)
 
 
-def test_a_traced_seed_draws_what_the_number_draws():
+def test_traced_seed_draws_the_same_data():
     table = GaussianDataConfig(kind="gaussian", samples=4, features=3)
     drawn = jax.vmap(lambda seed: draw(table.model_copy(update={"seed": seed})))(np.arange(3))
     for seed in range(3):
@@ -316,30 +316,28 @@ def test_noiseless_sparse_data_have_a_planted_truth_of_signs(nonzeros):
     np.testing.assert_allclose(signs, [0.0] * (8 - nonzeros) + [1.0] * nonzeros, atol=1e-5)
 
 
-def test_noise_has_the_deviation_asked_for():
+def test_noise_has_the_requested_deviation():
     quiet = SparseDataConfig(kind="sparse", samples=4000, features=2, nonzeros=1)
     noisy = quiet.model_copy(update={"noise": 0.5})
     noise = np.asarray(draw(noisy)[1] - draw(quiet)[1])
     assert abs(noise.std() - 0.5) < 0.03
 
 
-def test_a_rademacher_design_has_entries_of_plus_and_minus_one_alike():
+def test_rademacher_entries_are_plus_or_minus_one_equally_often():
     table = GaussianDataConfig(kind="gaussian", samples=400, features=50, design="rademacher")
     features, _ = draw(table)
     assert set(np.unique(features)) == {-1.0, 1.0}
     assert abs(np.mean(features)) < 0.02  # 3 deviations of 20,000 signs
 
 
-def test_the_truth_of_planted_data_made_their_targets():
-    table = SparseDataConfig(
-        kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4
-    )
+def test_planted_truth_reproduces_the_targets():
+    table = SparseDataConfig(kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4)
     features, targets = draw(table)
     np.testing.assert_allclose(features @ truth(table), targets, atol=1e-6)
     assert not has_truth(GaussianDataConfig(kind="gaussian", samples=5, features=8))
 
 
-def test_the_truth_of_a_file_goes_with_its_columns(tmp_path):
+def test_truth_follows_the_selected_columns(tmp_path):
     path = tmp_path / "data.npz"
     arrays = {"features": np.ones((4, 3)), "targets": np.ones(4)}
     np.savez(path, **arrays, truth=np.array([1.0, 2.0, 3.0]))
@@ -371,9 +369,7 @@ def labels(tmp_path, name, targets):
         ("poisson", [-1, 3, 2], 0, "got -1"),
     ],
 )
-def test_targets_that_a_loss_does_not_take_are_named_by_row(
-    tmp_path, name, loss, targets, place, told
-):
+def test_invalid_targets_are_named_by_row(tmp_path, name, loss, targets, place, told):
     path, first = labels(tmp_path, name, targets)
     table = FileDataConfig(kind="file", path=str(path), target="targets")
     where = rf'^{name}: row {first + place}, column "targets": '
@@ -385,7 +381,7 @@ def test_targets_that_a_loss_does_not_take_are_named_by_row(
     validate(table.model_copy(update={"path": str(path)}), loss)
 
 
-def test_standardised_labels_are_looked_at_as_they_are_then(tmp_path):
+def test_labels_are_validated_after_standardisation(tmp_path):
     for targets, holds in (([0, 1, 1, 0], True), ([-1, 1, 1], False)):
         path, _ = labels(tmp_path, "labels.csv", targets)
         table = FileDataConfig(kind="file", path=str(path), target="targets", standardise=True)
@@ -397,7 +393,7 @@ def test_standardised_labels_are_looked_at_as_they_are_then(tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["least_squares", "huber", "logistic", "exponential", "poisson"])
-def test_kinds_of_data_are_refused_exactly_where_their_problem_is(loss):
+def test_data_kinds_are_refused_exactly_if_their_problem_is(loss):
     drawn = {"samples": 9, "features": 3}
     for table in (
         GaussianDataConfig(kind="gaussian", **drawn),
@@ -423,7 +419,7 @@ def test_kinds_of_data_are_refused_exactly_where_their_problem_is(loss):
                 validate(table, loss)
 
 
-def test_counts_that_no_integer_holds_are_refused():
+def test_counts_beyond_integers_are_refused():
     table = CountsDataConfig(kind="counts", samples=20, features=8, nonzeros=8, strength=30.0)
     with pytest.raises(ValueError, match=r"problem\.data\.strength: .* must be ≤ 2\^30"):
         draw(table)
@@ -452,7 +448,7 @@ data = { kind = "file", path = "PATH", standardise = STANDARDISE }
         ),
     ],
 )
-def test_check_refuses_the_data_that_run_refuses_in_the_same_words(
+def test_check_and_run_refuse_data_with_the_same_message(
     tmp_path, monkeypatch, loss, text, standardise, told
 ):
     monkeypatch.chdir(tmp_path)

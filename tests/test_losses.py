@@ -1,4 +1,4 @@
-"""Losses beside least squares: where they are least, their derivatives, and runs on them."""
+"""Losses other than least squares: their minima, derivatives, and runs on them."""
 
 import tracemalloc
 from typing import Any
@@ -44,7 +44,7 @@ def mp_loss(name, theta) -> Any:
 
 
 def mp_minimiser(name, near) -> list:
-    """In 50 digits, by Newton's method from the one of the code, which only starts it."""
+    """The minimiser to 50 digits, by Newton's method started at `near`."""
     rows = mpmath.matrix(X.tolist())
 
     def gradient(*theta):
@@ -61,7 +61,7 @@ def problems():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_minimum_and_minimiser_are_those_of_mpmath_and_of_scipy(problems, name):
+def test_minimum_and_minimiser_match_mpmath_and_scipy(problems, name):
     problem = problems[name]
     assert problem.attained
     assert problem.convex
@@ -83,7 +83,7 @@ def test_minimum_and_minimiser_are_those_of_mpmath_and_of_scipy(problems, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("distance", [1e-12, 1e-6, 1e-2, 3.0])
-def test_the_gap_keeps_its_digits_near_the_minimum(problems, name, distance):
+def test_gap_is_accurate_near_the_minimum(problems, name, distance):
     problem = problems[name]
     theta = np.asarray(problem.minimiser) + distance * np.array([0.3, -0.8, 0.5])
     with mpmath.workdps(50):
@@ -97,7 +97,7 @@ def test_the_gap_keeps_its_digits_near_the_minimum(problems, name, distance):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("at", [0.0, 4.0])
-def test_derivatives_are_those_of_the_loss(problems, name, at):
+def test_derivatives_match_finite_differences_of_the_loss(problems, name, at):
     problem = problems[name]
     theta = jnp.array([0.4, 1.1, -0.7]) * at + problem.minimiser * (at == 0)
     step = 1e-6
@@ -117,7 +117,7 @@ def test_derivatives_are_those_of_the_loss(problems, name, at):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_smoothness_bounds_the_gradient_where_it_is_known(problems, name):
+def test_known_smoothness_bounds_the_change_of_the_gradient(problems, name):
     problem = problems[name]
     theta = jnp.asarray(5 * RNG.normal(size=(200, 3)))
     gradients, gaps = jax.vmap(problem.gradient)(theta), jax.vmap(problem.gap)(theta)
@@ -141,7 +141,7 @@ def test_logistic_regression_agrees_with_scikit_learn(problems):
 
 
 @pytest.mark.parametrize("name", ["logistic", "exponential"])
-def test_separable_labels_have_the_infimum_0_which_is_not_attained(name):
+def test_separable_labels_have_unattained_infimum_zero(name):
     problem = MAKE[name](X, np.sign(X @ [1.0, 2.0, -0.5]))
     assert float(problem.minimum) == 0.0
     assert not problem.attained
@@ -154,7 +154,7 @@ def test_separable_labels_have_the_infimum_0_which_is_not_attained(name):
 
 
 @pytest.mark.parametrize("name", ["logistic", "exponential"])
-def test_quasi_separable_labels_have_the_infimum_of_those_on_the_hyperplane(name):
+def test_quasi_separable_labels_have_the_infimum_of_samples_on_the_hyperplane(name):
     # The last column is 0 on the first 12 samples and separates the other 4.
     extra = np.column_stack([RNG.normal(size=(4, 3)), [1.0, -1.0, 2.0, 0.1]])
     turn = np.linalg.qr(RNG.normal(size=(4, 4)))[0]  # hides the direction
@@ -169,7 +169,7 @@ def test_quasi_separable_labels_have_the_infimum_of_those_on_the_hyperplane(name
     assert problem.loss(far) >= problem.minimum - 1e-11
 
 
-def test_counts_of_zero_escape_only_where_no_other_count_is_moved():
+def test_zero_counts_escape_only_if_positive_counts_are_fixed():
     features = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     problem = ddln.poisson(features, [2.0, 0.0, 4.0])
     assert problem.escapes.tolist() == [False, True, False]
@@ -181,7 +181,7 @@ def test_counts_of_zero_escape_only_where_no_other_count_is_moved():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_hubers_minimum_is_that_of_its_quadratic_program(seed):
+def test_huber_minimum_matches_quadratic_program(seed):
     # The Moreau form: min over θ and e of ½‖Xθ − y − e‖² + δ‖e‖₁, as e = e₊ − e₋.
     rng = np.random.default_rng(seed)
     features, targets, delta = rng.normal(size=(9, 4)), rng.normal(size=9), 0.05 * 4**seed
@@ -204,13 +204,13 @@ ROUNDING = 1e-11  # of the residuals, over the threshold
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.05, 1.0])
-def test_hubers_minimum_is_found_where_least_squares_leaves_most_residuals_beyond_it(delta):
+def test_huber_minimum_is_found_if_most_residuals_exceed_the_threshold(delta):
     rng = np.random.default_rng(1)
     features, noise = rng.normal(size=(40, 60)), rng.standard_t(1.5, size=40)
     wide = ddln.huber(features, noise, delta=delta)
     np.testing.assert_allclose(features @ wide.minimiser, noise, atol=ROUNDING)  # interpolates
     assert wide.minimum < 1e-25
-    # Not strictly convex, so its optimality is the oracle: the clipped residuals are normal to X.
+    # The loss is not strictly convex, so test optimality: clipped residuals are orthogonal to X.
     narrow = features[:, :15]
     residual = narrow @ ddln.huber(narrow, noise, delta=delta).minimiser - noise
     slopes = np.clip(residual / delta, -1, 1)
@@ -235,14 +235,14 @@ def test_huber_is_half_of_least_squares_within_the_threshold():
     np.testing.assert_allclose(matrix @ half.minimiser, values, rtol=1e-12)
 
 
-def test_minimisers_are_an_affine_set_only_where_the_loss_is_strictly_convex_there(problems):
+def test_minimisers_are_affine_only_if_the_loss_is_strictly_convex_there(problems):
     assert problems["huber"].minimisers() is None  # some residuals lie beyond the threshold
     for name in ("logistic", "exponential", "poisson"):
         matrix, values = problems[name].minimisers()
         np.testing.assert_allclose(matrix @ problems[name].minimiser, values, atol=1e-14)
 
 
-def test_data_of_low_rank_or_of_zeros_have_their_minimum():
+def test_low_rank_and_zero_data_have_a_minimum():
     flat = X[:, :2] @ RNG.normal(size=(2, 5))
     problem, thin = ddln.logistic(flat, LABELS), ddln.logistic(X[:, :2], LABELS)
     np.testing.assert_allclose(problem.minimum, thin.minimum, rtol=1e-13)
@@ -253,11 +253,11 @@ def test_data_of_low_rank_or_of_zeros_have_their_minimum():
     assert nothing.attained
 
 
-SINGLE = 1e-5  # 80 roundings: θ − θ* is what is left of terms several times as large
+SINGLE = 1e-5  # 80 roundings: θ − θ* is a difference of larger terms
 
 
 @pytest.mark.parametrize("name", [*NAMES, "least_squares", "function"])
-def test_a_loss_in_single_precision_stays_in_it_and_is_right_to_it(name):
+def test_single_precision_loss_stays_single_and_accurate(name):
     single = X.astype(np.float32)
     if name == "function":
         start = np.zeros(3, np.float32)
@@ -297,7 +297,7 @@ def test_large_counts_and_normalisations():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_traced_data_give_what_the_numbers_give(problems, name):
+def test_traced_data_match_concrete_data(problems, name):
     def numbers(targets):
         problem = MAKE[name](X, targets)
         theta = jnp.array([0.3, 1.0, -0.4])
@@ -359,12 +359,12 @@ def test_traced_data_give_what_the_numbers_give(problems, name):
         ),
     ],
 )
-def test_bad_input_is_named(make, message):
+def test_invalid_input_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_function_of_theta_has_the_minimum_of_the_loss_it_is(problems):
+def test_function_loss_has_the_minimum_of_the_loss_it_wraps(problems):
     risk = problems["logistic"]
     problem = ddln.from_function(risk.loss, 3, convex=True)
     np.testing.assert_allclose(problem.minimum, risk.minimum, rtol=1e-14)
@@ -379,7 +379,7 @@ def test_a_function_of_theta_has_the_minimum_of_the_loss_it_is(problems):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_signed_problem_is_that_of_doubled_features(problems, name):
+def test_signed_risk_is_the_risk_on_doubled_features(problems, name):
     signed, doubled = ddln.signed(problems[name]), MAKE[name](np.hstack([X, -X]), TARGETS[name])
     theta = jnp.asarray(RNG.normal(size=6))
     for part in ("loss", "gap", "gradient", "hessian"):
@@ -444,7 +444,7 @@ def test_minima_and_escapes_do_not_depend_on_units(name, features, targets, mini
 
 
 @pytest.mark.parametrize("offset", [1e6, 1e7, 1e8])
-def test_a_column_far_from_zero_has_the_minimum_of_the_centred_one(offset):
+def test_offset_column_has_the_minimum_of_the_centred_column(offset):
     u = np.round(1024 * RNG.normal(size=40))  # exact beside each offset
     labels = np.where(u + 700 * RNG.normal(size=40) > 0, 1.0, -1.0)
     far, near = (ddln.logistic(np.column_stack([np.ones(40), u + o]), labels) for o in (offset, 0))
@@ -454,7 +454,7 @@ def test_a_column_far_from_zero_has_the_minimum_of_the_centred_one(offset):
 
 
 @pytest.mark.parametrize("power", [6, 12, 15, 18])
-def test_large_counts_have_their_minimum_and_minimiser(power):
+def test_minimum_of_large_counts_is_found(power):
     problem = ddln.poisson([[1.0], [1.0]], [10.0**power, 3 * 10.0**power])
     place = np.log(2) + power * np.log(10)
     np.testing.assert_allclose(problem.minimiser, place, rtol=1e-14)
@@ -464,7 +464,7 @@ def test_large_counts_have_their_minimum_and_minimiser(power):
     np.testing.assert_allclose(mixed.minimiser, [power * np.log(10), 0.0], atol=1e-13)
 
 
-def test_memory_grows_with_the_samples_and_not_with_their_square():
+def test_memory_is_linear_in_the_samples():
     features = np.column_stack([np.ones(4000), RNG.normal(size=(4000, 6))])
     labels = np.where(features[:, 1] + RNG.normal(size=4000) > 0, 1.0, -1.0)
     tracemalloc.start()
@@ -478,7 +478,7 @@ CLOSE = 200 * float(np.finfo(float).eps)
 
 
 @pytest.mark.parametrize("last", [1.0, 3.0])
-def test_what_rounding_leaves_open_is_refused(last):
+def test_separation_within_rounding_is_refused(last):
     features = np.array([[1.0, 1.0], [1.0, 1.0 + CLOSE], [1.0, last]])
     labels = np.array([-1.0, 1.0, 1.0])
     with pytest.raises(
@@ -504,7 +504,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("name", ["logistic", "separable", *SLOW])
-def test_every_theorem_that_applies_holds_on_a_run(problems, name):
+def test_all_applicable_theorems_hold_on_a_run(problems, name):
     if name == "separable":
         problem = ddln.logistic(X, np.sign(X @ [1.0, 2.0, -0.5]))
     elif name == "function":
@@ -522,7 +522,7 @@ def test_every_theorem_that_applies_holds_on_a_run(problems, name):
         assert "asymptotic rate" not in applies
 
 
-def test_a_pl_constant_of_the_user_brings_the_exponential_bound():
+def test_user_given_pl_constant_enables_the_exponential_bound():
     curvature = jnp.array([1.0, 2.0, 4.0])
 
     def loss(theta):
@@ -575,7 +575,7 @@ def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_asymptotic_rate_allows_for_a_loss_that_is_not_quadratic_yet(tmp_path):
+def test_asymptotic_rate_allows_for_a_loss_not_yet_quadratic(tmp_path):
     # At the start of its last e-fold 3 % of the gap is of third order in θ − θ*.
     overrides = ("sweep={}", "network.signed=true", "dynamics.until=3.0", "dynamics.points=41")
     dataset = ddln.run(experiment(tmp_path, *overrides))
@@ -592,9 +592,7 @@ def test_the_asymptotic_rate_allows_for_a_loss_that_is_not_quadratic_yet(tmp_pat
         (["problem.loss.kind=poisson"], "must be a whole number ≥ 0: not of kind"),
     ],
 )
-def test_targets_that_do_not_fit_the_loss_are_named_before_anything_runs(
-    tmp_path, overrides, message
-):
+def test_invalid_targets_are_named_before_the_run(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         ddln.run(experiment(tmp_path, *overrides))
 
@@ -609,17 +607,17 @@ def test_targets_that_do_not_fit_the_loss_are_named_before_anything_runs(
         ("sweep.problem.loss.delta=[1, 2]", r"sweep\.problem\.loss\.delta: not a numeric key"),
     ],
 )
-def test_a_bad_loss_table_is_told_by_its_path(tmp_path, override, told):
+def test_invalid_loss_table_is_named_by_its_path(tmp_path, override, told):
     with pytest.raises(ConfigError, match=told):
         experiment(tmp_path, override)
 
 
-def test_the_loss_is_least_squares_where_no_kind_is_given(tmp_path):
+def test_default_loss_is_least_squares(tmp_path):
     loss = experiment(tmp_path, 'problem.loss={normalisation="mean"}').problem.loss
     assert (loss.kind, loss.normalisation) == ("least_squares", "mean")
 
 
-def test_counts_have_the_mean_asked_for():
+def test_counts_have_the_requested_mean():
     table = CountsDataConfig(kind="counts", samples=20000, features=2, nonzeros=2, strength=0.3)
     _, counts = datasets.draw(table)
     assert (np.asarray(counts) % 1 == 0).all()

@@ -66,7 +66,7 @@ def test_gap_has_no_cancellation_near_a_positive_minimum():
     )
 
 
-def test_tall_data_of_uneven_columns_keep_every_digit_of_the_gradient():
+def test_gradient_of_tall_badly_scaled_data_is_accurate():
     scales = 10.0 ** -np.arange(6)
     features, targets = RNG.normal(size=(200, 6)) * scales, RNG.normal(size=200)
     theta = RNG.normal(size=6)
@@ -79,7 +79,7 @@ def test_tall_data_of_uneven_columns_keep_every_digit_of_the_gradient():
     np.testing.assert_allclose(problem.gradient(jnp.asarray(theta)), exact, rtol=1e-13)
 
 
-def test_zero_data_has_zero_constants():
+def test_zero_features_give_zero_constants():
     problem = ddln.least_squares(np.zeros((3, 2)), np.ones(3))
     assert problem.pl_constant == 0
     assert problem.minimiser.tolist() == [0.0, 0.0]
@@ -97,7 +97,7 @@ def test_zero_data_has_zero_constants():
         (np.zeros((0, 2)), np.zeros(0), {}, "samples ≥ 1"),
     ],
 )
-def test_bad_data_are_named(features, targets, options, message):
+def test_invalid_data_are_refused_by_name(features, targets, options, message):
     with pytest.raises(ValueError, match=message):
         ddln.least_squares(features, targets, **options)
 
@@ -143,7 +143,7 @@ def test_a_failed_factorisation_is_refused(monkeypatch):
         ddln.least_squares(*features)
 
 
-def test_a_signed_problem_is_least_squares_on_doubled_features():
+def test_signed_least_squares_is_least_squares_on_doubled_features():
     features, targets = WIDE
     problem = ddln.signed(ddln.least_squares(features, targets))
     doubled = ddln.least_squares(np.hstack([features, -features]), targets)
@@ -175,7 +175,7 @@ def test_estimates_over_all_samples_average_to_the_loss(wrap):
     np.testing.assert_allclose(moved, np.sum(residual**2) / 4, rtol=1e-12)
 
 
-def test_signed_twice_is_refused():
+def test_signing_a_signed_problem_is_refused():
     problem = ddln.signed(ddln.least_squares([[1.0]], [1.0]))
     with pytest.raises(ValueError, match="must not be signed already"):
         ddln.signed(problem)
@@ -183,7 +183,7 @@ def test_signed_twice_is_refused():
 
 @pytest.mark.parametrize("is_signed", [False, True])
 @pytest.mark.parametrize("make", [ddln.least_squares, ddln.logistic])
-def test_gradients_of_many_are_the_gradient_of_each(make, is_signed):
+def test_batched_gradients_match_single_gradients(make, is_signed):
     rng = np.random.default_rng(5)
     problem = make(rng.standard_normal((6, 4)), np.sign(rng.standard_normal(6)))
     problem = ddln.signed(problem) if is_signed else problem

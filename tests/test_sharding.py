@@ -1,4 +1,4 @@
-"""Problems cut over devices: four of one process, and those of two processes."""
+"""Problems sharded over four devices, of one process and of two."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-# Sums over coordinates in another order, and what a run makes of it; all numbers are of order 1.
+# Another order of summation, amplified by a run; all numbers are of order 1.
 AGREES = 1e-12
 
 SOLVE = """
@@ -117,7 +117,7 @@ def alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2)])
-def test_four_devices_give_the_flow_and_descent_of_one(alone, tmp_path, processes, devices):
+def test_four_devices_match_one_device(alone, tmp_path, processes, devices):
     found = solve(processes, devices, tmp_path / "numbers.npz")
     for name, array in found.items():
         expected = np.asarray(alone[name.removeprefix("placed ")])
@@ -125,7 +125,7 @@ def test_four_devices_give_the_flow_and_descent_of_one(alone, tmp_path, processe
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
-def test_what_a_cut_problem_knows_of_its_features_is_what_numpy_finds(shape):
+def test_sharded_least_squares_matches_numpy(shape):
     rng = np.random.default_rng(1)
     features, targets = rng.standard_normal(shape), rng.standard_normal(shape[0])
     features[-1] = features[0]  # of lower rank
@@ -141,7 +141,7 @@ def test_what_a_cut_problem_knows_of_its_features_is_what_numpy_finds(shape):
     np.testing.assert_allclose(problem.smoothness, 2 * singular[0] ** 2, rtol=AGREES)
 
 
-def test_what_cannot_be_cut_is_refused():
+def test_unshardable_input_is_refused():
     with pytest.raises(ValueError, match="on a mesh, sharded along coordinates, got Single"):
         sharding.sharded_least_squares(jax.numpy.eye(2), [1.0, 2.0])
     with pytest.raises(ValueError, match="number of devices that divides 3, the number of columns"):
@@ -208,7 +208,7 @@ def on_virtual_devices(count, program, *arguments):
 
 
 @pytest.mark.slow
-def test_a_sweep_on_four_devices_has_the_numbers_of_one():
+def test_sweep_on_four_devices_matches_one_device():
     done = on_virtual_devices(4, ["-c", SWEPT])
     assert done.returncode == 0, done.stderr
 
@@ -216,7 +216,7 @@ def test_a_sweep_on_four_devices_has_the_numbers_of_one():
 CONFIG = str(ROOT / "configs" / "figure4.toml")
 
 
-def test_devices_of_a_config_that_cannot_be_are_refused():
+def test_invalid_device_tables_are_refused():
     with pytest.raises(ConfigError, match=r"devices\.features: must divide 8, the number"):
         load(CONFIG, ["devices={features=3}"])
     with pytest.raises(ConfigError, match=r"sweep\.devices\.lanes: not a numeric key"):
@@ -226,7 +226,7 @@ def test_devices_of_a_config_that_cannot_be_are_refused():
         make_plan(uneven)
 
 
-def test_groups_of_devices_have_as_many_lanes_each():
+def test_device_groups_get_equal_batches():
     widths = [
         make_plan(load(CONFIG, [f"devices={{lanes={groups}}}"])).chunks[0].width
         for groups in (1, 2, 4)
@@ -234,13 +234,13 @@ def test_groups_of_devices_have_as_many_lanes_each():
     assert widths == [3, 4, 4]
 
 
-def test_check_tells_of_devices():
+def test_check_prints_the_devices():
     told = CliRunner().invoke(app, ["check", CONFIG, "devices={lanes=2, features=4}"])
     line = "  devices  2 group(s) with lanes of their own, of 4 with columns of their own\n"
     assert line in told.output
 
 
-def test_a_run_with_fewer_devices_than_it_asks_for_is_not_begun(tmp_path):
+def test_run_with_too_few_devices_does_not_start(tmp_path):
     experiment = load(CONFIG, ["devices={lanes=2, features=4}"])
     folder = RunFolder.of(experiment, tmp_path)
     told = "lanes × features must be at most the 1 there are, got 8"
