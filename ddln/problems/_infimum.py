@@ -44,7 +44,7 @@ class Infimum(NamedTuple):
 def spectral_norm(features: Float[Array, "samples dim"]) -> Float[Array, ""]:
     """σ_max of a matrix, from the smaller of its Gram matrices."""
 
-    def norm(matrix: Float[np.ndarray, "samples dim"]) -> list[np.ndarray]:
+    def norm(matrix: Float[np.ndarray, "samples dim"]) -> list[np.floating]:
         exponent = np.frexp(np.max(np.abs(matrix)))[1]  # so that no square overflows
         scaled = np.ldexp(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, -exponent)
         return [np.ldexp(np.sqrt(np.linalg.eigvalsh(scaled @ scaled.T)[-1]), exponent)]
