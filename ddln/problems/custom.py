@@ -73,17 +73,14 @@ def from_function(
     >>> float(problem.minimum), jnp.round(problem.minimiser, 12).tolist()
     (2.0, [1.0, 1.0])
     """
-    if dim < 1:
-        raise ValueError(f"`dim` must be ≥ 1, got {dim}.")
-    origin = jnp.zeros(dim) if start is None else as_vector("start", start, dim)
+    origin = _as_start(start, dim)
     function = _as_pytree(loss, origin)
     given = None if minimum is None else as_floats("minimum", minimum, 0)
-    attained = True
     if minimiser is not None:
         theta = as_vector("minimiser", minimiser, dim)
         least = _verified_minimum(function, theta, origin, given)
     elif given is not None:
-        theta, least, attained = jnp.full(dim, jnp.nan), given, False
+        theta, least = jnp.full(dim, jnp.nan), given
     elif convex:
         theta = _find_minimiser(function, origin)
         least = function(theta)
@@ -95,11 +92,17 @@ def from_function(
         dim=dim,
         minimum=least,
         minimiser=theta,
-        attained=jnp.asarray(attained),
+        attained=jnp.asarray(minimiser is not None or given is None),
         pl_constant=mu,
         smoothness=beta,
         convex=convex,
     )
+
+
+def _as_start(start: ArrayLike | None, dim: int) -> Float[Array, " dim"]:
+    if dim < 1:
+        raise ValueError(f"`dim` must be ≥ 1, got {dim}.")
+    return jnp.zeros(dim) if start is None else as_vector("start", start, dim)
 
 
 def _as_pytree(loss: Any, theta: Float[Array, " dim"]) -> Any:
