@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from typer.testing import CliRunner
 
 import ddln
@@ -139,6 +141,22 @@ def test_sharded_least_squares_matches_numpy(shape):
     least = singular[singular > 1e-12 * singular[0]].min()
     np.testing.assert_allclose(problem.pl_constant, 2 * least**2, rtol=AGREES)
     np.testing.assert_allclose(problem.smoothness, 2 * singular[0] ** 2, rtol=AGREES)
+
+
+@pytest.mark.parametrize("make", [ddln.least_squares, ddln.huber])
+def test_problems_shard_their_coordinates_and_replicate_the_rest(make):
+    rng = np.random.default_rng(2)
+    problem = ddln.signed(make(rng.standard_normal((3, 4)), rng.standard_normal(3)))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    sharded = sharding.shard_problem(problem, mesh).unsigned
+    columns, coordinates = PartitionSpec(None, "coordinates"), PartitionSpec("coordinates")
+    assert sharded.features.sharding.spec == columns
+    assert sharded.minimiser.sharding.spec == coordinates
+    for whole in (sharded.targets, sharded.minimum, sharded.smoothness):
+        assert whole.sharding.spec == PartitionSpec()
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), problem, problem)
+    sharded = sharding.shard_problem(batch, mesh, batched=True).unsigned
+    assert sharded.features.sharding.spec == PartitionSpec("batch", *columns)
 
 
 def test_unshardable_input_is_refused():
