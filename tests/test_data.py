@@ -331,7 +331,9 @@ def test_rademacher_entries_are_plus_or_minus_one_equally_often():
 
 
 def test_planted_truth_reproduces_the_targets():
-    table = SparseDataConfig(kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4)
+    table = SparseDataConfig(
+        kind="sparse", samples=5, features=8, nonzeros=3, design="rademacher", seed=4
+    )
     features, targets = draw(table)
     np.testing.assert_allclose(features @ truth(table), targets, atol=1e-6)
     assert not has_truth(GaussianDataConfig(kind="gaussian", samples=5, features=8))
