@@ -343,7 +343,7 @@ def test_traced_data_match_concrete_data(problems, name):
         ),
         (
             lambda: ddln.from_function(lambda x: jnp.sum(jnp.exp(x)), 2, convex=True),
-            "must attain a minimum, or `minimum` be given",
+            "must attain a minimum that can be found, or `minimum` be given",
         ),
         (
             lambda: ddln.from_function(jnp.sum, 2, minimum=0, pl_constant=0),

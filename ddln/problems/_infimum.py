@@ -237,7 +237,7 @@ def _line_minimum(delta: float, residual: Values, change: Values) -> float:
     kinks = np.append(0.0, np.sort(kinks[np.isfinite(kinks) & (kinks > 0)]))
 
     def slope(t: float) -> float:
-        return change @ np.clip(residual + t * change, -delta, delta)
+        return float(change @ np.clip(residual + t * change, -delta, delta))
 
     low, high = 0, kinks.size - 1
     while high - low > 1:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,12 +77,15 @@ def shard_columns(tree: _Tree, mesh: Mesh, *, batched: bool = False) -> _Tree:
 def shard_problem(problem: Problem, mesh: Mesh, *, batched: bool = False) -> Problem:
     """Shard the `coordinate_arrays` of a problem as `shard_columns` does; replicate the others."""
     arrays = problem.coordinate_arrays()
-    shardings = eqx.tree_at(
-        lambda node: node.coordinate_arrays(),
-        jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), problem),
-        tuple(_last_axis_sharding(array, mesh, batched) for array in arrays),
-    )
-    return jax.tree.map(jax.device_put, problem, shardings)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Array) -> Array:
+        has_coordinates = any(leaf is array for array in arrays)
+        return jax.device_put(
+            leaf, _last_axis_sharding(leaf, mesh, batched) if has_coordinates else replicated
+        )
+
+    return jax.tree.map(place, problem)
 
 
 def _last_axis_sharding(array: Array, mesh: Mesh, batched: bool) -> NamedSharding:

@@ -93,7 +93,9 @@ def _solve_on(
     return solution._replace(loop_iterations=iterations)
 
 
-def _place(device: Any, problem: Problem, inputs: FlowInputs, max_steps: np.int32) -> tuple[Any, ...]:
+def _place(
+    device: Any, problem: Problem, inputs: FlowInputs, max_steps: np.int32
+) -> tuple[Any, ...]:
     """The arguments of a batch on a device, or sharded over a row of a mesh."""
     if not isinstance(device, Mesh):
         return jax.device_put((problem, *inputs, max_steps), device)
