@@ -49,3 +49,17 @@ def test_estimate_is_small_on_resolved_intervals():
     )
     middle = np.abs(value[1:]) > 0.5
     assert (estimate[middle] < 5e-3).all()
+
+
+def test_a_kink_inside_an_interval_costs_no_more_than_its_estimate():
+    rng = np.random.default_rng(0)
+    for fraction in rng.uniform(0.0, 1.0, 50):
+        kinks, jumps = (rng.permutation(20)[:4] + fraction) / 20, rng.normal(size=4)
+        ahead = np.maximum(EVEN[:, None] - kinks, 0.0)
+        value = np.exp(EVEN) + ahead @ jumps
+        slope, exact = np.exp(EVEN) + (ahead > 0) @ jumps, np.exp(EVEN) + ahead**2 @ jumps / 2
+        given = [jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]]
+        error = np.abs(np.diff(_hermite.integrate(*given)[:, 0] - exact))
+        largest = np.maximum(np.abs(value[1:]), np.abs(value[:-1]))
+        estimate = np.diff(EVEN) * largest * _hermite.relative_error(*given)[:, 0]
+        assert (error <= 2 * estimate + 1e-15).all()  # two kinks side by side hide half of a jump

@@ -54,12 +54,15 @@ def relative_error(
 ) -> Float[Array, "times-1 dim"]:
     """Estimate of the error of each interval's integral, relative to its length and largest value.
 
-    Two signs of it, added. How far the slopes take the cubic's integral from the trapezoid's is of
-    second order in the step; where that is small its square is of the fourth order that the cubic
-    has (thrice, to be safe), and where it is not, the interval is not resolved and it counts
-    itself. And how far the cubic over two intervals misses the value between them, which tells
-    little of an interval beside which all are short: there the slopes count in full, and half the
-    change of the value, by which the trapezoid's integral of what is monotone can be off.
+    It is the sum of three terms:
+
+    - from the slopes. Their change takes the cubic's integral from the trapezoidal one, by a term
+      of second order in the step. If it is small, three times its square is an estimate of the
+      cubic's order four; if not, the interval is not resolved and the term itself counts.
+    - from the value between two intervals, which the cubic over both misses. It says little of an
+      interval much longer than its neighbours: there the first term counts in full, and half the
+      change of the value, the largest error of the trapezoidal rule for a monotone function.
+    - from a kink inside the interval, see `_kink`.
 
     >>> times, jump = jnp.array([0.0, 0.1, 9.9, 10.0]), jnp.array([0.0, 0.0, 1.0, 1.0])[:, None]
     >>> relative_error(times, jump, jnp.zeros((4, 1)))[1].item() >= 0.5
@@ -85,5 +88,34 @@ def relative_error(
     )
     change = jnp.abs(jnp.diff(value, axis=0)) / size
     alone = longest < step / _COMPARABLE
-    smooth = 3 * bend * jnp.minimum(bend, 1.0) + beside / size
+    smooth = 3 * bend * jnp.minimum(bend, 1.0) + (beside + _kink(times, slope)) / size
     return jnp.where(alone, bend + change / 2, smooth)
+
+
+def _kink(
+    times: Float[Array, " times"], slope: Float[Array, "times dim"]
+) -> Float[Array, "times-1 dim"]:
+    """Error of each interval's integral per length, due to a jump J of the slope inside it.
+
+    With the kink at the fraction x of an interval of length h, the integral of the cubic through
+    J (t − τ)₊ is off by J h² (x (1 − x)/2 − 1/12), at most J h²/12. J is estimated by how far the
+    change of the slope per time is off the line through its two neighbours. For a smooth function
+    that makes an error of the same order as the cubic's.
+
+    >>> times, kink = jnp.arange(7.0), jnp.array([0.0, 0, 0, 0, 1, 1, 1])[:, None]
+    >>> _kink(times, kink)[3].item()  # 1/12
+    0.08333333333333333
+    """
+    step = jnp.diff(times)[:, None]
+    if step.size < 3:
+        return jnp.zeros_like(slope[1:])
+    middle = (times[1:] + times[:-1])[:, None] / 2
+    bend = jnp.diff(slope, axis=0) / jnp.where(step > 0, step, 1.0)
+    first, last = (
+        jnp.array([1, *range(step.size - 2), -3]),
+        jnp.array([2, *range(2, step.size), -2]),
+    )
+    run = middle[last] - middle[first]
+    rise = (bend[last] - bend[first]) / jnp.where(run > 0, run, 1.0)
+    jump = step * jnp.abs(bend - bend[first] - rise * (middle - middle[first]))
+    return step / 12 * jump
