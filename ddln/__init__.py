@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ddln.verification import diagnostics as diagnostics
     from ddln.verification.claims import Certificates as Certificates
     from ddln.verification.claims import Claim as Claim
-    from ddln.verification.descent_certificates import discretisation_order as discretisation_order
+    from ddln.verification.discretisation import discretisation_order as discretisation_order
     from ddln.verification.flow_certificates import certify as certify
 
 __version__ = "0.1.0"
@@ -86,7 +86,7 @@ _HOMES = {
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
     "verification.flow_certificates": ("certify",),
     "verification.claims": ("Certificates", "Claim"),
-    "verification.descent_certificates": ("discretisation_order",),
+    "verification.discretisation": ("discretisation_order",),
     "sweeps.compute": ("run", "sweep"),
     "plotting.entropy_profile": ("entropy_profile",),
 }

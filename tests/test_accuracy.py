@@ -1,5 +1,7 @@
 """The error of a flow against what is expected of it, by a much finer solve."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,3 +47,18 @@ def test_the_expected_error_grows_with_depth_as_the_error_does(depth, networks):
     # The same share of what is expected at every depth, and not far below it.
     assert 0.1 < over.max() < 0.8
     assert found.max() < 0.8
+
+
+def test_nan_in_a_completed_run_is_not_dropped():
+    problem, layers = ddln.least_squares([[1.0]], [2.0]), [[0.0], [1.0]]
+    run = ddln.gradient_flow(problem, layers, [0.0, 1.0, 2.0, 3.0])
+    spoilt = dataclasses.replace(run, theta=run.theta.at[1].set(jnp.nan))
+    assert jnp.isnan(expected_error(spoilt))
+    assert jnp.isinf(discrepancy(spoilt, run.theta))
+    late = dataclasses.replace(run, velocity=run.velocity.at[1].set(jnp.nan))
+    assert jnp.isinf(discrepancy(late, run.theta))
+    # A run that failed has no numbers from there on, and is compared before.
+    failed = dataclasses.replace(run, status=jnp.asarray(1), theta=run.theta.at[2:].set(jnp.nan))
+    assert jnp.isfinite(expected_error(failed))
+    assert discrepancy(failed, run.theta) == 0
+    assert jnp.isnan(discrepancy(run, jnp.full_like(run.theta, jnp.nan)))

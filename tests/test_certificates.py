@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 import ddln
+from ddln import theory
 from ddln.networks.reparametrisation import Reduction
 from ddln.solvers import gradient_flow
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM
 from ddln.sweeps import report
-from ddln.verification.flow_certificates import _diagonal, gap_floor
+from ddln.verification._convergence_bounds import asymptotic_rate
+from ddln.verification._mirror_flow import diagonal
+from ddln.verification._tolerances import gap_floor
 
 TIMES = jnp.linspace(0.0, 1.0, 81)
 ROUNDING = 1e-9  # of a few sums and quotients
@@ -133,13 +136,13 @@ OFF = 1e-6  # far above the tolerances of what is spoilt, and small against 1
         (lambda run: {"layers": run.layers.at[-1].multiply(1 + OFF)}, "entropy Hessian", 4 * OFF),
     ],
 )
-def test_what_is_measured_is_how_far_off_it_is(certified, fields, claim, share):
+def test_measured_value_is_the_relative_error(certified, fields, claim, share):
     problem, run, _ = certified
     measured = ddln.certify(problem, spoil(run, **fields(run)))[claim].measured
     np.testing.assert_allclose(measured, share, rtol=1e-3)
 
 
-def test_what_is_conserved_is_measured_against_the_largest_layer_of_its_coordinate(certified):
+def test_conservation_error_is_relative_to_the_largest_layer(certified):
     problem, run, _ = certified
     layers = np.array(run.layers)
     layers[7, 0] *= 1 + OFF
@@ -155,7 +158,7 @@ def test_what_is_conserved_is_measured_against_the_largest_layer_of_its_coordina
     np.testing.assert_allclose(certificates["sign"].measured, deficit, atol=1e-15)
 
 
-def test_tolerances_are_those_of_the_page_of_the_theory(certified):
+def test_tolerances_match_the_theory_page(certified):
     problem, run, certificates = certified
     rounding = np.finfo(float).eps
     for names, tolerance in {
@@ -202,8 +205,26 @@ def test_a_wrong_asymptotic_rate_fails():
     assert not ddln.certify(problem, slower)["asymptotic rate"].holds
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_among_the_rates_fails_the_asymptotic_rate(monkeypatch, which):
+    problem = ddln.least_squares(np.eye(2), [2.0, 1.0])
+    run = ddln.gradient_flow(problem, [[0.0, 0.0], [1.0, 1.2]], jnp.linspace(0.0, 8.0, 161))
+    floor = gap_floor(problem, run)
+    right = asymptotic_rate(problem, run, floor)
+    assert right.applies
+    assert right.holds
+    true = theory.mode_rates
+
+    def spoilt(*given):
+        rates, modes = true(*given)
+        return rates.at[which].set(jnp.nan), modes
+
+    monkeypatch.setattr(theory, "mode_rates", spoilt)
+    assert not asymptotic_rate(problem, run, floor).holds
+
+
 @pytest.mark.slow
-def test_layers_and_mirror_pictures_are_certified_too(certified):
+def test_layer_and_mirror_formulations_are_certified(certified):
     problem, run, _ = certified
     layers = run.layers[0]
     assert ddln.certify(
@@ -212,7 +233,7 @@ def test_layers_and_mirror_pictures_are_certified_too(certified):
     assert ddln.certify(problem, ddln.mirror_flow(problem, layers, TIMES)).ok
 
 
-def test_tied_networks_say_which_claims_apply(certified):
+def test_exponential_bound_does_not_apply_to_tied_networks(certified):
     problem, _, _ = certified
     layers = jnp.ones((3, 4)).at[:2, 1].set(0.0)
     certificates = ddln.certify(problem, ddln.gradient_flow(problem, layers, TIMES))
@@ -240,14 +261,14 @@ def test_transformations_agree_with_eager(certified):
     assert jitted.ok
 
 
-def test_a_batch_is_told_of_by_the_names_of_its_claims(certified):
+def test_repr_of_a_batch_lists_its_claims(certified):
     *_, certificates = certified
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), certificates)
-    assert repr(batch).startswith("Certificates(completed, conservation, sign, ")
+    assert repr(batch).startswith("Certificates(completed, consistency, conservation, ")
     assert "completed" in batch._repr_html_()
 
 
-def test_the_floor_without_a_smoothness_is_of_the_largest_hessian_at_nine_saved_times(certified):
+def test_floor_without_smoothness_uses_the_largest_sampled_hessian(certified):
     plain, run, _ = certified  # which run it is does not matter
     problem = ddln.exponential(plain.features, jnp.sign(plain.targets))
     largest = max(np.linalg.norm(problem.hessian(theta)) for theta in run.theta[::10])
@@ -255,7 +276,7 @@ def test_the_floor_without_a_smoothness_is_of_the_largest_hessian_at_nine_saved_
     np.testing.assert_allclose(gap_floor(problem, run), floor, rtol=ROUNDING)
 
 
-def test_what_is_small_is_measured_by_its_own_size():
+def test_errors_are_relative_to_the_initial_loss_and_dual():
     problem = ddln.least_squares([[1.0, 0.5]], [0.3])
     run = ddln.gradient_flow(problem, [[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]], TIMES)
     root = np.hypot(1.0, 0.5) * expected_error(run)
@@ -265,7 +286,7 @@ def test_what_is_small_is_measured_by_its_own_size():
     np.testing.assert_allclose(late.measured, LATE, rtol=1e-3)
 
 
-def test_claims_on_integrals_over_too_few_saved_times_do_not_apply(certified):
+def test_integral_claims_do_not_apply_with_too_few_saved_times(certified):
     problem, run, _ = certified
     few = jax.tree.map(lambda saved: saved[::20] if saved.ndim else saved, run)
     certificates = ddln.certify(problem, few)
@@ -278,10 +299,10 @@ def test_claims_on_integrals_over_too_few_saved_times_do_not_apply(certified):
         assert ddln.certify(scaled, few)["a-posteriori bound"].applies == applies
 
 
-def test_a_wide_diagonal_is_that_of_a_narrow_one():
+def test_diagonal_agrees_above_the_dense_size():
     at = jnp.linspace(-2.0, 2.0, LARGEST_DENSE_DIM + 1)
     for part in (at, at[1:]):
-        np.testing.assert_allclose(_diagonal(lambda x: x**3, part), 3 * part**2)
+        np.testing.assert_allclose(diagonal(lambda x: x**3, part), 3 * part**2)
 
 
 def test_too_few_times_are_refused(certified):
@@ -311,7 +332,7 @@ def test_degenerate_networks_are_certified(features, targets, layers):
         assert bool(certificates["monotone loss"].applies) == (run.gap[0] > 0)
 
 
-def test_a_frozen_coordinate_without_data_changes_no_tolerance_but_of_bounds(certified):
+def test_frozen_coordinate_changes_no_tolerance_except_of_bounds(certified):
     problem, run, certificates = certified
     features = np.insert(np.asarray(problem.features), 1, 0.0, axis=1)
     layers = np.insert(np.asarray(run.layers[0]), 1, [0.0, 0.0, 2.0], axis=1)
@@ -349,13 +370,13 @@ def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     np.testing.assert_allclose(tolerance, ten_errors, rtol=ROUNDING)
 
 
-def test_a_run_that_stops_at_once_is_said_to_lack_all_of_its_time(certified):
+def test_run_that_fails_at_once_lacks_its_whole_time(certified):
     problem, run, _ = certified
     stopped = spoil(run, gap=run.gap.at[1:].set(jnp.nan))
     assert ddln.certify(problem, stopped)["completed"].measured == TIMES[-1]
 
 
-def test_half_lines_are_certified_down_to_nothing():
+def test_half_lines_are_certified_down_to_zero():
     problem = ddln.least_squares([[1.0]], [-1.0])
     for until in (10.0, 30.0, 300.0):
         run = ddln.gradient_flow(problem, [[0.5], [0.5]], jnp.linspace(0.0, until, 301))
@@ -372,13 +393,13 @@ def test_every_claim_has_a_meaning_in_plain_words(certified):
     assert {claim.name for claim in claims} == report.MEANINGS.keys()
 
 
-def test_another_run_is_refused(certified):
+def test_other_objects_are_refused(certified):
     problem, *_ = certified
     with pytest.raises(ValueError, match=r"`run` must be a flow's or a descent's, got ndarray"):
         ddln.certify(problem, np.zeros(3))
 
 
-def test_a_run_from_a_scale_whose_inverse_mobility_has_no_square_is_certified():
+def test_run_from_a_scale_of_1e_minus_120_is_certified():
     layers = np.array([[0.0, 0.0], [1e-120, 2e-120]])
     problem = ddln.least_squares([[1.0, 0.2]], [1.0])
     run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 300.0, 61))

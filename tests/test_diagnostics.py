@@ -71,7 +71,7 @@ def test_large_steps_end_at_the_edge_of_stability(edge):
     assert (runs.gap[:, -1] < 0.01).all()
 
 
-def test_sharpness_has_no_value_where_a_run_diverged():
+def test_sharpness_is_nan_where_a_run_diverged():
     run = ddln.descend(PROBLEM, LAYERS, sgd(50.0), steps=40, record_every=2, throw=False)
     sharpness = diagnostics.sharpness(PROBLEM, run, np.s_[::10])
     assert np.isfinite(sharpness).tolist() == [True, False, False]
@@ -105,7 +105,7 @@ def numpy_descent(features, targets, layers, step, steps, draw=lambda k: slice(N
 
 
 @pytest.mark.parametrize("scale", [0.3, 1e-7])
-def test_gain_adds_up_what_large_steps_are_worth(scale):
+def test_gain_is_the_sum_over_steps(scale):
     # At 1e-7 squares of layers near 1 do not tell their difference any more.
     layers = np.stack([np.full(4, np.sqrt(2) * scale), np.zeros(4)])
     run = ddln.descend(PROBLEM, layers, sgd(0.2), steps=600, record_every=600)
@@ -130,7 +130,7 @@ def test_gain_of_a_constant_gradient_has_its_closed_form():
     np.testing.assert_allclose(diagnostics.gain(run), np.outer(run.steps, each), atol=1e-13)
 
 
-def test_the_flow_gains_nothing(flow):
+def test_the_flow_has_no_gain(flow):
     np.testing.assert_allclose(diagnostics.gain(flow), 0.0, atol=1e-13)
     expected = np.sqrt(np.abs(LAYERS[0] ** 2 - LAYERS[1] ** 2) / 2)
     alpha = diagnostics.effective_initialisation(flow)
@@ -139,7 +139,7 @@ def test_the_flow_gains_nothing(flow):
     assert (diagnostics.effective_initialisation(balanced) == 0).all()
 
 
-def test_distance_to_the_flow_is_that_to_its_closed_form():
+def test_distance_to_the_flow_matches_its_closed_form():
     # ½(θ − y)² from balanced layers: θ(t) = y/(1 + (y/θ₀ − 1) e^{−2yt}), in each coordinate.
     targets = np.array([2.0, 1.0, 0.5])
     problem = ddln.least_squares(
@@ -165,7 +165,7 @@ def test_the_divergence_to_the_limit_falls_along_the_flow(flow):
     np.testing.assert_allclose(distance[0], entropy.value(limit), rtol=SAME)
 
 
-def test_lanes_are_the_runs_one_by_one():
+def test_batched_diagnostics_equal_single_ones():
     def measures(step):
         run = ddln.descend(PROBLEM, LAYERS, sgd(step), steps=50, record_every=25, throw=False)
         return (
@@ -194,7 +194,7 @@ def test_lanes_are_the_runs_one_by_one():
         (0.1, -0.1, r"`momentum` must be ≥ 0 and < 1, got -0.1"),
     ],
 )
-def test_rules_that_make_no_sense_are_named(rate, momentum, message):
+def test_invalid_rules_are_refused(rate, momentum, message):
     with pytest.raises(ValueError, match=message):
         diagnostics.stability_threshold(rate, momentum)
 

@@ -113,7 +113,7 @@ def test_the_theory_page_names_tests_and_functions_that_exist():
     assert [name for name in named if f"def {name}(" not in tests] == []
     homes = {
         "_hermite": "ddln.theory._hermite",
-        "descent_certificates": "ddln.verification.descent_certificates",
+        "discretisation": "ddln.verification.discretisation",
         "diagnostics": "ddln.verification.diagnostics",
         "init": "ddln.networks.init",
         "theory": "ddln.theory",

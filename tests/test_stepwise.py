@@ -12,7 +12,7 @@ import scipy.integrate
 
 import ddln
 from ddln.solvers import gradient_estimators
-from ddln.verification import descent_certificates
+from ddln.verification import discretisation
 
 RNG = np.random.default_rng(0)
 FEATURES, TARGETS = RNG.normal(size=(4, 8)), RNG.normal(size=4)
@@ -53,7 +53,7 @@ def test_identities_of_depth_two_hold_at_any_step_and_samples(step, oracle):
     assert certificates["KKT of the limit"].measured < 1e-10
 
 
-def test_identities_hold_of_signed_models_and_other_losses():
+def test_identities_hold_for_signed_models_and_other_losses():
     labels = np.sign(TARGETS)
     for problem in (
         ddln.signed(PROBLEM),
@@ -66,7 +66,7 @@ def test_identities_hold_of_signed_models_and_other_losses():
         assert certificates["exact identity"].measured < EXACT
 
 
-def test_a_run_that_went_on_is_certified_from_where_it_did(run):
+def test_continued_run_is_certified_from_its_first_record(run):
     rule = ddln.optimiser("sgd", learning_rate=0.1)
     later = ddln.descend(PROBLEM, train(steps=30).state, rule, steps=3000)
     certificates = ddln.certify(PROBLEM, later)
@@ -132,7 +132,7 @@ QUICK_RULES = ("adam", "heavy ball", "shuffled")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK_RULES else pytest.mark.slow) for n in RULES]
 )
-def test_every_rule_is_held_to_its_own_recursion(name):
+def test_every_rule_follows_its_own_recursion(name):
     rule, oracle = RULES[name]
     key = None if oracle is None else jax.random.key(3)
     run = ddln.descend(
@@ -210,7 +210,7 @@ def test_claims_that_do_not_apply_say_so():
     assert not bool(balanced["KKT of the limit"].applies)
 
 
-def test_steps_beyond_the_stable_one_are_not_held_to_fall():
+def test_unstable_steps_need_not_decrease_the_loss():
     problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
     layers = np.array([[1.2], [0.0]])
     rule = ddln.optimiser("sgd", learning_rate=1.05)
@@ -225,7 +225,7 @@ def test_divergence_fails_only_the_first_claim():
     assert [bool(claim.applies) for claim in certificates.claims] == [True, *6 * [False]]
 
 
-def test_certificates_of_lanes_are_those_one_by_one():
+def test_batched_certificates_equal_single_ones():
     steps = jnp.array([0.05, 0.1])
     runs = jax.vmap(lambda step: train(step, steps=200))(steps)
     together = jax.jit(jax.vmap(lambda run: ddln.certify(PROBLEM, run)))(runs)
@@ -265,7 +265,7 @@ def first_order_change(layers, until):
 
 def test_discretisation_error_is_that_of_the_modified_loss():
     steps = np.array([1000, 2000, 4000])
-    errors = descent_certificates.discretisation_error(PROBLEM, DEEP, 2.0, steps)
+    errors = discretisation.discretisation_error(PROBLEM, DEEP, 2.0, steps)
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1.0, atol=SLOPE)
     per_step = errors * steps / 2.0
     expected = np.linalg.norm(first_order_change(DEEP, 2.0))
@@ -284,7 +284,7 @@ def test_gradient_descent_follows_the_flow_to_first_order():
     [(DEEP, 2000.0), (10 * DEEP, 2.0), (DEEP, 1e-7), (np.zeros((3, 8)), 2.0)],
     ids=["large steps", "sharp", "below the flow's accuracy", "frozen"],
 )
-def test_the_order_is_not_claimed_where_it_cannot_be_seen(layers, until):
+def test_order_does_not_apply_outside_its_asymptotic_range(layers, until):
     claim = ddln.discretisation_order(PROBLEM, layers, until)
     assert not bool(claim.applies)
     assert bool(claim.holds)
@@ -303,7 +303,7 @@ def test_the_order_is_one_at_other_depths_and_losses(depth, loss):
 
 
 @pytest.mark.slow
-def test_the_order_of_lanes_is_that_of_each():
+def test_batched_orders_equal_single_ones():
     scales = jnp.array([0.5, 1.0])
     together = jax.jit(
         jax.vmap(lambda scale: ddln.discretisation_order(PROBLEM, scale * DEEP, 2.0))
@@ -334,8 +334,8 @@ def test_a_wrong_gradient_has_no_order(monkeypatch):
         (1.0, [], r"`steps` must be whole numbers that increase from 1 or more, got \[\]"),
     ],
 )
-def test_comparisons_that_make_no_sense_are_named(until, steps, message):
+def test_invalid_comparisons_are_refused(until, steps, message):
     with pytest.raises(ValueError, match=message):
-        descent_certificates.discretisation_error(PROBLEM, DEEP, until, steps)
+        discretisation.discretisation_error(PROBLEM, DEEP, until, steps)
     with pytest.raises(ValueError, match=r"`steps` must be ≥ 1, got 0"):
         ddln.discretisation_order(PROBLEM, DEEP, 1.0, steps=0)

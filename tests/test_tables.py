@@ -50,7 +50,7 @@ def shown(monkeypatch):
     return shown
 
 
-def test_the_widest_row_fits_eighty_columns_with_nothing_cut_off():
+def test_widest_row_fits_80_columns_without_truncation():
     lines = tables.render([ROW], "Certificates").splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
@@ -59,7 +59,7 @@ def test_the_widest_row_fits_eighty_columns_with_nothing_cut_off():
     assert all(word in letters for word in ("a-posteriori", "Corollary", "FAILS"))
 
 
-def test_a_row_of_usual_width_takes_a_line():
+def test_usual_row_takes_one_line():
     usual = {"source": "Theorem 2", "measured": 1.0, "predicted": 1.0, "tolerance": 1e-6}
     (line,) = tables.render([ROW | usual], "").splitlines()[3:]
     told = " ".join(line.split())
@@ -70,14 +70,14 @@ def test_a_terminal_has_colour(shown):
     assert COLOUR.search(shown(ROW))
 
 
-def test_no_color_is_obeyed(shown, monkeypatch):
+def test_no_color_disables_colour(shown, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     sent = shown(ROW)
     assert "FAILS" in sent
     assert not COLOUR.search(sent)
 
 
-def test_what_is_no_terminal_has_no_escapes(capsys):
+def test_output_to_a_file_has_no_escapes(capsys):
     output.print_table([ROW], "Certificates")
     assert "\x1b" not in capsys.readouterr().out
 

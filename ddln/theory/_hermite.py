@@ -54,7 +54,7 @@ def relative_error(
 ) -> Float[Array, "times-1 dim"]:
     """Estimate of the error of each interval's integral, relative to its length and largest value.
 
-    It is the sum of three terms:
+    It is the sum of two terms:
 
     - from the slopes. Their change takes the cubic's integral from the trapezoidal one, by a term
       of second order in the step. If it is small, three times its square is an estimate of the
@@ -62,7 +62,8 @@ def relative_error(
     - from the value between two intervals, which the cubic over both misses. It says little of an
       interval much longer than its neighbours: there the first term counts in full, and half the
       change of the value, the largest error of the trapezoidal rule for a monotone function.
-    - from a kink inside the interval, see `_kink`.
+
+    A kink inside the interval can be worse, see `kink_error`.
 
     >>> times, jump = jnp.array([0.0, 0.1, 9.9, 10.0]), jnp.array([0.0, 0.0, 1.0, 1.0])[:, None]
     >>> relative_error(times, jump, jnp.zeros((4, 1)))[1].item() >= 0.5
@@ -88,11 +89,11 @@ def relative_error(
     )
     change = jnp.abs(jnp.diff(value, axis=0)) / size
     alone = longest < step / _COMPARABLE
-    smooth = 3 * bend * jnp.minimum(bend, 1.0) + (beside + _kink(times, slope)) / size
+    smooth = 3 * bend * jnp.minimum(bend, 1.0) + beside / size
     return jnp.where(alone, bend + change / 2, smooth)
 
 
-def _kink(
+def kink_error(
     times: Float[Array, " times"], slope: Float[Array, "times dim"]
 ) -> Float[Array, "times-1 dim"]:
     """Error of each interval's integral per length, due to a jump J of the slope inside it.
@@ -103,7 +104,7 @@ def _kink(
     that makes an error of the same order as the cubic's.
 
     >>> times, kink = jnp.arange(7.0), jnp.array([0.0, 0, 0, 0, 1, 1, 1])[:, None]
-    >>> _kink(times, kink)[3].item()  # 1/12
+    >>> kink_error(times, kink)[3].item()  # 1/12
     0.08333333333333333
     """
     step = jnp.diff(times)[:, None]

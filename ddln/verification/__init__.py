@@ -1,8 +1,10 @@
 """Check a computed run against the theorems.
 
-`flow_certificates` and `descent_certificates` turn each statement into a `Claim` with a measured
-value, a predicted value and a tolerance; `error_estimate` compares a flow with a finer solution;
-`diagnostics` measures runs and `tables` prints the results.
+A `Claim` compares a measured with a predicted value, with a tolerance and its reason. `certify`
+(`flow_certificates`, `descent_certificates`) returns all claims of a run; each theorem has a module
+of its own. `error_estimate` predicts the global error of a flow, on which the tolerances rest,
+`discretisation` compares gradient descent with the flow, `diagnostics` measures runs, and `tables`
+prints claims.
 
 Public: `ddln.certify`, `ddln.Certificates`, `ddln.Claim`, `ddln.discretisation_order`,
 `ddln.diagnostics`.

@@ -1,4 +1,4 @@
-"""Claims: numbers that were measured beside what they should be, one by one or for many lanes."""
+"""Claims that compare measured with predicted numbers, of one run or over a data set."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _NUMBERS = ("measured", "predicted", "tolerance")
 
 
 class Claim(eqx.Module):
-    """A number that was measured beside the number it should be, or should not exceed.
+    """A measured number and its predicted value, or its upper bound.
 
     >>> claim = ddln.Claim("half", "arithmetic", "1/2", measured=0.5, predicted=0.5, tolerance=0.0)
     >>> bool(claim.holds)
@@ -41,11 +41,11 @@ class Claim(eqx.Module):
     reason: str = eqx.field(static=True, default="")
     """Why this tolerance."""
     applies: Number = True
-    """Whether the statement's hypotheses hold, and the run can tell."""
+    """Whether the statement's hypotheses hold and the run resolves it."""
 
     @property
     def holds(self) -> Bool[Array, "..."]:
-        """Whether the claim is true; also of a claim that does not apply."""
+        """Whether the claim is true or does not apply; NaN in any number makes it fail."""
         excess = jnp.asarray(self.measured) - self.predicted
         excess = jnp.abs(excess) if self.relation == "=" else excess
         return (excess <= self.tolerance) | ~jnp.asarray(self.applies)
@@ -60,7 +60,7 @@ class Claim(eqx.Module):
 
 
 class Certificates(eqx.Module):
-    """The claims of one run (of many, with a leading axis on every number, under `jax.vmap`)."""
+    """The claims of one run; under `jax.vmap` every number has a leading axis of runs."""
 
     claims: tuple[Claim, ...]
 
@@ -82,24 +82,24 @@ class Certificates(eqx.Module):
 
 
 class FlowCertificates(Certificates):
-    """The claims of a flow, and what was predicted for it."""
+    """The claims of a flow and the bounds predicted for it."""
 
     predictions: Predictions
 
 
 def statements(claims: Sequence[Claim]) -> str:
-    """What the claims say, as JSON: a list of {name, source, statement, relation, reason}."""
+    """The texts of the claims as JSON: a list of {name, source, statement, relation, reason}."""
     return json.dumps([{key: getattr(claim, key) for key in _TEXTS} for claim in claims])
 
 
 def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
-    """One row per certificate over all lanes of a dataset: the numbers of its worst lane.
+    """One row per certificate of a dataset, with the numbers of its worst run.
 
     Args:
         dataset: from `ddln.run`.
 
     Returns:
-        Rows as `Claim.row`, with the counts lanes, lanes_applicable and lanes_holding.
+        Rows as `Claim.row`, and the counts `lanes` (runs), `lanes_applicable` and `lanes_holding`.
 
     >>> import xarray as xr
     >>> texts = {"name": "a", "source": "b", "statement": "c", "relation": "=", "reason": "d"}
@@ -121,14 +121,14 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
     >>> row["measured"], row["holds"], row["lanes_holding"], row["lanes"]
     (3.0, False, 1, 2)
     """
-    rows, places = [], dataset.get_index("certificate")
+    rows, index = [], dataset.get_index("certificate")
     numbers = [
         dataset[f"certificate_{name}"].transpose("certificate", ...).values
         for name in ("measured", "predicted", "tolerance", "applies", "holds")
     ]
     for texts in json.loads(dataset.attrs["certificate_statements"]):
-        place = places.get_loc(texts["name"])
-        measured, predicted, tolerance, applies, holds = (of[place].ravel() for of in numbers)
+        row = index.get_loc(texts["name"])
+        measured, predicted, tolerance, applies, holds = (values[row].ravel() for values in numbers)
         excess = measured - predicted
         excess = np.abs(excess) if texts["relation"] == "=" else excess
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,67 +1,37 @@
-"""What a run records at each point, held against its layers there: the first of its certificates.
+"""The records of a run against its layers and its times: "consistency" and "clock".
 
     θ = u¹ ⊙ … ⊙ u^L,   dθ/dt = −M(u) ⊙ ∇ℒ(θ),   loss = ℒ(θ),   gap = ℒ(θ) − ℒ*
 
-Each holds to rounding at every saved point, whatever the accuracy of the integrator. Rounding of θ
-is taken for an error r = 30 ε (‖θ‖ + ‖θ*‖) of it: one of β r in ∇ℒ, and of √(β/2) r in the root of
-the gap.
+hold to rounding at every saved point, whatever the accuracy of the integrator. A rounding error
+r = 30 ε (‖θ‖ + ‖θ*‖) in θ is one of β r in ∇ℒ and of √(β/2) r in the square root of the gap.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ddln._internal.validation import Number, largest
+from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
-from ddln.problems.signed import Signed
+from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.result import Run
+from ddln.theory import _hermite
+from ddln.verification._tolerances import (
+    CONSERVED,
+    LOOSEST,
+    gap_rounding,
+    relative_error,
+    root_of_gap,
+    sample_points,
+    steepness,
+    summation_error,
+    theta_noise,
+)
 from ddln.verification.claims import Claim
+from ddln.verification.error_estimate import expected_error, relative_accuracy
 
-_ROUNDINGS = 4096
-"""Of a layer, that are granted to what is a product of layers."""
-_SUMMED = 64
-"""Roundings of its largest value that are granted to a sum, such as a loss."""
-
-
-def steepness(problem: Problem, theta: Float[Array, "points dim"]) -> Float[Array, ""]:
-    """β, or where there is none the largest ‖∇²ℒ‖ at these θ."""
-    if problem.smoothness is not None:
-        return problem.smoothness
-    # In the Frobenius norm: eigenvalues of a batch can lock XLA's few threads (docs/decisions.md).
-    return largest(jnp.linalg.norm(jax.vmap(problem.hessian)(theta), axis=(1, 2)))
-
-
-def theta_noise(problem: Problem, theta: Float[Array, "points dim"]) -> Float[Array, ""]:
-    """r: 30 roundings of θ, and of θ* where there is one."""
-    minimiser = jnp.where(problem.attained, problem.minimiser, 0.0)
-    size = largest(jnp.abs(theta)) + largest(jnp.abs(minimiser))
-    return 30 * jnp.finfo(theta.dtype).eps * size
-
-
-def gap_rounding(problem: Problem, loss: Float[Array, " points"]) -> Number:
-    """Rounding of the gap where it is a difference of two losses; 0 where it is a sum of its own.
-
-    >>> problem = ddln.from_function(lambda theta: 1e8 + jnp.sum(theta**2), 1, convex=True)
-    >>> float(gap_rounding(problem, jnp.array([1e8]))) > 1e-8
-    True
-    """
-    whole = problem.unsigned if isinstance(problem, Signed) else problem
-    if type(whole).gap is not Problem.gap:
-        return 0.0
-    size = largest(jnp.abs(loss)) + jnp.abs(problem.minimum)
-    return _SUMMED * jnp.finfo(size.dtype).eps * size
-
-
-def root_of_gap(gap: Float[Array, " points"]) -> Float[Array, " points"]:
-    """√gap, 0 where rounding made the gap negative."""
-    return jnp.sqrt(jnp.where(gap < 0, 0.0, gap))
-
-
-def relative(error: Array, size: Array, noise: Array | Number, tolerance: Number) -> Array:
-    """Largest |error| over |size|, where the noise counts as just tolerable; NaN if one is."""
-    tiny = jnp.finfo(error.dtype).tiny / jnp.finfo(error.dtype).eps
-    return largest(jnp.abs(error) / (jnp.abs(size) + noise / tolerance + tiny))
+_SAFETY = 4
+"""Factor on the estimated quadrature error of a single interval."""
 
 
 def consistency(
@@ -70,53 +40,133 @@ def consistency(
     beta: Float[Array, ""],
     start: Float[Array, "depth dim"] | None = None,
 ) -> Claim:
-    """The claim that what a run records belongs together, at every point.
+    """Claim that θ, dθ/dt, loss and gap at every point are those of the layers there.
+
+    It fails if any recorded number is not finite, if the times do not increase, or if a gap is
+    negative beyond its rounding, since ℒ* is then no infimum. Tolerance: 4096 roundings per layer,
+    because reduced coordinates hold the layers of a tie to a rounding of their logarithm.
 
     Args:
         problem: the loss.
-        run: a flow or a descent; the rate dθ/dt is held where the run has one.
-        beta: β, or the largest ‖∇²ℒ‖, of `steepness`.
-        start: the layers that it must have started from; `None` for any.
+        run: a flow or a descent; dθ/dt is checked if the run records it.
+        beta: β or the largest ‖∇²ℒ‖, from `steepness`.
+        start: the layers from which the run must have started; `None` for any.
     """
     theta = jax.vmap(effective_parameter)(run.layers)
-    # Positions know the layers of a tie to a rounding of its logarithm.
-    tolerance = _ROUNDINGS * len(run.layers[0]) * jnp.finfo(theta.dtype).eps
+    tolerance = CONSERVED * len(run.layers[0]) * jnp.finfo(theta.dtype).eps
     rounding = theta_noise(problem, run.theta)
     loss, gap = jax.vmap(problem.loss)(run.theta), jax.vmap(problem.gap)(run.theta)
-    shift = gap_rounding(problem, run.loss)
     floor = beta * rounding**2 / 2
-    of_gap = 2 * jnp.sqrt(floor) * root_of_gap(gap) + floor + shift
-    summed = _SUMMED * jnp.finfo(loss.dtype).eps * (largest(jnp.abs(loss)) + largest(gap))
-    parts = [
-        relative(run.theta - theta, theta, 0.0, tolerance),
-        relative(run.loss - loss, loss, of_gap + summed, tolerance),
-        relative(run.gap - gap, gap, of_gap, tolerance),
-        # ℒ* is no infimum where a gap is negative beyond its rounding.
-        relative(jnp.minimum(run.gap, 0.0), jnp.zeros_like(gap), of_gap, tolerance),
+    gap_noise = 2 * jnp.sqrt(floor) * root_of_gap(gap) + floor + gap_rounding(problem, run.loss)
+    loss_noise = gap_noise + summation_error(largest(jnp.abs(loss)) + largest(gap))
+    negative = jnp.minimum(run.gap, 0.0)
+    errors = [
+        relative_error(run.theta - theta, theta, 0.0, tolerance),
+        relative_error(run.loss - loss, loss, loss_noise, tolerance),
+        relative_error(run.gap - gap, gap, gap_noise, tolerance),
+        relative_error(negative, jnp.zeros_like(gap), gap_noise, tolerance),
     ]
-    velocity = getattr(run, "velocity", None)
-    if velocity is not None:
+    if isinstance(run, Trajectory):
         metric = jax.vmap(mobility)(run.layers)
-        speed = metric * jax.vmap(problem.gradient)(run.theta)
-        parts.append(relative(velocity + speed, speed, beta * rounding * metric, tolerance))
+        velocity = -metric * jax.vmap(problem.gradient)(run.theta)
+        noise = beta * rounding * metric
+        errors.append(relative_error(run.velocity - velocity, velocity, noise, tolerance))
     if start is not None:
-        parts.append(relative(run.layers[0] - start, start, 0.0, tolerance))
-    worst = largest(jnp.stack(parts))
+        errors.append(relative_error(run.layers[0] - start, start, 0.0, tolerance))
     return Claim(
         "consistency",
         "definitions",
         "θ = u¹ ⊙ … ⊙ u^L, dθ/dt = −M ⊙ ∇ℒ(θ), loss ℒ(θ) and gap ℒ(θ) − ℒ* at every point",
-        jnp.where(_is_whole(run), worst, jnp.nan),
-        0.0,
-        tolerance,
+        measured=jnp.where(_is_sound(run), largest(jnp.stack(errors)), jnp.nan),
+        predicted=0.0,
+        tolerance=tolerance,
         relation="<=",
         reason="rounding",
     )
 
 
-def _is_whole(run: Run) -> Bool[Array, ""]:
-    """Whether every number is finite, and the times increase."""
-    names = ("times", "layers", "theta", "loss", "gap", "velocity")
-    recorded = [getattr(run, name) for name in names if hasattr(run, name)]
-    finite = [jnp.all(jnp.isfinite(value)) for value in recorded]
-    return jnp.all(jnp.stack(finite)) & jnp.all(jnp.diff(run.times) > 0)
+def _is_sound(run: Run) -> Bool[Array, ""]:
+    """Whether every recorded number is finite and the times increase."""
+    recorded = [run.times, run.layers, run.theta, run.loss, run.gap]
+    if isinstance(run, Trajectory):
+        recorded.append(run.velocity)
+    finite = jnp.stack([jnp.all(jnp.isfinite(values)) for values in recorded])
+    return jnp.all(finite) & jnp.all(jnp.diff(run.times) > 0)
+
+
+def clock(problem: Problem, run: Trajectory) -> Claim:
+    """Claim that θ moves by ∫ dθ/dt ds from each saved time to the next.
+
+    Over one interval only errors made in it count, so a wrong time shows wherever the saved times
+    resolve the curve, whatever the errors before. The integral is that of the cubic through dθ/dt
+    and d²θ/dt², the derivative of −M(u) ⊙ ∇ℒ(θ) along the flow.
+
+    Tolerance: 100 times the integrator's relative accuracy, of the change of θ_k. Three errors
+    count as just tolerable: four times the estimated quadrature error (kinks of ∇ℒ included), the
+    integrator's error of θ_k at both ends, and that of dθ/dt in between.
+    """
+
+    def velocity(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        return -mobility(layers) * problem.gradient(effective_parameter(layers))
+
+    def acceleration(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        theta, pull_back = jax.vjp(effective_parameter, layers)
+        (layer_gradient,) = pull_back(problem.gradient(theta))
+        return jax.jvp(velocity, (layers,), (-layer_gradient,))[1]
+
+    slope = jax.vmap(acceleration)(run.layers)
+    step = jnp.diff(run.times)[:, None]
+    # Of each interval by itself: a difference of integrals from the start would cancel.
+    trapezoid = step / 2 * (run.velocity[1:] + run.velocity[:-1])
+    predicted = trapezoid - step**2 / 12 * jnp.diff(slope, axis=0)
+    quadrature = _larger_end(jnp.abs(run.velocity)) * _hermite.relative_error(
+        run.times, run.velocity, slope
+    ) + _hermite.kink_error(run.times, slope)
+    at_ends = _larger_end(_integrator_error(problem, run))
+    between = _larger_end(_velocity_error(problem, run))
+    noise = step * (_SAFETY * quadrature + between) + 2 * at_ends
+    moved = jnp.diff(run.theta, axis=0)
+    tolerance = 100 * relative_accuracy(run)
+    return Claim(
+        "clock",
+        "Proposition 1",
+        "θ moves by ∫ dθ/dt ds from each saved time to the next",
+        measured=relative_error(moved - predicted, moved, noise, tolerance),
+        predicted=0.0,
+        tolerance=tolerance,
+        relation="<=",
+        reason="the integrator's; the quadrature error counts as just tolerable",
+        applies=jnp.any(~(noise >= LOOSEST * jnp.abs(moved))),
+    )
+
+
+def _larger_end(values: Float[Array, "times dim"]) -> Float[Array, "times-1 dim"]:
+    """The larger of the values at the two ends of each interval."""
+    return jnp.maximum(values[1:], values[:-1])
+
+
+def _integrator_error(problem: Problem, run: Trajectory) -> Float[Array, "times dim"]:
+    """Expected error of each θ_k relative to the steps before it.
+
+    A relative tolerance holds for the layers or the reduced coordinate, hence for θ_k; in dual
+    coordinates it holds for ξ = ∇Q(θ), and an error of ξ_k is M_k times as large in θ_k. `atol`
+    reaches θ_k through a layer, with a factor of at most √(L M_k), or through ξ_k.
+    """
+    accuracy, metric = relative_accuracy(run), jax.vmap(mobility)(run.layers)
+    depth = run.layers.shape[1]
+    size = jnp.maximum(largest(jnp.abs(run.layers), axis=1), 1.0)
+    absolute = run.atol * (jnp.sqrt(depth * metric) * size + metric)
+    error = accuracy * jnp.abs(run.theta) + absolute
+    if run.coordinates == "mirror":
+        gradient, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
+            run.theta, run.velocity
+        )
+        dual = _hermite.integrate(run.times, gradient, slope)
+        error = error + accuracy * metric * jnp.abs(dual)
+    return error
+
+
+def _velocity_error(problem: Problem, run: Trajectory) -> Float[Array, "times dim"]:
+    """Error of dθ/dt that an error δ of θ makes through ∇ℒ."""
+    beta = steepness(problem, run.theta[sample_points(run.times.size)])
+    return beta * expected_error(run) * jax.vmap(mobility)(run.layers)

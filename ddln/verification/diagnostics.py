@@ -1,4 +1,4 @@
-"""What a run did, measured: one question a function, of flows and of discrete runs.
+"""Measurements on flows and discrete runs, one quantity a function.
 
     S_k = λ_max(∂²ℒ/∂u²) at u_k                      `sharpness`
     2(1 + β)/γ, above which steps leave a minimiser  `stability_threshold`
@@ -6,7 +6,7 @@
     α_k² = |u² − v²|_k / 2 = α₀² exp(−Gain_k)        `effective_initialisation`, at depth 2
     ‖θ_k − θ(t_k)‖, θ(t) the gradient flow           `distance_to_flow`
 
-Elsewhere one line is enough:
+Other quantities take one line:
 
 >>> problem = ddln.least_squares([[1.0, 0.5]], [1.0], normalisation="half_mean")
 >>> held_out = ddln.least_squares([[0.9, 0.6]], [0.9], normalisation="half_mean")
@@ -45,16 +45,17 @@ def sharpness(
     Args:
         problem: the loss.
         run: from `gradient_flow`, `descend` and the like.
-        records: which records to look at, an index of NumPy's. Of more than 64 weights each takes
+        records: which records to evaluate, as a NumPy index. With more than 64 weights each takes
             some hundred products of the Hessian with a vector.
 
     Returns:
-        `theory.sharpness` of each, shape (records,); NaN where the layers are.
+        `theory.sharpness` at each record, shape (records,); NaN if the layers are not finite.
 
     Raises:
         IndexError: no such record.
 
-    Source: as derived in docs/theory.md; against 2/γ, the edge of stability, Cohen et al. 2021.
+    Source: as derived in docs/theory.md; compared with 2/γ, the edge of stability, Cohen et al.
+    2021.
 
     >>> problem = ddln.least_squares([[1.0]], [6.0], normalisation="half")
     >>> rule = ddln.optimiser("sgd", learning_rate=0.02)
@@ -66,11 +67,13 @@ def sharpness(
 
 
 @eqx.filter_jit
-def _sharpness(problem, layers):
+def _sharpness(
+    problem: Problem, layers: Float[Array, "records depth dim"]
+) -> Float[Array, " records"]:
     finite = jnp.all(jnp.isfinite(layers), axis=(1, 2))
-    # Of what is not a number LOBPCG takes all the steps it may.
-    seen = jnp.where(finite[:, None, None], layers, 0.0)
-    found = jax.lax.map(lambda layers: theory.sharpness(problem, layers), seen)
+    # LOBPCG would run to its iteration limit on NaN.
+    safe_layers = jnp.where(finite[:, None, None], layers, 0.0)
+    found = jax.lax.map(lambda layers: theory.sharpness(problem, layers), safe_layers)
     return jnp.where(finite, found, jnp.nan)
 
 
@@ -79,19 +82,20 @@ def stability_threshold(
 ) -> Float[Array, "*records"]:
     """2(1 + β)/γ: the sharpness above which steps of size γ leave a minimiser.
 
-    On ½Su² heavy ball is u_{k+1} = (1 + β − γS) u_k − β u_{k−1}, of which a root reaches −1 there.
+    On ½Su² heavy ball is u_{k+1} = (1 + β − γS) u_k − β u_{k−1}; a root of its characteristic
+    polynomial reaches −1 at this S.
 
     Args:
         learning_rate: γ, of any shape, such as the `rates` of a run of plain steps.
         momentum: β of heavy ball, 0 for gradient descent.
 
     Returns:
-        the threshold, of γ's shape.
+        The threshold, with the shape of γ.
 
     Raises:
         ValueError: γ ≤ 0, or β outside [0, 1) (traced: NaN).
 
-    Source: Polyak 1964; as the edge of stability Cohen et al. 2021.
+    Source: Polyak 1964; the edge of stability of Cohen et al. 2021.
 
     >>> float(ddln.diagnostics.stability_threshold(0.01, momentum=0.5))
     300.0
@@ -107,17 +111,17 @@ def stability_threshold(
 def gain(run: Run) -> Float[Array, "records dim"]:
     """Gain_k = ln |(u² − v²)₀ / (u² − v²)_k| of each coordinate, at depth 2.
 
-    It is 0 of the flow. Of plain steps, of any size and on any samples, it is Σ_k q(γ_k ∇ℓ_k) with
-    q(x) = −½ ln (1 − x²)² ≥ 0 while |x| ≤ √2: by so much are large and noisy steps richer.
+    The flow has gain 0. Plain steps of any size, on any samples, have gain Σ_k q(γ_k ∇ℓ_k) with
+    q(x) = −½ ln (1 − x²)² ≥ 0 for |x| ≤ √2: large and noisy steps increase it.
 
     Args:
-        run: of depth 2; with its ledger, where it has one, small differences stay exact.
+        run: of depth 2; its ledger, if it has one, keeps small differences exact.
 
     Returns:
-        the gain since the first record, shape (records, dim); NaN of balanced coordinates.
+        The gain since the first record, shape (records, dim); NaN at balanced coordinates.
 
     Raises:
-        ValueError: another depth.
+        ValueError: the depth is not 2.
 
     Source: Gain_γ of Even et al. 2023.
 
@@ -135,20 +139,20 @@ def gain(run: Run) -> Float[Array, "records dim"]:
 def effective_initialisation(run: Run) -> Float[Array, "records dim"]:
     """α_k = (|u² − v²|_k / 2)^{1/2} = α₀ exp(−Gain_k/2) of each coordinate, at depth 2.
 
-    The flow from layers √2 α and 0 keeps it at α. At the end of a discrete run it is the α_∞ of the
-    entropy that its limit minimises: of a smaller start than it had, where its steps were large.
+    The flow from layers √2 α and 0 keeps it at α. At the end of a discrete run it is α_∞, the scale
+    of the entropy that the limit minimises; large steps make it smaller than the initial scale.
 
     Args:
-        run: of depth 2; with its ledger, where it has one, small α stay exact.
+        run: of depth 2; its ledger, if it has one, keeps small α exact.
 
     Returns:
         α_k, shape (records, dim); the last is α_∞.
 
     Raises:
-        ValueError: another depth.
+        ValueError: the depth is not 2.
 
-    Source: Even et al. 2023, whose α is this one; of momentum (2α² there is the balancedness)
-    Papazov et al. 2024.
+    Source: Even et al. 2023, with the same α; for momentum Papazov et al. 2024, whose balancedness
+    is 2α².
 
     >>> problem = ddln.least_squares([[1.0]], [1.0], normalisation="half")
     >>> rule = ddln.optimiser("sgd", learning_rate=0.5)
@@ -167,23 +171,23 @@ def _difference_of_squares(run: Run) -> Float[Array, "records dim"]:
     difference = (u - v) * (u + v)
     if not isinstance(run, Descent) or run.ledger is None:
         return difference
-    # Layers that are nearly as large no longer tell what is between them.
-    grown = jnp.prod(run.ledger.growth, axis=1)
-    return difference[:1] * (grown / grown[:1])
+    # Subtraction cancels where the layers are nearly equal; the ledger does not subtract.
+    growth = jnp.prod(run.ledger.growth, axis=1)
+    return difference[:1] * (growth / growth[:1])
 
 
 @eqx.filter_jit
 def distance_to_flow(problem: Problem, run: Run) -> Float[Array, " records"]:
-    """‖θ_k − θ(t_k)‖₂ at each record, θ(t) the gradient flow from the first one.
+    """‖θ_k − θ(t_k)‖₂ at each record, θ(t) the gradient flow from the first record.
 
     Args:
         problem: the loss.
-        run: whose `times` are flow times. (Of an optax transformation that `descend` took as it
-            was they are numbers of steps, as the step size is not known: `dataclasses.replace`
-            them.) A run that stopped rests, while the flow goes on.
+        run: a run whose `times` are flow times. (After an optax transformation passed to `descend`
+            directly they are step counts, since its step size is not known: replace them by
+            `dataclasses.replace`.) A run that stopped rests while the flow continues.
 
     Returns:
-        the distance, shape (records,); NaN where the run diverged, or the flow did.
+        The distance, shape (records,); NaN if the run or the flow diverged.
 
     Source: k steps of size η reach flow time kη; with heavy ball, kη/(1 − β).
 

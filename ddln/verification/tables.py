@@ -1,4 +1,4 @@
-"""Claims as a table, for a terminal or for a page, whatever they are called."""
+"""Tables of claims for terminals and Markdown pages."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ _STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
 
 
 def plain(text: str) -> str:
-    """The text with nothing in it that a terminal would obey.
+    """The text with control characters escaped, so that it is safe to print.
 
     >>> print(plain("a" + chr(27) + "[2J"))
     a\\x1b[2J
@@ -20,7 +20,7 @@ def plain(text: str) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """`holds`, `fails`, or `open` where the claim does not apply."""
+    """`holds`, `fails`, or `open` if the claim does not apply."""
     return "open" if not row["applies"] else "holds" if row["holds"] else "fails"
 
 
@@ -31,7 +31,7 @@ def table(rows: Iterable[Mapping[str, Any]], title: str) -> "Table":
     from rich.table import Table
 
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # What is too wide is folded: nothing that was measured is cut off.
+    # Wide cells fold rather than lose digits.
     result.add_column("claim", overflow="fold")
     result.add_column("source", max_width=18, overflow="fold")
     result.add_column("measured", justify="right", overflow="fold")
@@ -56,7 +56,7 @@ def render(rows: Iterable[Mapping[str, Any]], title: str) -> str:
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The lines of the table in Markdown, with what each claim says.
+    """The lines of the table in Markdown, with each claim's statement.
 
     >>> claim = ddln.Claim("half", "arithmetic", "1/2", measured=0.5, predicted=0.5, tolerance=0.0)
     >>> markdown([claim.row()])[-1]
@@ -78,8 +78,8 @@ def cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
         return "–", "–", word
     sign, margin = {"=": ("=", "±"), "<=": ("≤", "+")}[row["relation"]]
     predicted, tolerance = row["predicted"], row["tolerance"]
-    told = row["relation"] == "=" and 0 < tolerance < abs(predicted) < math.inf
-    # To the digits that are claimed.
-    digits = max(math.ceil(min(math.log10(abs(predicted) / tolerance), 7)), 3) if told else 3
+    is_equation = row["relation"] == "=" and 0 < tolerance < abs(predicted) < math.inf
+    # As many digits as the tolerance supports.
+    digits = max(math.ceil(min(math.log10(abs(predicted) / tolerance), 7)), 3) if is_equation else 3
     expected = f"{sign} {predicted:.{max(digits, 4)}g} {margin} {tolerance:.1e}"
     return f"{row['measured']:.{digits}g}", expected, word

@@ -1,0 +1,139 @@
+"""Theorem 1 of arXiv 2412.16765 on a computed flow: its mirror map, its Hessian, its dual path."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ddln._internal.random import key_from_seed
+from ddln._internal.validation import Number, largest
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import effective_parameter, mobility
+from ddln.problems.base import Problem
+from ddln.solvers.cost_model import MIRROR_MAP_CHECKS, LARGEST_DENSE_DIM
+from ddln.solvers.gradient_flow import Trajectory
+from ddln.theory import _hermite
+from ddln.verification._tolerances import LOOSEST, gradient_noise, relative_error, sample_points
+from ddln.verification.claims import Claim
+from ddln.verification.error_estimate import relative_accuracy
+
+
+def mirror_identities(
+    problem: Problem,
+    entropy: Entropy,
+    layers: Float[Array, "points depth dim"],
+    theta: Float[Array, "points dim"],
+    velocity: Float[Array, "points dim"],
+    *,
+    tolerance: Float[Array, ""],
+    reason: str,
+) -> tuple[Claim, Claim]:
+    """Claims that dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ) and that ∇²Q(θ) · M = 1, derivatives by autodiff.
+
+    Frozen coordinates, where Q is not defined, must have dθ/dt = 0.
+
+    Args:
+        problem: the loss.
+        entropy: Q of the first layers.
+        layers, theta, velocity: of the run at a few of its points.
+        tolerance: rounding, or the integrator's accuracy times the condition number of ∇²Q; the
+            rounding error of ∇ℒ counts as just tolerable.
+        reason: why this tolerance.
+    """
+    curvature = jax.vmap(lambda theta: diagonal(jax.grad(entropy.value), theta))(theta)
+    metric = jax.vmap(_mobility_by_autodiff)(layers)
+    # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
+    mobile = _has_entropy(entropy, theta) & ~(metric <= jnp.sqrt(jnp.finfo(theta.dtype).tiny))
+    frozen = entropy.reduction.is_frozen[None]
+    predicted = -jax.vmap(problem.gradient)(theta) / curvature
+    error = jnp.where(mobile, velocity - predicted, jnp.where(frozen, velocity, 0.0))
+    noise = gradient_noise(problem, theta) * metric
+    applies = jnp.any(mobile) & ~(tolerance >= LOOSEST)
+    return (
+        Claim(
+            "mirror identity",
+            "Theorem 1",
+            "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
+            measured=relative_error(error, jnp.where(mobile, predicted, 0.0), noise, tolerance),
+            predicted=0.0,
+            tolerance=tolerance,
+            reason=reason,
+            applies=applies,
+        ),
+        Claim(
+            "entropy Hessian",
+            "Theorem 1",
+            "∇²Q(θ) · M = 1, ∇²Q by jacfwd(grad(Q)) and M by jacfwd(θ(u¹ … u^L))",
+            measured=largest(jnp.where(mobile, jnp.abs(curvature * metric - 1), 0.0)),
+            predicted=0.0,
+            tolerance=tolerance,
+            reason=reason,
+            applies=applies,
+        ),
+    )
+
+
+def diagonal(
+    function: Callable[[Float[Array, " dim"]], Float[Array, " dim"]], at: Float[Array, " dim"]
+) -> Float[Array, " dim"]:
+    """The diagonal of a Jacobian that is diagonal.
+
+    A large one is multiplied by random signs: entries off the diagonal would change the product.
+    """
+    if at.size <= LARGEST_DENSE_DIM:
+        return jnp.diagonal(jax.jacfwd(function)(at))
+    signs = jax.random.rademacher(key_from_seed(0), at.shape, at.dtype)
+    return signs * jax.jvp(function, (at,), (signs,))[1]
+
+
+def _mobility_by_autodiff(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+    """M = Σ_j (∂θ/∂u^j)²."""
+
+    def slope(j: Number) -> Float[Array, " dim"]:
+        return diagonal(lambda u: effective_parameter(layers.at[j].set(u)), layers[j])
+
+    return jnp.sum(jax.vmap(slope)(jnp.arange(len(layers))) ** 2, axis=0)
+
+
+def _has_entropy(entropy: Entropy, theta: Float[Array, "times dim"]) -> Bool[Array, "times dim"]:
+    """Where Q is defined: not where frozen, nor where a half-line has been followed down to 0."""
+    reduction = entropy.reduction
+    above_zero = ~(jnp.abs(theta) <= jnp.finfo(theta.dtype).tiny ** 0.25)  # else ∇²Q overflows
+    return ~reduction.is_frozen[None] & (reduction.is_open[None] | above_zero)
+
+
+def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
+    """Claim that ∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds, relative to the largest |∇Q(θ)|.
+
+    Tolerance: the estimated error of the quadrature over the saved times, and the integrator's:
+    an error in θ is one of ∇²Q = 1/M times as much in ∇Q(θ).
+    """
+    value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
+        run.theta, run.velocity
+    )
+    few = sample_points(run.times.size, MIRROR_MAP_CHECKS)
+    theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
+    mobile = _has_entropy(entropy, theta)
+    dual = jax.vmap(entropy.mirror_map)(theta)
+    integral = _hermite.integrate(run.times, value, slope)[few]
+    highest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
+    share = _hermite.relative_error(run.times, value, slope)
+    quadrature = jnp.sum(jnp.diff(run.times)[:, None] * highest * share, axis=0)
+
+    size = largest(jnp.where(mobile, jnp.abs(dual), 0.0))
+    safe_size = jnp.where(size > 0, size, 1.0)
+    stiffness = largest(jnp.where(mobile, jnp.abs(theta) / metric, 0.0))
+    accuracy = relative_accuracy(run)
+    noise = largest(jnp.where(mobile[0], quadrature, 0.0)) + accuracy * stiffness
+    tolerance = noise / safe_size + 100 * accuracy
+    return Claim(
+        "dual path",
+        "Theorem 1",
+        "∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds",
+        measured=largest(jnp.where(mobile, jnp.abs(dual + integral), 0.0)) / safe_size,
+        predicted=0.0,
+        tolerance=tolerance,
+        reason="the quadrature over the saved times, and the integrator's",
+        applies=(size > 0) & ~(tolerance > LOOSEST),
+    )
