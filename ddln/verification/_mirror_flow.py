@@ -26,7 +26,7 @@ def mirror_identities(
     theta: Float[Array, "points dim"],
     velocity: Float[Array, "points dim"],
     *,
-    tolerance: Number,
+    tolerance: Float[Array, ""],
     reason: str,
 ) -> tuple[Claim, Claim]:
     """Claims that dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ) and that ∇²Q(θ) · M = 1, derivatives by autodiff.

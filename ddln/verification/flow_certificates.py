@@ -97,7 +97,7 @@ def _certify(
     entropy, predictions = Entropy(run.layers[0]), theory.predict(problem, moving)
     floor = gap_floor(problem, moving)
     exactness, reason = flow_tolerance(moving, IDENTITY)
-    tolerance = exactness * largest(tie_condition(moving))
+    tolerance = jnp.asarray(exactness * largest(tie_condition(moving)))
     claims = (
         consistency(problem, run, steepness(problem, run.theta[few]), start),
         conservation(moving),
