@@ -21,7 +21,7 @@ from ddln.config.sweep_schema import FORMS
 
 ROOT = Path(__file__).parent.parent
 WHOLE = ("init", "theory", "claim", "diagnostics", "figures")
-"""Modules whose public functions are called by their module's name: all of them are told."""
+"""Modules whose functions are called by the module's name, such as `ddln.init.balanced`."""
 SIGNS = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 

@@ -16,7 +16,7 @@ SOURCE = "Pesme & Flammarion 2023"
 SCALE = "network.scale"
 JUMPS = np.array([1.0, 4.0, 5.63265])
 AT_1E60 = (1.0017010, 4.0357658, 5.5116408)
-"""By SciPy's Radau on the mirror flow (tests/test_saddles.py); the first by a closed form, too."""
+"""By Radau on the mirror flow (tests/test_saddle_to_saddle.py); the first in closed form, too."""
 VISITS = np.array([(0.8, 0, 0, 0), (0, 0, 1.4, 0), (0, 0, 10 / 7, -10 / 49)])
 ENTERING, HALVES = (0, 2, 3), (0.4, 0.7, -0.1)
 """Which coordinate becomes active at each jump, and about half its height at the saddle."""

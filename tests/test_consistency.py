@@ -273,7 +273,7 @@ def failures(kind, integrate, cases):
             try:
                 problem = a_problem(loss, rng)
             except (ValueError, RuntimeError):
-                continue  # data without a minimum that can be told
+                continue  # data whose minimum float64 does not determine
             problems.append(problem)
             layers.append(some_layers(depth, rng))
             until = horizon(problem, layers[-1]) * rng.choice([0.1, 1.0, 10.0])

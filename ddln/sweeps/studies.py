@@ -199,7 +199,7 @@ def _place(path: Path, error: Exception) -> str:
 
 
 def _message(error: Exception) -> str:
-    """What it says; of a syntax error without the place, which is told before."""
+    """The error's text; a syntax error without its place, which the caller names."""
     return error.msg if isinstance(error, SyntaxError) else str(error)
 
 

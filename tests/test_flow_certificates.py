@@ -192,7 +192,7 @@ def test_a_wrong_asymptotic_rate_fails():
     rate = ddln.certify(problem, run)["asymptotic rate"]
     assert rate.applies
     assert rate.holds
-    # From the last gap that can be told to where it is e² times as large.
+    # From the last resolved gap to where it is e² times as large.
     floor = (np.linalg.norm(problem.features, 2) * expected_error(run)) ** 2
     gap, times = np.asarray(run.gap), np.asarray(run.times)
     last = np.flatnonzero(gap > 1e4 * floor)[-1]
