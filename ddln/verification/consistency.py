@@ -101,6 +101,9 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     resolve the curve, whatever the errors before. The integral is that of the cubic through dθ/dt
     and d²θ/dt², the derivative of −M(u) ⊙ ∇ℒ(θ) along the flow.
 
+    An interval over which dθ_k/dt may change by more than itself says nothing: between two saddles
+    θ jumps unseen.
+
     Tolerance: 100 times the integrator's relative accuracy, of the change of θ_k. Three errors
     count as just tolerable: four times the estimated quadrature error (kinks of ∇ℒ included), the
     integrator's error of θ_k at both ends, and that of dθ/dt in between.
@@ -125,6 +128,7 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     at_ends = _larger_end(_integrator_error(problem, run))
     between = _larger_end(_velocity_error(problem, run))
     noise = step * (_SAFETY * quadrature + between) + 2 * at_ends
+    noise = jnp.where(_is_unresolved(step, run.velocity, slope), jnp.inf, noise)
     moved = jnp.diff(run.theta, axis=0)
     tolerance = 100 * relative_accuracy(run)
     return Claim(
@@ -138,6 +142,16 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
         reason="the integrator's; the quadrature error counts as just tolerable",
         applies=jnp.any(~(noise >= LOOSEST * jnp.abs(moved))),
     )
+
+
+def _is_unresolved(
+    step: Float[Array, "steps 1"],
+    value: Float[Array, "times dim"],
+    slope: Float[Array, "times dim"],
+) -> Bool[Array, "steps dim"]:
+    """Whether a value changes by its own size or more over an interval, by its slope at an end."""
+    size, change = jnp.abs(value), jnp.abs(slope)
+    return (step * change[:-1] >= size[:-1]) | (step * change[1:] >= size[1:])
 
 
 def _larger_end(values: Float[Array, "times dim"]) -> Float[Array, "times-1 dim"]:
