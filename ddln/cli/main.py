@@ -143,8 +143,7 @@ def verify(
         _check_memory(plan, path)
         start_jax()
         _validate(plan, path)
-        from ddln.sweeps import assemble, build, progress
-        from ddln.sweeps import compute as lanes
+        from ddln.sweeps import assemble, build, compute, progress
         from ddln.theory import assumptions
         from ddln.verification import claims
 
@@ -154,8 +153,8 @@ def verify(
 
     done, computed = progress.Progress(plan, {}, 0), {}
     with interruptible(), progress.progress_display(done) as advance:
-        compute = partial(lanes.compute, report=done.update_share, recompute=True)
-        for chunk, part in progress.prefetch(compute, plan.chunks):
+        compute_chunk = partial(compute.compute, report=done.update_share, recompute=True)
+        for chunk, part in progress.prefetch(compute_chunk, plan.chunks):
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = assemble.assemble(plan, lambda chunk: computed[chunk.index])
@@ -333,11 +332,11 @@ def _is_tame(chunk: "Chunk") -> bool:
 
 def _validate(plan: "Plan", path: Path) -> None:
     from ddln.config.experiment import add_source
-    from ddln.sweeps import compute as lanes
+    from ddln.sweeps import compute
 
     with add_source(path):
         for chunk in plan.programs:
-            lanes.validate(chunk)
+            compute.validate(chunk)
 
 
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:

@@ -20,7 +20,7 @@ from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import fixed_generator
 from ddln._internal.validation import ArrayLike, largest
 from ddln.config.experiment import ConfigError, Experiment, substitute
-from ddln.networks import layers as network
+from ddln.networks.layers import effective_parameter, mobility
 from ddln.sweeps import build
 from ddln.sweeps._runner_base import Claims, Runs
 from ddln.sweeps._runners import runner_of, shared_numbers
@@ -97,17 +97,17 @@ def validate(chunk: Chunk) -> None:
     first = {name: values[0] for name, values in chunk.values.items()}
     experiment = substitute(chunk.experiment, first)
     problem, layers = build.build_problem(experiment), build.build_layers(experiment)
-    start = network.effective_parameter(layers)
+    start = effective_parameter(layers)
     for quantity, value in {
         "θ": largest(jnp.abs(start)),
         "the loss": problem.loss(start),
-        "the mobility M": largest(network.mobility(layers)),
+        "the mobility M": largest(mobility(layers)),
     }.items():
         if not bool(jnp.isfinite(value)):
             raise ConfigError(
                 [f"network.scale: {quantity} must be finite at the start, got {value}"]
             )
-    if not bool((network.mobility(layers) > 0).any()):
+    if not bool((mobility(layers) > 0).any()):
         raise ConfigError(
             [
                 "network.init: every coordinate is frozen, so that nothing would move: its "
