@@ -65,6 +65,7 @@ def cluster(root: Path, cores: list[int]) -> Iterator[DaskExecutor]:
         os.sched_setaffinity(worker.pid, {core})
     try:
         with open_executor(str(where)) as remote:
+            assert isinstance(remote, DaskExecutor)
             remote._connected().wait_for_workers(len(cores))
             yield remote
     finally:

@@ -135,6 +135,7 @@ def bytes_kept(steps: int) -> int:
     """Temporary memory of the compiled lanes, for 100 records."""
     call = jax.jit(jax.vmap(trainer(*SMALL, steps, True, 100)))
     used = call.lower(jnp.ones(LANES)).compile().memory_analysis()
+    assert used is not None
     return used.temp_size_in_bytes + used.output_size_in_bytes
 
 

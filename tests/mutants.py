@@ -18,7 +18,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -102,8 +102,11 @@ def _changed(node: ast.AST) -> ast.AST | None:
     if isinstance(new, ast.UnaryOp) and isinstance(new.op, ast.USub):
         new.op = ast.UAdd()
         return new
-    if isinstance(new, ast.Constant) and type(new.value) in (int, float):
-        new.value = new.value + 1 if isinstance(new.value, int) else new.value * 1.5 or 0.5
+    if isinstance(new, ast.Constant) and isinstance(new.value, float):
+        new.value = new.value * 1.5 or 0.5
+        return new
+    if isinstance(new, ast.Constant) and type(new.value) is int:
+        new.value += 1
         return new
     return None
 
@@ -111,7 +114,7 @@ def _changed(node: ast.AST) -> ast.AST | None:
 class Cheapest:
     """Of pytest: first what is quick for the changes that it noticed; how long each test takes."""
 
-    def __init__(self, seconds: Counter[str], noticed: Counter[str]):
+    def __init__(self, seconds: dict[str, float], noticed: Counter[str]):
         self.seconds, self.noticed = seconds, noticed
         self.failed = ""
 
@@ -133,7 +136,7 @@ class Cheapest:
 
 
 def run_tests(
-    copied: Path, module: str, seconds: Counter[str], noticed: Counter[str], told: Connection
+    copied: Path, module: str, seconds: dict[str, float], noticed: Counter[str], told: Connection
 ) -> None:
     """In a process of its own: the module's tests until one fails; tells which, and the times."""
     os.chdir(copied)
@@ -152,8 +155,8 @@ def run_tests(
 
 
 def first_to_fail(
-    copied: Path, module: str, seconds: Counter[str], noticed: Counter[str]
-) -> tuple[str, Counter[str]]:
+    copied: Path, module: str, seconds: dict[str, float], noticed: Counter[str]
+) -> tuple[str, dict[str, float]]:
     """The test that fails, none if all pass; and the seconds of each test that ran."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -162,7 +165,7 @@ def first_to_fail(
     process = context.Process(target=run_tests, args=given)
     process.start()
     tells.close()
-    patience = PATIENCE * seconds.total() if seconds else None
+    patience = PATIENCE * sum(seconds.values()) if seconds else None
     try:
         with contextlib.suppress(EOFError):  # it died
             if hears.poll(patience):
@@ -191,7 +194,7 @@ def examine(copied: Path, module: str, most: int) -> None:
     """Prints the changes to a module that no test notices, and the share of those that one does."""
     path = copied / "ddln" / f"{module}.py"
     source, noticed = path.read_text(encoding="utf-8"), Counter[str]()
-    failed, seconds = first_to_fail(copied, module, Counter(), noticed)
+    failed, seconds = first_to_fail(copied, module, defaultdict(float), noticed)
     if failed:
         sys.exit(f"{module}: its tests fail as it is: {failed}")
     every = list(mutants(source))

@@ -129,14 +129,16 @@ def _prepare() -> Any:
         sys.modules[f"ddln.{name}"] = module
         package, _, base = name.partition(".")
         setattr(importlib.import_module(f"ddln.{package}"), base, module)
-    import h5netcdf  # noqa: F401
-    import xarray  # noqa: F401
-    from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401
-
-    from ddln.cli import main as cli
-    from ddln.sweeps import assemble, progress, report, run_folder, studies  # noqa: F401
-
-    return cli
+    for library in (
+        "h5netcdf",
+        "xarray",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.backends.backend_pdf",
+    ):
+        importlib.import_module(library)
+    for module in ("assemble", "progress", "report", "run_folder", "studies"):
+        importlib.import_module(f"ddln.sweeps.{module}")
+    return importlib.import_module("ddln.cli.main")
 
 
 def _child(cli: Any, arguments: list[str], controls: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
+import ddln
+from ddln.config.dynamics import FlowConfig
 from ddln.config.experiment import load, parse
 from ddln.plotting import figures
 from ddln.plotting.explorer import session
@@ -79,6 +81,7 @@ def served(folder, *words):
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[0]
         process.send_signal(2)
@@ -162,6 +165,8 @@ def test_sliders_update_the_curves_and_the_address(tab, tmp_path):
         assert state.network.scale == 1.41
         assert dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(tab.url).query)) == query
         problem, layers = build.build_problem(state), build.build_layers(state)
+        assert isinstance(problem, ddln.LeastSquares)
+        assert isinstance(state.dynamics, FlowConfig)
         times = np.asarray(build.saved_times(state.dynamics))
         theta, gap = flow(problem.features, problem.targets, layers, times)
 

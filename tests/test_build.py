@@ -10,7 +10,7 @@ import xarray as xr
 
 import ddln
 from ddln.config._errors import kinds_of
-from ddln.config.dynamics import OptimiserConfig
+from ddln.config.dynamics import DescentConfig, FlowConfig, OptimiserConfig
 from ddln.config.schema import InitConfig, LawConfig, LossConfig
 from ddln.solvers import optimisers
 from ddln.sweeps import build
@@ -20,7 +20,9 @@ FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 
 def descent(**tables):
     plain = {"kind": "descent", "steps": 10, "optimiser": {"kind": "sgd", "learning_rate": 0.1}}
-    return ddln.load(FIGURE4).with_({"dynamics": {**plain, **tables}}).dynamics
+    dynamics = ddln.load(FIGURE4).with_({"dynamics": {**plain, **tables}}).dynamics
+    assert isinstance(dynamics, DescentConfig)
+    return dynamics
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,7 @@ def test_logarithmic_times_cover_the_given_decades():
     flow = ddln.load(FIGURE4).with_(
         {"dynamics.spacing": "log", "dynamics.decades": 3, "dynamics.until": 50.0}
     )
+    assert isinstance(flow.dynamics, FlowConfig)
     times = np.asarray(build.saved_times(flow.dynamics))
     assert times[0] == 0.0
     np.testing.assert_allclose(times[-1], 50.0)

@@ -39,6 +39,7 @@ class Fakes:
         self.interrupt_at = None
         self.refuse = None
         self.row = ROW
+        self.claims = [SimpleNamespace(row=lambda: ROW)]
 
     def validate(self, chunk):
         if self.refuse:
@@ -87,9 +88,8 @@ def fakes(tmp_path, monkeypatch):
         package, _, base = name.partition(".")
         home = importlib.import_module(f"ddln.{package}")
         monkeypatch.setattr(home, base, module, raising=False)
-    fakes.claims = [SimpleNamespace(row=lambda: ROW)]
     study = ModuleType("experiments.figure4")
-    study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
+    vars(study).update(claims=lambda _: fakes.claims, draw=lambda _: Figure())
     monkeypatch.setattr(tables, "render", fakes.render)
     monkeypatch.setattr(studies, "find", lambda *_: study)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
@@ -339,7 +339,7 @@ def test_failing_study_leaves_certificates_and_report(
     assert (folder / "report.html").is_file()
     assert (folder / "figures" / "figure4.png").is_file() == (kind == "claims")
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
-    study.claims, study.draw = lambda _: fakes.claims, lambda _: Figure()
+    vars(study).update(claims=lambda _: fakes.claims, draw=lambda _: Figure())
     assert call("run", FIGURE4).code == 0
     assert fakes.computed == [0]
 

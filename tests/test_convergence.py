@@ -10,13 +10,15 @@ from ddln import theory
 
 RNG = np.random.default_rng(0)
 PROBLEM = ddln.least_squares(RNG.normal(size=(10, 6)), RNG.normal(size=10))
+assert PROBLEM.pl_constant is not None
+MU = float(PROBLEM.pl_constant)
 LAYERS = RNG.uniform(0.5, 1.2, size=(4, 6))
 
 
 def test_rate_bound_matches_its_formula():
     squares = np.sort(LAYERS**2, axis=0)
     gaps = squares[1:] - squares[:1]
-    expected = float(PROBLEM.pl_constant) * gaps.prod(axis=0).min()
+    expected = MU * gaps.prod(axis=0).min()
     np.testing.assert_allclose(ddln.rate_bound(PROBLEM, LAYERS), expected, rtol=1e-10)
 
 
@@ -118,6 +120,7 @@ def test_posterior_bound_equals_the_gap_in_one_dimension():
     np.testing.assert_allclose(predicted.posterior_bound, run.gap, rtol=INTEGRATOR)
     # The relative error of the bound is the error of its exponent.
     _, error = theory.smallest_mobility_integral(run)
+    assert problem.pl_constant is not None
     np.testing.assert_allclose(predicted.posterior_error, 2 * problem.pl_constant * error)
 
 

@@ -1,6 +1,5 @@
 """Sweeps on a Dask cluster of real processes, some of which are killed."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,10 +19,7 @@ from ddln.solvers._steppers import Rodas5P, Tsit5
 from ddln.sweeps import _dask_address, dask_executor, executor
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
-
-_SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
-stand_in = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(stand_in)
+from tests import stand_in
 
 ROOT = Path(__file__).parent.parent
 PRELOAD = "cluster_worker"  # by name: given a path, Dask would run a copy of the file
@@ -74,7 +71,7 @@ def test_cluster_without_ddln_is_refused():
 
         fault = RuntimeError("Error during deserialization of the task graph")
 
-    client = SimpleNamespace(submit=lambda *_, **__: Broken())
+    client: Any = SimpleNamespace(submit=lambda *_, **__: Broken())
     told = "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
     with pytest.raises(ValueError, match=re.escape(told)):
         dask_executor.DaskExecutor(lambda: client, "tcp://a:1").provenance(None)
@@ -342,7 +339,7 @@ def home(tmp_path_factory):
     home, script = tmp_path_factory.mktemp("home"), recipe("bash", "openssl")
     (home / "tls").mkdir()
     (home / "tls.sh").write_text(script)
-    once = re.search(r"openssl req .*", script)[0]
+    (once,) = re.findall(r"openssl req .*", script)
     subprocess.run(once, shell=True, cwd=home / "tls", check=True, capture_output=True)
     return home
 
@@ -498,6 +495,7 @@ def test_ctrl_c_ends_a_local_cluster_and_all_its_processes(tmp_path):
         text=True,
         start_new_session=True,
     ) as process:
+        assert process.stderr is not None
         assert process.stderr.readline() == "computing 40 of 40 lanes\n"
         time.sleep(3.0)
         sent = time.monotonic()

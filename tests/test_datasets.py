@@ -3,6 +3,7 @@
 import math
 import zipfile
 from fractions import Fraction
+from typing import Any
 
 import jax
 import numpy as np
@@ -396,7 +397,7 @@ def test_labels_are_validated_after_standardisation(tmp_path):
 
 @pytest.mark.parametrize("loss", ["least_squares", "huber", "logistic", "exponential", "poisson"])
 def test_data_kinds_are_refused_exactly_if_their_problem_is(loss):
-    drawn = {"samples": 9, "features": 3}
+    drawn: dict[str, Any] = {"samples": 9, "features": 3}
     for table in (
         GaussianDataConfig(kind="gaussian", **drawn),
         SparseDataConfig(kind="sparse", **drawn, nonzeros=2),

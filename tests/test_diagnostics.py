@@ -96,7 +96,7 @@ def test_training_stays_at_a_minimiser_up_to_the_threshold(flow, momentum):
 
 def numpy_descent(features, targets, layers, step, steps, draw=lambda k: slice(None)):
     """Layers at the end of a loop on ‖X(u ⊙ v) − y‖²/2n, and Σ q(γ∇ℓ)."""
-    (u, v), gain = layers, 0.0
+    (u, v), gain = layers, np.zeros(layers.shape[1])
     for k in range(steps):
         rows = features[draw(k)]
         x = step * rows.T @ (rows @ (u * v) - targets[draw(k)]) / len(rows)
@@ -168,6 +168,7 @@ def test_the_divergence_to_the_limit_falls_along_the_flow(flow):
 def test_batched_diagnostics_equal_single_ones():
     def measures(step):
         run = ddln.descend(PROBLEM, LAYERS, sgd(step), steps=50, record_every=25, throw=False)
+        assert run.rates is not None
         return (
             diagnostics.sharpness(PROBLEM, run),
             diagnostics.gain(run),

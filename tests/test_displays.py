@@ -12,6 +12,7 @@ import ddln
 from ddln._internal.text import number
 from ddln.plotting import figures, svg
 from ddln.solvers.gradient_flow import Trajectory
+from tests.reading import find
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
 LARGEST = 60_000  # bytes, so that a hundred displays fit in a notebook
@@ -136,7 +137,7 @@ def test_figure_has_a_notebook_display():
 )
 def test_chart_of_degenerate_values_has_axes(y, ends):
     drawn = svg.chart([svg.Curve([0.0, 1.0, 2.0], y, HOSTILE)], svg.Axis("t"), svg.Axis())
-    low, high = map(float, re.search(r'data-y="(\S+) (\S+)"', drawn).groups())
+    low, high = map(float, find(r'data-y="(\S+) (\S+)"', drawn).groups())
     np.testing.assert_allclose([low, high], ends, atol=0.06)
     Reader(drawn)
     assert "<script" not in drawn

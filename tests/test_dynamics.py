@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import ConfigError, changes_shape, load, numeric_leaves
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
@@ -90,6 +91,7 @@ def test_exactly_the_given_numbers_can_be_swept():
 @pytest.mark.parametrize("spacing", ["linear", "log"])
 def test_saved_steps_increase_from_first_to_last(steps, spacing):
     descent = DESCENT.with_({"dynamics.steps": steps, "dynamics.spacing": spacing}).dynamics
+    assert isinstance(descent, DescentConfig)
     records = descent.records
     assert records.size == descent.saved == min(21, steps + 1)
     assert (records[0], records[-1]) == (0, steps)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddln.config.dynamics import FlowConfig
 from ddln.config.experiment import (
     ConfigError,
     Experiment,
@@ -17,6 +18,7 @@ from ddln.config.experiment import (
     numeric_leaves,
     substitute,
 )
+from ddln.config.schema import BalancedInitConfig, FileDataConfig, UniformLawConfig
 from ddln.config.sweep_axes import axis_values
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +156,7 @@ def test_override_values_are_toml_or_bare_words():
         ],
     )
     assert experiment.network.depth == 8
+    assert isinstance(experiment.dynamics, FlowConfig)
     assert experiment.dynamics.solver == "dopri8"
     assert list(experiment.sweep) == ["network.scale", "dynamics.rtol"]
     assert load(FIGURE4, ["sweep={}", "network.scale=2"]).network.scale == 2.0
@@ -216,6 +219,8 @@ def test_with_validates_accepts_arrays_and_copies():
 def test_substitute_does_not_validate():
     marker = object()
     changed = substitute(load(FIGURE4), {"network.init.law.low": marker, "network.scale": marker})
+    assert isinstance(changed.network.init, BalancedInitConfig)
+    assert isinstance(changed.network.init.law, UniformLawConfig)
     assert changed.network.init.law.low is marker
     assert changed.network.scale is marker
 
@@ -274,9 +279,11 @@ def test_data_path_is_relative_to_the_config(tmp_path, monkeypatch):
         for line in text
     ]
     (tmp_path / "own.toml").write_text("\n".join(text), encoding="utf-8")
-    assert load(tmp_path / "own.toml").problem.data.path == str(tmp_path / "table.csv")
+    here = load(tmp_path / "own.toml").problem.data
     monkeypatch.chdir(tmp_path)
-    assert load("own.toml").problem.data.path == str(tmp_path / "table.csv")
+    for data in (here, load("own.toml").problem.data):
+        assert isinstance(data, FileDataConfig)
+        assert data.path == str(tmp_path / "table.csv")
 
 
 def test_problems_of_a_data_file_are_reported_once_with_the_others(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def smaller(path):
         if axis.shape_changing:
             places = kept[axis.dimension]
             kept[axis.dimension] = places[axis.values[places] == axis.values[places[0]]]
-    changes = {
+    changes: dict[str, Any] = {
         f"sweep.{axis.name}": {
             "values": axis.values[kept[axis.dimension][-LANES:]],
             "zip": axis.dimension if axis.dimension != axis.name else None,
@@ -107,7 +108,7 @@ def test_a_study_imports_public_names_only(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names if "ddln." in alias.name} == set()
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("ddln"):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddln"):
             assert node.module == "ddln"
             assert {alias.name for alias in node.names} <= {"figures", "theory"}
 
@@ -120,7 +121,7 @@ def functions_of(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_no_function_of_a_study_is_longer_than_a_screen(path):
-    assert max(node.end_lineno - node.lineno + 1 for node in functions_of(path)) <= SCREEN
+    assert max((node.end_lineno or 0) - node.lineno + 1 for node in functions_of(path)) <= SCREEN
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

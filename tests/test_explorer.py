@@ -48,6 +48,7 @@ def test_level_set_touches_the_minimisers_at_the_limit(seen):
     _, view = seen
     plane = network_view.plane_chart(view)
     limit, pixel = mark_of(plane, "predicted limit")
+    assert isinstance(view.problem, ddln.LeastSquares)
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     assert abs(X @ limit - y)[0] < 2 * pixel * np.abs(X).sum()
     x, z, pixel = curve_of(plane, "level sets of D_Q(·, θ(0))")
@@ -78,6 +79,7 @@ def test_descent_is_drawn_against_steps(base):
     state = session.with_kinds(base, {"dynamics": "sgd"})
     state = session.with_values(state, {"dynamics.steps": 100})
     view = session.run_state(state)
+    assert isinstance(view.problem, ddln.LeastSquares)
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     layers, gaps = np.asarray(view.layers), []
     for _ in range(101):
@@ -179,7 +181,9 @@ def test_quantity_of_every_network_is_drawn(swept):
         swept, "guaranteed rate μc", "network.scale", "network.init.imbalance", {}
     )
     lane = run_browser.pick(swept, {"network.scale": 0, "network.init.imbalance": 0})
-    mu = 2 * float((build.reconstruct(lane)[0].features ** 2).sum())  # a single sample
+    problem, *_ = build.reconstruct(lane)
+    assert isinstance(problem, ddln.LeastSquares)
+    mu = 2 * float((problem.features**2).sum())  # a single sample
     scales = np.array([0.5, 1.0, 1.5])
     for imbalance in (0.2, 0.4):
         x, rate, pixel = curve_of(chart, f"imbalance = {imbalance}")
@@ -193,6 +197,8 @@ def test_network_of_a_run_looks_like_the_network_alone(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = network_view.view(run_browser.pick(swept, places))
     alone = session.run_state(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
+    assert view.theta is not None
+    assert alone.theta is not None
     np.testing.assert_allclose(view.theta, alone.theta, rtol=1e-9, atol=1e-12)
     assert run_browser.name_of(swept, places) == "scale = 1.5, imbalance = 0.4"
     kept = {"one": view, HOSTILE: alone}

@@ -6,7 +6,6 @@ undisturbed run.
 """
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -23,10 +22,8 @@ from ddln.config.experiment import load
 from ddln.sweeps import compute
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder
+from tests import stand_in
 
-_SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
-stand_in = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(stand_in)
 CONFIG, CHUNKS = stand_in.CONFIG, 4
 SWEEP = stand_in.sweep(CHUNKS)
 FOLLOWS = "; what is finished is kept, and the same command goes on"

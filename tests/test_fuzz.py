@@ -13,6 +13,7 @@ import signal
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def as_toml(value):
 def documents(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
-        document = mutated(rng.choice(CONFIGS), rng)
+        document: Any = mutated(rng.choice(CONFIGS), rng)
         pairs = (f"{_toml_key(key)} = {as_toml(value)}\n" for key, value in document.items())
         text = "".join(pairs).encode()
         yield damaged(text, rng) if rng.random() < 0.3 else text

@@ -128,7 +128,8 @@ def single_datum(depth, scale):
         low, high = mpmath.mpf(0), mpmath.mpf(1000 if depth == 2 else 1)
         for _ in range(110):
             middle = (low + high) / 2
-            if (depth > 2 and middle == 1) or sum(c * w for c, w in zip(x, model(middle))) > 1:  # noqa: B905
+            is_pole = depth > 2 and middle == 1
+            if is_pole or sum(c * w for c, w in zip(x, model(middle), strict=True)) > 1:
                 high = middle
             else:
                 low = middle

@@ -87,6 +87,7 @@ def test_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     finished, computed = {}, []
     for moment in [*moments, None]:
         with fill(tmp_path / "killed") as process:
+            assert process.stdout is not None
             computed.append(process.stdout.readline())
             if moment is not None:
                 time.sleep(moment)
@@ -131,6 +132,7 @@ def test_stopped_run_exits_at_once_with_advice(number, tmp_path):
         env=ENVIRONMENT,
         cwd=tmp_path,
     ) as process:
+        assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "plan"
         time.sleep(0.2)
         sent = time.monotonic()
@@ -218,6 +220,7 @@ def run_large(root, kill_after=None):
     process = subprocess.Popen(
         [*command, "--json-lines"], stdout=subprocess.PIPE, text=True, env=as_users_run_it
     )
+    assert process.stdout is not None
     if kill_after is not None:
         assert json.loads(process.stdout.readline())["event"] == "plan"
         time.sleep(kill_after)

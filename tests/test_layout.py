@@ -21,8 +21,8 @@ def imported_packages(package):
     """The packages of `ddln` that the modules of one of them import, at any depth of nesting."""
     for path in sorted((PACKAGE / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ddln":
-                parts = node.module.split(".")
+            parts = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and parts[0] == "ddln":
                 yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
 
 
@@ -37,6 +37,8 @@ def test_packages_import_only_those_before_them(package):
 
 
 NUMERICAL = ("_internal", "networks", "problems", "solvers", "theory", "verification")
+SHAPED = re.compile(r"\b(Float|Int|UInt|Bool|Key|Num|Inexact|Shaped)\[[^\[\]]*\]")
+BARE_ARRAYS = {"Array", "jax.Array", "np.ndarray", "jnp.ndarray"}
 NOT_NUMERICAL = {"matplotlib", "rich", "xarray", "pydantic", "typer", "marimo", "h5py", "h5netcdf"}
 
 
@@ -54,6 +56,27 @@ def test_numerical_packages_load_no_display_or_file_library():
     ).stdout.split()
     assert "jax" in loaded
     assert NOT_NUMERICAL.isdisjoint(loaded)
+
+
+def functions_of(package):
+    """The path and node of every function of a package, nested functions included."""
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path.relative_to(PACKAGE), node
+
+
+@pytest.mark.parametrize("package", NUMERICAL)
+def test_every_argument_is_annotated_and_every_array_has_a_shape(package):
+    faults = []
+    for path, function in functions_of(package):
+        args = function.args
+        named = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+        for arg in (arg for arg in named if arg is not None and arg.arg not in ("self", "cls")):
+            kind = "" if arg.annotation is None else ast.unparse(arg.annotation)
+            if not kind or set(re.split(r"[^\w.]+", SHAPED.sub("", kind))) & BARE_ARRAYS:
+                faults.append(f"{path}:{arg.lineno}: {function.name}({arg.arg}: {kind})")
+    assert faults == []
 
 
 def test_no_class_name_is_defined_twice():
@@ -82,9 +105,9 @@ def test_names_for_type_checkers_are_those_imported_at_run_time():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     static = {
-        alias.name: node.module.removeprefix("ddln").lstrip(".")
+        alias.name: (node.module or "").removeprefix("ddln").lstrip(".")
         for node in imports
-        if node.module.startswith("ddln")
+        if (node.module or "").startswith("ddln")
         for alias in node.names
     }
     modules = {name: home.rpartition(".")[0] for name, home in ddln._MODULES.items()}

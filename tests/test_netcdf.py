@@ -63,6 +63,7 @@ class Memory(io.BytesIO):
     """A file in memory that `truncate` can make longer."""
 
     def truncate(self, size=None, /):
+        size = self.tell() if size is None else size
         self.write(bytes(size - self.seek(0, os.SEEK_END)))
         return size
 

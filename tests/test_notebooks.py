@@ -1,6 +1,6 @@
 """Every notebook runs as a script, and what it says comes out."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,7 @@ POWER = 1e-9  # exact but for rounding
 def run(name, monkeypatch):
     """What a notebook defines, run from its own folder as Jupyter runs it."""
     monkeypatch.chdir(FOLDER)
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    shown, defined = module.app.run()
+    shown, defined = runpy.run_path(str(FOLDER / f"{name}.py"))["app"].run()
     return shown, defined
 
 

@@ -16,12 +16,17 @@ DEFICIENT = RNG.normal(size=(7, 3)) @ RNG.normal(size=(3, 6)), RNG.normal(size=7
 
 @pytest.mark.parametrize("data", [WIDE, TALL, DEFICIENT], ids=["wide", "tall", "deficient"])
 @pytest.mark.parametrize(
-    ("normalisation", "factor"), [("sum", 1), ("half", 0.5), ("mean", None), ("half_mean", None)]
+    ("normalisation", "factor"),
+    [
+        ("sum", lambda n: 1.0),
+        ("half", lambda n: 0.5),
+        ("mean", lambda n: 1 / n),
+        ("half_mean", lambda n: 0.5 / n),
+    ],
 )
 def test_least_squares_matches_numpy(data, normalisation, factor):
     features, targets = data
-    samples = len(targets)
-    factor = {"mean": 1 / samples, "half_mean": 0.5 / samples}.get(normalisation, factor)
+    factor = factor(len(targets))
     problem = ddln.least_squares(features, targets, normalisation=normalisation)
     theta = RNG.normal(size=features.shape[1])
     residual = features @ theta - targets
@@ -38,6 +43,8 @@ def test_least_squares_matches_numpy(data, normalisation, factor):
     np.testing.assert_allclose(
         problem.minimum, factor * np.sum((features @ best - targets) ** 2), atol=1e-12
     )
+    assert problem.pl_constant is not None
+    assert problem.smoothness is not None
     np.testing.assert_allclose(problem.pl_constant, 2 * factor * smallest**2, rtol=1e-10)
     np.testing.assert_allclose(problem.smoothness, 2 * factor * singular[0] ** 2, rtol=1e-12)
 
@@ -48,6 +55,8 @@ def test_pl_condition_and_smoothness_hold_and_are_attained(data):
     theta = problem.minimiser[None] + RNG.normal(size=(200, data[0].shape[1]))
     gradients, gaps = jax.vmap(problem.gradient)(theta), jax.vmap(problem.gap)(theta)
     ratio = jnp.sum(gradients**2, axis=1) / 2 / gaps
+    assert problem.pl_constant is not None
+    assert problem.smoothness is not None
     assert (ratio >= problem.pl_constant * (1 - 1e-9)).all()
     assert (ratio <= problem.smoothness * (1 + 1e-9)).all()
     _, singular, right = np.linalg.svd(data[0])
@@ -158,7 +167,9 @@ def test_signed_least_squares_is_least_squares_on_doubled_features():
         )
     assert problem.gap(problem.minimiser) < 1e-24
     assert (problem.minimiser >= 0).all()
-    matrix, values = problem.minimisers()
+    minimisers = problem.minimisers()
+    assert minimisers is not None
+    matrix, values = minimisers
     np.testing.assert_allclose(matrix @ problem.minimiser, values, atol=1e-12)
     np.testing.assert_allclose(problem.predictor(theta), theta[:8] - theta[8:])
 

@@ -19,13 +19,14 @@ class Terminal(io.StringIO):
 def test_bar_on_a_terminal_shows_counts_failures_and_time_left(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     plan = make_plan(ddln.load(FIGURE4, ["sweep.network.depth=[2, 3]"]))
     done = progress.Progress(plan, {}, 0)
     with progress.progress_display(done) as advance:
         advance(plan.chunks[0], {"ok": 2, "diverged": 1})
         done.update_share(plan.chunks[1], 0.5)
-    last = sys.stderr.getvalue().split("\r")[-1]
+    last = terminal.getvalue().split("\r")[-1]
     assert "1/2" in last
     assert " chunks, 3 of 6 lanes, 1 failed, " in last
     assert "/s, 50% of the next, 1 s left" in last

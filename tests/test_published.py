@@ -146,8 +146,8 @@ def test_label_noise_runs_are_their_loop():
         key=key,
         record_every=1500,
     )
-    draw = jax.jit(jax.vmap(lambda k: oracle.draw(problem, key, k, None)[0].noise / 40))
-    noise = np.asarray(draw(jnp.arange(3000)))  # ε at one row of each
+    draw = jax.jit(jax.vmap(lambda k: oracle.draw(problem, key, k, None)[0].noise))
+    noise = np.asarray(draw(jnp.arange(3000))) / 40  # ε at one row of each
     v = np.ones(100)
     for k in range(3000):
         slope = features.T @ (features @ v**2 - targets) / 40 - noise[k] @ features

@@ -45,7 +45,7 @@ def uniform(seed, size):
 
 @contextlib.contextmanager
 def seed_offset(offset):
-    before = jax.config.jax_random_seed_offset
+    before = jax.config.values["jax_random_seed_offset"]
     jax.config.update("jax_random_seed_offset", offset)
     try:
         yield

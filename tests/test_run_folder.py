@@ -135,17 +135,17 @@ def test_chunk_without_its_networks_is_refused(folder):
         folder.write_chunk(PLAN.chunks[0], short)
 
 
-def test_failed_write_leaves_only_the_old_file(folder):
+def test_failed_write_leaves_only_the_old_file(folder, monkeypatch):
     before = sorted(folder.path.rglob("*"))
     figure = Figure()
     folder.write_figures({"curve": figure})
     png = (folder.path / "figures" / "curve.png").read_bytes()
 
-    def fail(path, **_):
+    def fail(self, path, **_):
         Path(path).write_text("half")
         raise OSError("disk full")
 
-    figure.savefig = fail
+    monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
         folder.write_figures({"curve": figure})
     assert (folder.path / "figures" / "curve.png").read_bytes() == png

@@ -139,8 +139,14 @@ def test_sharded_least_squares_matches_numpy(shape):
     np.testing.assert_allclose(problem.minimum, residual @ residual, atol=AGREES)
     singular = np.linalg.svd(features, compute_uv=False)
     least = singular[singular > 1e-12 * singular[0]].min()
+    assert problem.pl_constant is not None
+    assert problem.smoothness is not None
     np.testing.assert_allclose(problem.pl_constant, 2 * least**2, rtol=AGREES)
     np.testing.assert_allclose(problem.smoothness, 2 * singular[0] ** 2, rtol=AGREES)
+
+
+def spec_of(signed, name):
+    return getattr(signed.unsigned, name).sharding.spec
 
 
 @pytest.mark.parametrize("make", [ddln.least_squares, ddln.huber])
@@ -148,15 +154,15 @@ def test_problems_shard_their_coordinates_and_replicate_the_rest(make):
     rng = np.random.default_rng(2)
     problem = ddln.signed(make(rng.standard_normal((3, 4)), rng.standard_normal(3)))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    sharded = sharding.shard_problem(problem, mesh).unsigned
+    placed = sharding.shard_problem(problem, mesh)
     columns, coordinates = PartitionSpec(None, "coordinates"), PartitionSpec("coordinates")
-    assert sharded.features.sharding.spec == columns
-    assert sharded.minimiser.sharding.spec == coordinates
-    for whole in (sharded.targets, sharded.minimum, sharded.smoothness):
-        assert whole.sharding.spec == PartitionSpec()
+    assert spec_of(placed, "features") == columns
+    assert spec_of(placed, "minimiser") == coordinates
+    for name in ("targets", "minimum", "smoothness"):
+        assert spec_of(placed, name) == PartitionSpec()
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), problem, problem)
-    sharded = sharding.shard_problem(batch, mesh, batched=True).unsigned
-    assert sharded.features.sharding.spec == PartitionSpec("batch", *columns)
+    placed = sharding.shard_problem(batch, mesh, batched=True)
+    assert spec_of(placed, "features") == PartitionSpec("batch", *columns)
 
 
 def test_unshardable_input_is_refused():

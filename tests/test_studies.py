@@ -118,7 +118,7 @@ def test_figures_have_names(own_folder):
     write(own_folder, "one", STUDY.format(about="one"))
     assert list(studies.figures(studies.find("one"), None)) == ["one"]
     several, drawn = ModuleType("several"), {"a": Figure(), "b": Figure()}
-    several.draw = lambda _: drawn
+    vars(several)["draw"] = lambda _: drawn
     assert studies.figures(several, None) == drawn
 
 
@@ -132,7 +132,7 @@ def test_figures_have_names(own_folder):
 )
 def test_what_is_no_figure_is_refused_in_words(drawn, told):
     study = ModuleType("several")
-    study.draw = lambda _: drawn()
+    vars(study)["draw"] = lambda _: drawn()
     with pytest.raises(StudyError, match=rf"draw\(dataset\) must give a Figure, .*{told}$"):
         studies.figures(study, None)
 
@@ -154,7 +154,7 @@ def test_an_error_of_a_study_names_its_file_and_line(own_folder):
 
 def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
     study = ModuleType("experiments.mine")
-    study.claims = study.draw = lambda dataset: dataset["layers"]
+    vars(study).update(dict.fromkeys(("claims", "draw"), lambda dataset: dataset["layers"]))
     for use in (studies.claims, studies.figures):
         with pytest.raises(StudyError, match="mine cannot use this data set: KeyError"):
             use(study, {})
@@ -162,14 +162,14 @@ def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
 
 def test_claims_without_a_source_have_the_studys():
     study = ModuleType("experiments.mine")
-    study.SOURCE = "Woodworth et al. 2020"
-    study.claims = lambda _: [
+    vars(study)["SOURCE"] = "Woodworth et al. 2020"
+    vars(study)["claims"] = lambda _: [
         ddln.claim.equal("default", 1, 1, tol=0, why="exact"),
         ddln.claim.equal("own", 1, 1, tol=0, why="exact", source="Theorem 2"),
     ]
     rows = studies.claims(study, None)
     assert [row["source"] for row in rows] == ["Woodworth et al. 2020", "Theorem 2"]
-    del study.SOURCE
+    del vars(study)["SOURCE"]
     assert [row["source"] for row in studies.claims(study, None)] == ["", "Theorem 2"]
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 import ddln
 from ddln.config import datasets
+from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import substitute
 from ddln.solvers import _batching, _descent_loop
 from ddln.solvers._steppers import Rodas5P
@@ -62,6 +63,7 @@ def test_measured_variables_equal_diagnostics_of_the_run():
     for i, scale in enumerate([0.5, 1.0]):
         alone = substitute(experiment, {"network.scale": scale})
         loss, layers = build.build_problem(alone), build.build_layers(alone)
+        assert isinstance(alone.dynamics, DescentConfig)
         rule = build.build_optimiser(alone.dynamics)
         run = ddln.descend(loss, layers, rule, steps=8, record_every=2)
         expected = {name: getattr(diagnostics, name) for name in names}
@@ -245,6 +247,7 @@ def test_changing_numbers_of_a_descent_does_not_retrace(trained, monkeypatch):
 def test_swept_descents_sample_like_descend():
     noise, seed = "dynamics.sampling.label_noise", "dynamics.sampling.seed"
     drawn = ddln.sweep(NOISY, over={seed: [0, 7], noise: [0.0, 0.3]})
+    assert isinstance(NOISY.dynamics, DescentConfig)
     problem = ddln.least_squares(*datasets.draw(NOISY.problem.data))
     rule = ddln.optimiser("heavy_ball", learning_rate=0.02, momentum=0.5)
     for k, sigma in itertools.product([0, 7], [0.0, 0.3]):

@@ -2,7 +2,6 @@
 
 import io
 import re
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -43,9 +42,10 @@ def shown(monkeypatch):
 
     def shown(*rows):
         with monkeypatch.context() as patch:
-            patch.setattr("sys.stdout", Terminal())
+            terminal = Terminal()
+            patch.setattr("sys.stdout", terminal)
             output.print_table(list(rows), "Certificates")
-            return sys.stdout.getvalue()
+            return terminal.getvalue()
 
     return shown
 

@@ -8,11 +8,12 @@ import jax.core
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 Number = jaxtyping.ArrayLike
 ArrayLike = jaxtyping.ArrayLike | Sequence[Any]
 """What public parameters take: arrays, numbers, and nested sequences of them."""
+AnyArray = Shaped[Array, "..."]
 
 
 def is_concrete(*arrays: object) -> bool:
@@ -77,7 +78,7 @@ def _float_type(name: str, dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if is_short else jnp.result_type(float)
 
 
-def refuse_infinite(name: str, values: np.ndarray, offset: Sequence[int]) -> None:
+def refuse_infinite(name: str, values: Float[np.ndarray, "..."], offset: Sequence[int]) -> None:
     """Raise a ValueError if an entry is not finite; `offset` is the index of the first entry."""
     if not np.isfinite(values).all():
         inside = np.argwhere(~np.isfinite(values))[0]
@@ -112,7 +113,7 @@ def _shape(name: str, values: ArrayLike) -> tuple[int, ...]:
         raise ValueError(f"`{name}` must be an array of real numbers: {error}.") from None
 
 
-def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
+def refuse(wrong: Bool[Array, "..."], message: str, values: AnyArray) -> AnyArray:
     """Return `values` unless an entry of `wrong` is true.
 
     A concrete `wrong` then raises a ValueError with the message, a traced one yields NaN there.
@@ -125,8 +126,11 @@ def refuse(wrong: Bool[Array, "..."], message: str, values: Array) -> Array:
 
 
 def largest(
-    values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
-) -> Array:
+    values: AnyArray,
+    axis: int | tuple[int, ...] | None = None,
+    *,
+    keepdims: bool = False,
+) -> AnyArray:
     """The largest value; NaN if any value is NaN.
 
     `jnp.max` alone loses NaN among 4,096 numbers or more on CPUs (jaxlib 0.10.2).
@@ -139,8 +143,11 @@ def largest(
 
 
 def smallest(
-    values: Array, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
-) -> Array:
+    values: AnyArray,
+    axis: int | tuple[int, ...] | None = None,
+    *,
+    keepdims: bool = False,
+) -> AnyArray:
     """The smallest value; NaN if any value is NaN. See `largest`.
 
     >>> float(smallest(jnp.ones(5000).at[7].set(jnp.nan)))

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import GenericAlias
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -172,7 +173,8 @@ def _zip_problems(found: Mapping[str, Column]) -> Iterator[str]:
 def _values_adapter(leaf: FieldInfo) -> TypeAdapter:
     finite = [Field(allow_inf_nan=False)] if leaf.annotation in REAL else []
     value: Any = Annotated[leaf.annotation, *finite, *leaf.metadata]
-    return TypeAdapter(list[value])  # pyright: ignore[reportInvalidTypeForm]
+    values: Any = GenericAlias(list, (value,))
+    return TypeAdapter(values)
 
 
 def corners(sweep: Mapping[str, Any], leaves: Mapping[str, FieldInfo]) -> Iterator[dict[str, Any]]:

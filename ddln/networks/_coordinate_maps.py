@@ -231,7 +231,7 @@ def _divergence(
 
 @divergence.def_jvp
 def _divergence_jvp(
-    primals: tuple[Array, Array, Array, Array, Reduction],
+    primals: tuple[Vector, Vector, Vector, Vector, Reduction],
     tangents: tuple[Tangent, Tangent, Tangent, Tangent, Any],
 ) -> tuple[Vector, Vector]:
     """(ξ − ξ') dθ − (θ − θ') dξ'."""

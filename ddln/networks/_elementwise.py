@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from ddln.networks._quadrature import Mask, Vector
 
@@ -27,7 +27,7 @@ def in_blocks(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.tree.map(lambda result: result.reshape(-1)[:dim], results)
 
 
-def _split(array: Array) -> Array:
+def _split(array: Shaped[Array, "*rows dim"]) -> Shaped[Array, "count *rows block"]:
     """Blocks along a new first axis; the last coordinate is repeated to fill the last block."""
     *rows, dim = array.shape
     count = -(-dim // _BLOCK)

@@ -19,6 +19,7 @@ from ddln.problems._column_space import ColumnBasis, column_basis, least_squares
 from ddln.problems._escaping import escaping
 
 Values = Float[np.ndarray, " samples"]
+_Input = Float[Array, "..."] | Float[np.ndarray, "..."]
 Loss = Callable[..., tuple[Values, Values, Values]]
 """φ, φ' and φ'' of (y, z), or of (δ, y, z)."""
 
@@ -89,11 +90,11 @@ def _on_host(
     """
     dtype = inputs[0].dtype
 
-    def call(*inputs: Array | np.ndarray) -> list[np.ndarray]:
+    def call(*inputs: _Input) -> list[np.ndarray]:
         arrays = [np.asarray(array, np.float64) for array in inputs]
         return [np.asarray(result, dtype) for result in function(*arrays)]
 
-    def call_back(*inputs: Array | np.ndarray) -> list[np.ndarray]:
+    def call_back(*inputs: _Input) -> list[np.ndarray]:
         failed = [np.full(shape, np.nan, dtype) for shape in shapes]
         if not all(np.isfinite(array).all() for array in inputs):
             return failed
@@ -265,7 +266,7 @@ def poisson(y: Values, z: Values) -> tuple[Values, Values, Values]:
     return rate - y * z, rate - y, rate
 
 
-def huber(delta: float | np.ndarray, y: Values, z: Values) -> tuple[Values, Values, Values]:
+def huber(delta: float | Values, y: Values, z: Values) -> tuple[Values, Values, Values]:
     """r²/2 if |r| ≤ δ, else δ|r| − δ²/2, with r = z − y."""
     clipped = np.clip(z - y, -delta, delta)
     return clipped * (z - y - clipped / 2), clipped, (np.abs(z - y) < delta).astype(float)

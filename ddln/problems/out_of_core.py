@@ -109,7 +109,7 @@ class _StoredArray:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape or ())  # HDF5 has arrays without a shape
 
-    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+    def read(self, rows: slice | Int[np.ndarray, " rows"]) -> np.ndarray:
         """The given rows as floating-point numbers."""
         try:
             # HDF5 and Zarr need increasing indices; Zarr takes them through `oindex` only.

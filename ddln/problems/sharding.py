@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ddln._internal.validation import ArrayLike, as_layers
 from ddln.problems.base import Normalisation, Problem, as_data
@@ -79,7 +79,7 @@ def shard_problem(problem: Problem, mesh: Mesh, *, batched: bool = False) -> Pro
     arrays = problem.coordinate_arrays()
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(leaf: Array) -> Array:
+    def place(leaf: Shaped[Array, "..."]) -> Array:
         has_coordinates = any(leaf is array for array in arrays)
         return jax.device_put(
             leaf, _last_axis_sharding(leaf, mesh, batched) if has_coordinates else replicated
@@ -88,7 +88,7 @@ def shard_problem(problem: Problem, mesh: Mesh, *, batched: bool = False) -> Pro
     return jax.tree.map(place, problem)
 
 
-def _last_axis_sharding(array: Array, mesh: Mesh, batched: bool) -> NamedSharding:
+def _last_axis_sharding(array: Shaped[Array, "..."], mesh: Mesh, batched: bool) -> NamedSharding:
     axes: list[str | None] = [None] * jnp.ndim(array)
     axes[-1] = COORDINATES
     if batched and array.shape[0] % mesh.shape[BATCH] == 0:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
@@ -144,7 +144,7 @@ def _solve_batch(
     )
 
 
-def _batch_last(array: Array) -> Array:
+def _batch_last(array: Shaped[Array, "batch *rest"]) -> Shaped[Array, "*rest batch"]:
     """Move the batch from the first axis to the last."""
     return jnp.moveaxis(array, 0, -1)
 

@@ -52,14 +52,20 @@ class Bounds(NamedTuple):
     largest_loss: Float[Array, ""]
 
 
+_Counted = tuple[Int[Array, ""], State, StepAccumulator]
+"""The carry of a loop: steps done, the state without its ledger, the ledger."""
+
+
 @jax.custom_batching.custom_vmap
-def batch_maximum(value: Array) -> Array:
+def batch_maximum(value: Int[Array, "..."]) -> Int[Array, "..."]:
     """The maximum over all networks of a `jax.vmap`; not batched, so that loops have one length."""
     return value
 
 
 @batch_maximum.def_vmap
-def _(batch_size: int, is_batched: Sequence[bool], value: Array) -> tuple[Array, bool]:
+def _(
+    batch_size: int, is_batched: Sequence[bool], value: Int[Array, "..."]
+) -> tuple[Int[Array, "..."], bool]:
     return batch_maximum(jnp.max(value) if is_batched[0] else value), False
 
 
@@ -118,7 +124,7 @@ def _accumulate_steps(
 ) -> State:
     """Take a number of steps and accumulate them in the state's ledger."""
 
-    def block(carry: tuple[Array, State, StepAccumulator]) -> tuple[Array, State, StepAccumulator]:
+    def block(carry: _Counted) -> _Counted:
         done, state, ledger = carry
         length = jnp.minimum(BLOCK - state.step % BLOCK, count - done)
         state, ledger = _block(problem, optimiser, estimator, state, ledger, length)

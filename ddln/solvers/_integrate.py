@@ -76,6 +76,12 @@ class _DenseOutput(NamedTuple):
     coefficients: tuple[Float[Array, "steps dim batch"], ...]
 
 
+_Saved = tuple[Int[Array, ""], _State, Float[Array, "times dim batch"]]
+"""The carry of the outer loop: iterations, the batch, states at the saved times."""
+_Filled = tuple[Int[Array, ""], _State, _DenseOutput]
+"""The carry of the inner loop: the next entry of the buffer, the batch, the buffer."""
+
+
 def integrate(
     system: StepperSystem,
     stepper: type[Tsit5] | type[Rodas5P],
@@ -112,7 +118,7 @@ def integrate(
         terminated=system.is_terminated(start),
     )
 
-    def fill_and_save(carry: tuple[Any, _State, Array]) -> tuple[Any, _State, Array]:
+    def fill_and_save(carry: _Saved) -> _Saved:
         iterations, before, saved = carry
         count, state, buffer = _fill_buffer(
             before, system=system, stepper=stepper, controls=controls
@@ -172,11 +178,11 @@ def _fill_buffer(
         coefficients=(empty,) * 3,
     )
 
-    def is_unfinished(carry: tuple[Any, _State, _DenseOutput]) -> Bool[Array, ""]:
+    def is_unfinished(carry: _Filled) -> Bool[Array, ""]:
         index, state, _ = carry
         return (index < size) & jnp.any(_is_active(state, controls=controls))
 
-    def take_step(carry: tuple[Any, _State, _DenseOutput]) -> tuple[Any, _State, _DenseOutput]:
+    def take_step(carry: _Filled) -> _Filled:
         index, state, buffer = carry
         state, entry = _step(state, system=system, stepper=stepper, controls=controls)
         buffer = jax.tree.map(

@@ -215,7 +215,8 @@ class Rodas5P:
 
 
 def _combine(
-    weights: Sequence[float] | np.ndarray, terms: Sequence[Float[Array, "dim batch"]]
+    weights: Sequence[float] | Float[np.ndarray, " terms"],
+    terms: Sequence[Float[Array, "dim batch"]],
 ) -> Float[Array, "dim batch"]:
     """Linear combination of the leading terms, as many as there are weights."""
     return functools.reduce(jnp.add, map(jnp.multiply, map(float, weights), terms))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, refuse
@@ -67,7 +67,7 @@ def _start(
     layers: Float[Array, "depth dim"],
     optimiser: Optimiser,
     estimator: GradientEstimator,
-    key: Array | None,
+    key: PRNGKeyArray | None,
     with_ledger: bool,
 ) -> State:
     """The state before the first step."""
@@ -150,7 +150,7 @@ def descend(
     record_every: int | None = None,
     record_at: ArrayLike | None = None,
     oracle: GradientEstimator | None = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
     target_gap: Number | None = None,
     largest_loss: Number | None = None,
     ledger: bool = True,
@@ -260,7 +260,7 @@ def _resume(
     state: State,
     optimiser: Optimiser,
     estimator: GradientEstimator,
-    key: Array | None,
+    key: PRNGKeyArray | None,
 ) -> State:
     """Check that a run with this optimiser and estimator can continue from the state."""
     if key is not None:

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, is_concrete, refuse
 from ddln.networks.layers import effective_parameter, layer_gradient
@@ -201,7 +201,7 @@ class Sampling(eqx.Module):
     def draw(
         self,
         problem: Problem,
-        key: Array | None,
+        key: PRNGKeyArray | None,
         step: Int[Array, ""],
         order: Int[Array, " samples"] | None,
     ) -> tuple[Batch, Int[Array, " samples"] | None]:
@@ -226,7 +226,7 @@ class Sampling(eqx.Module):
         return Batch(rows, noise), order
 
     def _draw_label_noise(
-        self, key: Array, places_key: Array, size: int, dtype: jnp.dtype
+        self, key: PRNGKeyArray, places_key: PRNGKeyArray, size: int, dtype: jnp.dtype
     ) -> Float[Array, " batch"]:
         scale = jnp.asarray(self.label_noise, dtype)
         if self.noisy is None:

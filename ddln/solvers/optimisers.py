@@ -105,7 +105,9 @@ class Optimiser(eqx.Module):
         with jax.numpy_dtype_promotion("standard"):
             return rate(step) if callable(rate) else rate
 
-    def elapsed(self, step: Int[Array, ""], more: Int[Array, ""], time: Array) -> Float[Array, ""]:
+    def elapsed(
+        self, step: Int[Array, ""], more: Int[Array, ""], time: Float[Array, ""]
+    ) -> Float[Array, ""]:
         """Flow time Σ γ / (1 − β) after `more` steps, from a step with the given flow time."""
         momentum = self.numbers.get("momentum")
         momentum_complement = 1.0 if momentum is None else 1 - momentum

@@ -20,7 +20,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import (
@@ -81,12 +81,16 @@ def _check_counts(counts: Float[Array, " intervals"], halvings: int) -> Float[Ar
     )
 
 
+_Interval = tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]
+"""Flow time, number of steps, and number of the first step."""
+
+
 @eqx.filter_jit
 def _integrate(
     system: System,
     layers: Float[Array, "depth dim"],
     times: Float[Array, " times"],
-    key: Array | None,
+    key: PRNGKeyArray | None,
     counts: Float[Array, " intervals"],
     halvings: int,
 ) -> Diffusion:
@@ -94,7 +98,7 @@ def _integrate(
     numbers = counts.astype(jnp.int32)
     first_steps = jnp.cumsum(numbers) - numbers
 
-    def interval(state: State, given: tuple[Array, Array, Array]) -> tuple[State, State]:
+    def interval(state: State, given: _Interval) -> tuple[State, State]:
         span, count, first = given
         path = None
         if system.estimator.is_random and key is not None:
@@ -151,7 +155,7 @@ def _observe(
     theta = jax.vmap(effective_parameter)(path)
     saved = path, velocity, theta, jax.vmap(problem.loss)(theta), jax.vmap(problem.gap)(theta)
 
-    def is_finite(*arrays: Array) -> Array:
+    def is_finite(*arrays: Float[Array, "..."]) -> Bool[Array, ""]:
         return jnp.all(jnp.isfinite(jnp.concatenate(arrays, axis=None)))
 
     lost = ~(jax.vmap(is_finite)(*jax.tree.leaves(saved)) & jnp.isfinite(jnp.append(0.0, counts)))
@@ -179,7 +183,7 @@ def stochastic_flow(
     learning_rate: Number,
     oracle: GradientEstimator | None = None,
     momentum: Number | None = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
     dt: Number | None = None,
     halvings: int = 0,
     throw: bool = True,
@@ -265,7 +269,7 @@ def stochastic_flow(
 def _check_estimator(
     problem: Problem,
     oracle: GradientEstimator | None,
-    key: Array | None,
+    key: PRNGKeyArray | None,
     momentum: Number | None,
 ) -> Sampling:
     """Check that there is a stochastic flow for the gradient estimator."""

@@ -153,7 +153,7 @@ def _fit_entropy(
     """The first fit that meets the tolerance, or else the best one."""
     from scipy.optimize import least_squares
 
-    def residual(log_imbalances: np.ndarray) -> np.ndarray:
+    def residual(log_imbalances: Float[np.ndarray, " imbalances"]) -> Float[np.ndarray, " dim"]:
         copies = np.repeat(_layers_of(log_imbalances), theta.size, axis=1)
         return np.log(np.asarray(Entropy(copies).hessian(theta)) / curvature)
 

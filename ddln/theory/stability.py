@@ -44,14 +44,18 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     """
     layers = as_layers(layers, problem.dim)
 
-    def gradient(problem: Problem, layers: Array) -> Array:
+    def gradient(problem: Problem, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return layer_gradient(layers, problem.gradient(effective_parameter(layers)))
 
     if layers.size <= _LARGEST_DENSE:
         hessian = jax.jacfwd(gradient, 1)(problem, layers)
         return jnp.linalg.eigvalsh(hessian.reshape(layers.size, layers.size))[-1]
 
-    def times(vector: Array, problem: Problem = problem, layers: Array = layers) -> Array:
+    def times(
+        vector: Float[Array, " weights"],
+        problem: Problem = problem,
+        layers: Float[Array, "depth dim"] = layers,
+    ) -> Float[Array, " weights"]:
         direction = vector.reshape(layers.shape)
         return jax.jvp(partial(gradient, problem), (layers,), (direction,))[1].reshape(vector.shape)
 

@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
@@ -38,7 +38,9 @@ from ddln.solvers.result import Run
 
 
 def sharpness(
-    problem: Problem, run: Run, records: slice | Sequence[int] | np.ndarray = slice(None)
+    problem: Problem,
+    run: Run,
+    records: slice | Sequence[int] | Int[np.ndarray, " records"] = slice(None),
 ) -> Float[Array, " records"]:
     """S_k = λ_max of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) in the layers, along a run.
 
