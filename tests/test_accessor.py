@@ -45,7 +45,7 @@ def test_runs_are_the_points_of_the_grid_in_order(grid):
         np.testing.assert_array_equal(run.data["loss"], losses)
 
 
-def test_a_run_has_the_layers_and_the_problem_of_its_point(grid):
+def test_run_has_the_layers_and_the_problem_of_its_point(grid):
     law = partial(jax.random.uniform, minval=0.5, maxval=1.2)
     for run in grid.ddln.runs():
         key, depth = jax.random.key(run.point[SEED]), run.point[DEPTH]
@@ -55,14 +55,14 @@ def test_a_run_has_the_layers_and_the_problem_of_its_point(grid):
         assert not run.experiment.sweep
 
 
-def test_a_part_of_a_data_set_still_knows_its_point(grid):
+def test_selection_keeps_the_values_of_its_axes(grid):
     (run,) = grid.sel({SCALE: 2.0, SEED: 6}).ddln.runs()
     assert run.point == {SCALE: 2.0, DEPTH: 4, SEED: 6}
     assert [run.point[SEED] for run in grid.isel({SCALE: 0}).ddln.runs()] == [5, 6, 7]
     assert grid.ddln.first.point == {SCALE: 1.0, DEPTH: 3, SEED: 5}
 
 
-def test_a_map_lies_on_the_grid(grid):
+def test_map_has_the_dimensions_of_the_grid(grid):
     numbers = grid.ddln.map(lambda run: 10 * run.point[SCALE] + run.point[SEED])
     assert numbers.dims == (SCALE, SEED)
     assert float(numbers.sel({SCALE: 2.0, SEED: 7})) == 27.0
@@ -71,7 +71,7 @@ def test_a_map_lies_on_the_grid(grid):
     xr.testing.assert_equal(curves, grid["loss"].drop_attrs())
 
 
-def test_the_end_is_the_last_saved_time(grid):
+def test_end_is_the_last_saved_time(grid):
     xr.testing.assert_equal(grid.ddln.end["loss"], grid["loss"][..., -1])
 
 
@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_problem(grid):
     np.testing.assert_array_equal(targets, run.problem.targets)
 
 
-def test_a_gap_is_resolved_down_to_rounding():
+def test_gaps_below_rounding_are_nan():
     gaps = np.array([2.0, 1e-3, 3e-14, 1e-14, 0.0, np.nan, 1.0])
     found = made_by(["sweep={}"], {"gap": ("time", gaps)}).ddln.resolved_gap
     np.testing.assert_array_equal(found, np.where([1, 1, 1, 0, 0, 0, 1], gaps, np.nan))
@@ -98,7 +98,7 @@ def test_distances_to_the_truth_are_euclidean(name):
     np.testing.assert_allclose(dataset.ddln.distance_to_truth, expected, rtol=1e-15)
 
 
-def test_powers_are_slopes_of_logarithms(grid):
+def test_fitted_power_is_the_slope_of_the_logarithms(grid):
     values = 5.0 * grid[SCALE] ** -3 * grid[SEED] ** 2
     powers = grid.ddln.powers(values, SCALE)
     assert powers.sizes == {SCALE: 1, SEED: 3}
@@ -106,7 +106,7 @@ def test_powers_are_slopes_of_logarithms(grid):
     np.testing.assert_allclose(grid.ddln.powers(values, SEED), 2.0, rtol=1e-13)
 
 
-def test_crossings_are_where_interpolation_by_numpy_has_them():
+def test_crossings_match_numpy_interpolation():
     rising, falling = np.sqrt(TIMES), 4.0 - TIMES**2
     values = xr.DataArray([rising, falling, 0 * TIMES], dims=("run", "time"))
     found = made_by(["sweep={}"], {}).ddln.first_crossing(values, 1.3)
@@ -115,7 +115,7 @@ def test_crossings_are_where_interpolation_by_numpy_has_them():
     assert found.dims == ("run",)
 
 
-def test_crossings_are_told_by_the_clock_of_every_run():
+def test_crossings_use_the_flow_time_of_each_run():
     clocks = np.array([TIMES, 10 * TIMES])
     dataset = made_by(
         ["sweep.network.scale=[1.0, 2.0]"],
@@ -128,7 +128,7 @@ def test_crossings_are_told_by_the_clock_of_every_run():
     np.testing.assert_allclose(dataset.ddln.first_crossing(dataset["loss"], 1.75, step), 250.0)
 
 
-def test_a_crossing_is_the_first_of_several():
+def test_first_of_several_crossings_is_returned():
     values = xr.DataArray(np.sin(4 * TIMES), dims="time")
     crossing = float(made_by(["sweep={}"], {}).ddln.first_crossing(values, 0.5))
     assert 0.0 < crossing <= TIMES[1]
@@ -137,12 +137,12 @@ def test_a_crossing_is_the_first_of_several():
 @pytest.mark.parametrize(
     "imports", ["from ddln.sweeps import assemble", "from ddln import figures"]
 )
-def test_modules_that_make_or_draw_data_sets_bring_the_accessor(imports):
+def test_modules_that_return_or_draw_data_sets_register_the_accessor(imports):
     code = f"import xarray as xr, ddln; {imports}; xr.Dataset().ddln.runs"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_opened_data_set_has_the_accessor(grid, tmp_path):
+def test_opened_data_set_has_the_accessor(grid, tmp_path):
     grid.to_netcdf(tmp_path / "dataset.nc", engine="h5netcdf")
     with _netcdf.open_dataset(tmp_path / "dataset.nc") as dataset:
         assert isinstance(dataset.ddln, accessor.Accessor)

@@ -113,7 +113,7 @@ print(dict(dataset["gap"].sizes), bool((dataset["status"] == 0).all()))
 
 
 @pytest.mark.slow
-def test_a_sweep_over_two_hundred_shapes_ends(tmp_path):
+def test_sweep_over_two_hundred_shapes_ends(tmp_path):
     """Each shape compiles programs with 1,000 to 1,800 memory maps."""
     done = subprocess.run(
         [sys.executable, "-c", SWEEP],

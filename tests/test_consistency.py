@@ -171,7 +171,7 @@ def test_every_corruption_is_caught_at_every_depth_and_loss(depth, loss):
     assert missed == []
 
 
-def test_a_swapped_network_of_a_sweep_is_caught(monkeypatch):
+def test_swapped_network_of_a_sweep_is_caught(monkeypatch):
     experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
     true = batched_flow.Flows.trajectories
 
@@ -299,7 +299,7 @@ def some_cases(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*FLOWS, *BATCHED])
-def test_no_right_flow_raises_a_false_alarm(kind):
+def test_correct_flows_raise_no_false_alarm(kind):
     def batched(problems, layers, times):
         flows = ddln.gradient_flows(problems, layers, times, solver=kind)
         return flows.trajectories()
@@ -383,7 +383,7 @@ def descent_failures(name, loss, depth, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
-def test_no_right_descent_raises_a_false_alarm(name):
+def test_correct_descents_raise_no_false_alarm(name):
     shift, found, ended = RULES.index(name), [], 0
     for i, depth in enumerate((2, (3, 5, 8)[shift % 3])):
         of_samples = (*LOSSES[:1], *LOSSES[2:6])  # `from_function` has none

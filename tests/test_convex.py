@@ -561,7 +561,7 @@ def experiment(tmp_path, *overrides):
 
 @pytest.mark.slow
 @pytest.mark.slow
-def test_a_logistic_config_runs_over_seeds_of_the_data(tmp_path):
+def test_logistic_config_runs_over_seeds_of_the_data(tmp_path):
     dataset = ddln.run(experiment(tmp_path))
     assert bool((dataset["status"] == 0).all())
     assert bool(dataset["certificate_holds"].all())

@@ -36,7 +36,7 @@ def write(tmp_path, text, name="data.csv"):
     return path
 
 
-def test_a_csv_file_becomes_named_columns(tmp_path):
+def test_csv_file_becomes_named_columns(tmp_path):
     path = write(tmp_path, "\ufeffage, bmi,target\r\n1,2.5,3\r\n4,-5e1,6\r\n\r\n")
     names, features, targets = read_table(path)
     assert names == ("age", "bmi")
@@ -113,7 +113,7 @@ def test_many_faults_are_listed_and_counted(tmp_path):
     assert len(str(caught.value).splitlines()) == 6
 
 
-def test_a_missing_or_binary_file_is_refused(tmp_path):
+def test_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "data.csv").write_bytes(b"\xff\xfe\x00")
@@ -125,7 +125,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
         read_table(write(tmp_path, "a,target\n1,2\n"), features=["target"])
 
 
-def test_an_npz_file_becomes_numbered_columns(tmp_path):
+def test_npz_file_becomes_numbered_columns(tmp_path):
     path = tmp_path / "data.npz"
     np.savez(path, features=np.arange(6).reshape(3, 2), targets=np.arange(3))
     names, features, targets = read_table(path)
@@ -289,7 +289,7 @@ def test_equal_digits_are_refused():
         DigitsDataConfig(kind="digits", positive=3, negative=3)
 
 
-def test_the_diabetes_data_are_the_raw_measurements_or_standardised():
+def test_diabetes_data_are_the_raw_measurements_or_standardised():
     for standardise in (False, True):
         table = DiabetesDataConfig(kind="diabetes", standardise=standardise)
         features, targets = draw(table)

@@ -168,7 +168,7 @@ def test_every_rule_follows_its_own_recursion(name):
         assert not certify(PROBLEM, spoilt)["recursion"].holds
 
 
-def test_a_run_that_did_not_follow_its_rule_fails():
+def test_run_that_did_not_follow_its_rule_fails():
     run = ddln.descend(PROBLEM, LAYERS, optax.sgd(0.05), steps=60, record_every=3)
     late = run.layers.at[6:].set(run.layers[5:-1])  # behind by what 9 stretches of 20 show
     theta = jax.vmap(ddln.effective_parameter)(late)
@@ -184,7 +184,7 @@ def test_one_nan_fails_at_any_record(run):
         assert not ddln.certify(PROBLEM, dataclasses.replace(run, **{name: spoilt})).ok
 
 
-def test_a_wrong_gradient_fails(monkeypatch):
+def test_wrong_gradient_fails(monkeypatch):
     true = gradient_estimators.estimated_gradient
     monkeypatch.setattr(gradient_estimators, "estimated_gradient", lambda *all: true(*all) + 0.01)
     rule = ddln.optimiser("sgd", learning_rate=0.11)
@@ -194,7 +194,7 @@ def test_a_wrong_gradient_fails(monkeypatch):
     assert not bool(certificates["KKT of the limit"].holds)
 
 
-def test_claims_that_do_not_apply_say_so():
+def test_claims_that_do_not_apply_are_marked():
     deep = np.concatenate([LAYERS, np.ones((1, 8))])
     cases = {
         "deep": train(layers=deep, steps=10),
@@ -296,7 +296,7 @@ def test_order_does_not_apply_outside_its_asymptotic_range(layers, until):
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 6])
 @pytest.mark.parametrize("loss", ["least_squares", "logistic"])
-def test_the_order_is_one_at_other_depths_and_losses(depth, loss):
+def test_order_is_one_at_other_depths_and_losses(depth, loss):
     targets = TARGETS if loss == "least_squares" else np.sign(TARGETS)
     problem = getattr(ddln, loss)(FEATURES, targets)
     layers = np.random.default_rng(depth).uniform(0.3, 0.8, (depth, 8))
@@ -318,7 +318,7 @@ def test_batched_orders_equal_single_ones():
 
 
 @pytest.mark.slow
-def test_a_wrong_gradient_has_no_order(monkeypatch):
+def test_wrong_gradient_has_no_order(monkeypatch):
     true = gradient_estimators.estimated_gradient
     monkeypatch.setattr(gradient_estimators, "estimated_gradient", lambda *all: 1.01 * true(*all))
     deeper = np.concatenate([DEEP, DEEP[1:2]])

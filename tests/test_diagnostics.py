@@ -130,7 +130,7 @@ def test_gain_of_a_constant_gradient_has_its_closed_form():
     np.testing.assert_allclose(diagnostics.gain(run), np.outer(run.steps, each), atol=1e-13)
 
 
-def test_the_flow_has_no_gain(flow):
+def test_flow_has_no_gain(flow):
     np.testing.assert_allclose(diagnostics.gain(flow), 0.0, atol=1e-13)
     expected = np.sqrt(np.abs(LAYERS[0] ** 2 - LAYERS[1] ** 2) / 2)
     alpha = diagnostics.effective_initialisation(flow)
@@ -158,7 +158,7 @@ def test_distance_to_the_flow_matches_its_closed_form():
     np.testing.assert_allclose(found, expected, atol=1e-8)  # of the flow's rtol, 1e-9
 
 
-def test_the_divergence_to_the_limit_falls_along_the_flow(flow):
+def test_divergence_to_the_limit_falls_along_the_flow(flow):
     entropy, limit = ddln.Entropy(LAYERS), flow.theta[-1]
     distance = jax.jit(jax.vmap(lambda theta: entropy.divergence(limit, theta)))(flow.theta)
     assert (jnp.diff(distance) < 1e-14).all()

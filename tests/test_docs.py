@@ -125,7 +125,7 @@ TYPED = [page for page in PAGES if any(map(commands, blocks(page.read_text(encod
 
 
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
-def test_what_a_page_tells_to_type_is_understood(page, call):
+def test_commands_on_the_pages_are_valid(page, call):
     follow(page, call)
 
 
@@ -139,13 +139,13 @@ ELSEWHERE = {"cluster": "test_cluster", "experiments": "test_experiments"}
     [page for page in TYPED if not {page.stem, page.parent.name} & ELSEWHERE.keys()],
     ids=lambda page: page.stem,
 )
-def test_what_a_page_tells_to_type_runs(page, call):
+def test_commands_on_the_pages_run(page, call):
     if page.stem == "howto":  # its runs are those of the first run
         call(["run", "figure4", *TINY])
     follow(page, call, TINY)
 
 
-def test_the_quick_start_ends_with_a_sweep_over_ones_own_file(call, tmp_path):
+def test_quick_start_ends_with_a_sweep_on_the_users_file(call, tmp_path):
     page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
     *_, plan, folder = [block.text for block in blocks(page) if block.language == "text"]
     told = follow(DOCS / "quickstart.md", call)
@@ -173,7 +173,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", plain(page)):
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
@@ -200,7 +200,7 @@ def test_every_verb_is_on_the_page_of_the_command_line():
     assert [verb for verb in verbs if not re.search(rf"`{verb}\b", page)] == []
 
 
-def test_the_reference_of_configs_has_every_key_with_its_range_default_and_meaning():
+def test_config_reference_lists_every_key_with_range_default_and_meaning():
     schema = Experiment.model_json_schema()
     text = config()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
@@ -221,7 +221,7 @@ def test_links_of_the_reference_lead_to_its_tables():
     assert len(set(ids)) == len(ids)
 
 
-def test_the_reference_of_python_has_every_name():
+def test_python_reference_lists_every_name():
     documented = set(re.findall(r"^::: ddln\.([\w.]+)$", api(), re.MULTILINE))
     modules = {name.rpartition(".")[2] for name in documented}
     assert set(ddln.__all__) - {"__version__"} <= documented | modules

@@ -115,7 +115,7 @@ def test_mirror_map_and_inverse_agree_with_mpmath_at_any_depth(kind):
 @pytest.mark.parametrize(
     ("depth", "scale"), [(2, 1e-120), (2, 1e120), (3, 1e-90), (4, 1e-70), (6, 1e40)]
 )
-def test_scales_that_fit_in_float64_lose_nothing(depth, scale):
+def test_scales_within_float64_keep_full_precision(depth, scale):
     rng = np.random.default_rng(depth)
     for kind in KINDS:
         layers, theta = column(rng, depth, kind, scale)

@@ -42,7 +42,7 @@ def error_over_expected(depth, networks):
     ("depth", "networks"),
     [(16, 24), *(pytest.param(depth, 100, marks=pytest.mark.slow) for depth in (2, 3, 6, 12, 16))],
 )
-def test_the_expected_error_grows_with_depth_as_the_error_does(depth, networks):
+def test_expected_error_grows_with_depth_like_the_error(depth, networks):
     over, found = error_over_expected(depth, networks)
     # The same share of what is expected at every depth, and not far below it.
     assert 0.1 < over.max() < 0.8

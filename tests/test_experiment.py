@@ -133,7 +133,7 @@ def test_invalid_override_is_reported(override, expected):
     assert expected in problems_of(override)
 
 
-def test_unreadable_file_is_one_message(tmp_path):
+def test_unreadable_file_gives_one_message(tmp_path):
     for content, expected in [(b"a = [", "not|Invalid|Unclosed"), (b"\xff\xfe", "utf-8")]:
         path = tmp_path / "broken.toml"
         path.write_bytes(content)

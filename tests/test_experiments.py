@@ -96,7 +96,7 @@ def test_every_figure_can_be_saved_and_described(done):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_is_a_page_that_names_its_source(path):
+def test_study_is_short_and_names_its_source(path):
     text = path.read_text(encoding="utf-8")
     first_line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     assert "(" in first_line
@@ -104,7 +104,7 @@ def test_a_study_is_a_page_that_names_its_source(path):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_imports_public_names_only(path):
+def test_study_imports_public_names_only(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names if "ddln." in alias.name} == set()
@@ -125,12 +125,12 @@ def test_no_function_of_a_study_is_longer_than_a_screen(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_has_its_study(path):
+def test_config_has_its_study(path):
     assert studies.locate(ddln.load(path).study, path.parent) in STUDIES
 
 
 @pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
-def test_a_file_of_data_is_what_its_recipe_makes(path, tmp_path):
+def test_data_file_equals_the_result_of_its_recipe(path, tmp_path):
     made = studies.write_data(path.stem, tmp_path)
     assert made == tmp_path / "configs" / "data" / f"{path.stem}.npz"
     with np.load(made) as fresh, np.load(ROOT / made.relative_to(tmp_path)) as kept:
@@ -139,6 +139,6 @@ def test_a_file_of_data_is_what_its_recipe_makes(path, tmp_path):
             np.testing.assert_allclose(kept[name], fresh[name], rtol=ROUNDING, atol=ROUNDING)
 
 
-def test_every_file_of_data_has_its_recipe():
+def test_every_data_file_has_a_recipe():
     files = {path.stem for path in (ROOT / "configs" / "data").glob("*.npz")}
     assert files == {path.stem for path in DRAWN}

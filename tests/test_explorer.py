@@ -193,7 +193,7 @@ def test_quantity_of_every_network_is_drawn(swept):
 
 
 @pytest.mark.slow
-def test_network_of_a_run_looks_like_the_network_alone(base, swept):
+def test_network_of_a_run_equals_the_network_alone(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = network_view.view(run_browser.pick(swept, places))
     alone = session.run_state(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))

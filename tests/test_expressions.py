@@ -54,7 +54,7 @@ def refusal(*overrides):
 
 @settings(deadline=None)
 @given(st.recursive(LEAVES, combined, max_leaves=8), st.floats(0.1, 10.0), st.floats(0.1, 10.0))
-def test_values_are_those_of_python(text, scale, x):
+def test_values_match_python(text, scale, x):
     if len(text) > LONGEST:
         return
     functions = {"sqrt": math.sqrt, "exp": math.exp, "log": math.log}
@@ -72,7 +72,7 @@ def test_values_are_those_of_python(text, scale, x):
 
 @settings(deadline=None)
 @given(st.one_of(st.text(max_size=60), st.text(string.printable, max_size=60)))
-def test_any_text_is_arithmetic_or_refused(text):
+def test_any_text_is_evaluated_or_refused(text):
     try:
         expression = parse(text)
         value = expression(dict.fromkeys(expression.names, 1.5))
@@ -124,7 +124,7 @@ def test_any_text_is_arithmetic_or_refused(text):
         "9" * 201,
     ],
 )
-def test_whatever_is_not_arithmetic_is_refused(text):
+def test_text_other_than_arithmetic_is_refused(text):
     with pytest.raises(ExpressionError, match=r"\w+") as caught:
         names_in(text)
     assert len(str(caught.value)) < 300
@@ -141,19 +141,19 @@ def test_deep_nesting_up_to_the_longest_text_evaluates():
         assert math.isfinite(parse(text)({"scale": 1.0}))
 
 
-def test_an_axis_follows_another_and_lies_along_it():
+def test_expression_axis_lies_along_the_axis_it_depends_on():
     values, dimensions = columns(UNTIL % "3 * scale**-2")
     assert values["dynamics.until"] == [3 * scale**-2 for scale in (1.0, 1.4, 1.8)]
     assert dimensions == {"network.scale"}
 
 
-def test_an_axis_follows_the_other_when_that_is_changed():
+def test_expression_axis_follows_changes_of_its_argument():
     changed = load(FIGURE4, [UNTIL % "2 * scale"]).with_({"sweep.network.scale": [2.0, 5.0]})
     assert make_plan(changed).axes[1].values.tolist() == [4.0, 10.0]
     assert columns(UNTIL % "2 * scale", "sweep.network.scale=[7.0]")[0]["dynamics.until"] == [14.0]
 
 
-def test_names_may_be_whole_or_quoted():
+def test_axis_names_may_be_full_or_quoted():
     expected = columns(UNTIL % "scale + 1")
     assert columns(UNTIL % "network.scale + 1") == expected
     assert columns("sweep.dynamics.until={expr='\"network.scale\" + 1'}") == expected
@@ -173,7 +173,7 @@ def test_whole_numbers_stay_whole():
     assert {type(value) for value in values["network.depth"]} == {int}
 
 
-def test_an_expression_is_kept_with_the_experiment():
+def test_expression_is_kept_with_the_experiment():
     experiment = load(FIGURE4, [UNTIL % "3 * scale**-2"])
     assert parse_config(experiment.to_toml()) == experiment
     assert experiment.digest() != load(FIGURE4, [UNTIL % "3 * scale**-3"]).digest()

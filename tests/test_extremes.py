@@ -53,12 +53,12 @@ def names_of(status):
 
 
 @pytest.mark.slow
-def test_extreme_scales_and_horizons_end_as_they_say(extremes):
+def test_extreme_scales_and_horizons_end_with_the_expected_status(extremes):
     assert names_of(extremes["status"]) == list(ENDS.values())
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_has_no_numbers_from_there_on_and_its_certificate_says_so(extremes):
+def test_failed_run_is_nan_afterwards_and_its_certificate_fails(extremes):
     for lane, name in enumerate(ENDS.values()):
         run = extremes.isel({"network.scale": lane})
         finite = np.isfinite(run["loss"].values)
@@ -70,7 +70,7 @@ def test_a_run_that_fails_has_no_numbers_from_there_on_and_its_certificate_says_
 
 
 @pytest.mark.slow
-def test_a_run_that_ends_well_at_the_ends_of_the_range_is_right(extremes):
+def test_extreme_runs_that_finish_are_accurate(extremes):
     done = extremes.isel({"network.scale": [name == "ok" for name in ENDS.values()]})
     assert bool((done["certificate_holds"] | ~done["certificate_applies"]).all())
     loss = done["loss"].values
@@ -90,7 +90,7 @@ def test_a_run_that_ends_well_at_the_ends_of_the_range_is_right(extremes):
 
 
 @pytest.mark.slow
-def test_identities_that_float64_has_no_numbers_for_do_not_apply(extremes):
+def test_identities_beyond_the_range_of_float64_do_not_apply(extremes):
     identities = extremes["certificate_applies"].sel(
         certificate=["mirror identity", "entropy Hessian"]
     )
@@ -98,14 +98,14 @@ def test_identities_that_float64_has_no_numbers_for_do_not_apply(extremes):
     assert applies.values.tolist() == [[False, False], [True, True], [True, True]]
 
 
-def test_a_saddle_is_told_of_before_anything_runs():
+def test_start_at_a_saddle_is_reported_before_the_run():
     for init in ("{kind='constant', value=0.0}", "{kind='constant', value=1e-300}"):
         experiment = load(CONFIG, [*TINY, f"network.init={init}"])
         with pytest.raises(ConfigError, match="every coordinate is frozen, so that nothing would"):
             ddln.run(experiment)
 
 
-def test_a_start_that_overflows_is_told_of_before_anything_runs():
+def test_overflowing_start_is_reported_before_the_run():
     with pytest.raises(ConfigError, match="the mobility M must be finite at the start, got inf"):
         ddln.run(load(CONFIG, [*TINY, "network.scale=1e100"]))
 
@@ -142,7 +142,7 @@ def test_stiffness_of_1e12_is_integrated_to_its_tolerance():
         ([0.0, 1j], "must be real"),
     ],
 )
-def test_times_that_make_no_sense_are_refused(times, told):
+def test_invalid_times_are_refused(times, told):
     problem = ddln.least_squares([[1.0]], [2.0])
     for flow in (ddln.gradient_flow, lambda p, u, t: ddln.gradient_flows(p, u[None], t)):
         with pytest.raises(ValueError, match=told):
@@ -217,13 +217,13 @@ def test_any_small_network_on_any_data_has_a_sound_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 3, 3), (3, 1, 5), (1, 2, 4)])
-def test_a_thousand_small_networks_have_sound_runs(shape):
+def test_thousand_small_networks_have_sound_runs(shape):
     settings(max_examples=1000, **QUIETLY)(given(networks(*shape))(assert_sound))()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bool_])
-def test_numbers_of_another_kind_are_computed_with_as_reals(dtype):
+def test_integer_input_is_converted_to_reals(dtype):
     features = jnp.array([[1, 0], [1, 1]], dtype)
     problem = ddln.least_squares(features, jnp.array([1, 0], dtype))
     layers = jnp.array([[1, 1], [1, 0]], dtype)
@@ -262,7 +262,7 @@ print(json.dumps([theta[:, 0].tolist(), run.gap.tolist(), float(kept), float(spr
 
 
 @pytest.mark.slow
-def test_a_million_coordinates_flow_as_their_fifty_kinds_do_in_a_few_times_the_memory_of_the_data():
+def test_flow_of_a_million_coordinates_matches_fifty_in_bounded_memory():
     # k equal columns, from equal layers, are one column √k times as large on targets y/√k.
     rng = np.random.default_rng(0)
     copies = WIDE // KINDS

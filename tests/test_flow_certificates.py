@@ -86,7 +86,7 @@ def test_identities_hold_at_any_depth_and_width(depth, dim):
     ],
     ids=["factor", "one coordinate", "ascent"],
 )
-def test_a_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
+def test_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
     problem, run, _ = certified
     speed = wrong(Reduction.remaining_product)
 
@@ -187,7 +187,7 @@ def test_tolerances_match_the_theory_page(certified):
     np.testing.assert_allclose(doubt, bounds.posterior_error, rtol=1e-6)
 
 
-def test_a_wrong_asymptotic_rate_fails():
+def test_wrong_asymptotic_rate_fails():
     problem = ddln.least_squares([[1.0, 0.5]], [2.0])
     layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
     run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 1.0, 161))
@@ -353,7 +353,7 @@ def test_frozen_coordinate_changes_no_tolerance_except_of_bounds(certified):
             np.testing.assert_allclose(other.tolerance, one.tolerance, rtol=1e-5, err_msg=one.name)
 
 
-def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
+def test_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     problem, run, _ = certified
     layers = np.array(run.layers[0])
     layers[1, 2] = layers[0, 2] * (1 + 1e-3)
@@ -374,7 +374,7 @@ def test_the_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     np.testing.assert_allclose(tolerance, ten_errors, rtol=ROUNDING)
 
 
-def test_run_that_fails_at_once_lacks_its_whole_time(certified):
+def test_run_that_fails_at_once_misses_its_whole_horizon(certified):
     problem, run, _ = certified
     stopped = spoil(run, gap=run.gap.at[1:].set(jnp.nan))
     assert ddln.certify(problem, stopped)["completed"].measured == TIMES[-1]

@@ -56,7 +56,7 @@ def test_all_samples_give_the_exact_gradient(problem):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_batch_gives_the_gradient_of_its_rows(batch):
+def test_batch_gives_the_gradient_of_its_rows(batch):
     estimator = ddln.Sampling(batch=batch, label_noise=0.3)
     drawn = batches(estimator, 5)
     for rows, noise in zip(*map(np.asarray, drawn), strict=True):

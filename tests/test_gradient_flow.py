@@ -191,7 +191,7 @@ def test_frozen_coordinates_do_not_disturb_a_long_run():
         np.testing.assert_allclose(run.theta[-1, 1], 1.0, rtol=AGREEMENT)
 
 
-def test_three_zero_layers_are_at_rest():
+def test_network_with_three_zero_layers_is_stationary():
     problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
     run = ddln.gradient_flow(problem, [[0.0, 0.1], [0.0, 1.0], [0.0, 0.7]], [0.0, 1.0])
     assert (run.velocity[:, 0] == 0).all()

@@ -51,7 +51,7 @@ def test_estimate_is_small_on_resolved_intervals():
     assert (estimate[middle] < 5e-3).all()
 
 
-def test_a_kink_inside_an_interval_costs_no_more_than_its_estimate():
+def test_kink_inside_an_interval_costs_no_more_than_its_estimate():
     rng = np.random.default_rng(0)
     for fraction in rng.uniform(0.0, 1.0, 50):
         kinks, jumps = (rng.permutation(20)[:4] + fraction) / 20, rng.normal(size=4)

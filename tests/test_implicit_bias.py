@@ -103,7 +103,7 @@ def test_missing_limit_point_is_an_error_or_nan():
 
 
 @pytest.mark.parametrize("wrap", [lambda problem: problem, ddln.signed], ids=["plain", "signed"])
-def test_a_loss_without_a_minimiser_has_no_limit_point(wrap):
+def test_loss_without_a_minimiser_has_no_limit_point(wrap):
     problem = wrap(ddln.logistic([[1.0, 0.5]], [1.0]))
     layers = jnp.ones((2, problem.dim))
     for ask in (

@@ -63,7 +63,7 @@ def test_fit_does_not_depend_on_the_callers_precision():
     )  # 1e-7 of Q'' is 1e-5 of λ here
 
 
-def test_one_point_determines_a_network_of_depth_two():
+def test_curvature_at_one_point_determines_a_network_of_depth_two():
     layers = theory.layers_for_entropy([0.0], [1 / 9], 2, tolerance=1e-9)
     np.testing.assert_allclose(layers, [[0.0], [3.0]], rtol=1e-9)
 
@@ -103,6 +103,6 @@ def test_time_to_gap_is_an_upper_bound_and_matches_its_formulas():
         ),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_invalid_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

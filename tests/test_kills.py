@@ -241,7 +241,7 @@ def written(folder):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_networks_survive_ten_kills_in_bounded_memory(tmp_path):
+def test_hundred_thousand_networks_survive_ten_kills_in_bounded_memory(tmp_path):
     plan = make_plan(load(FIGURE4, LARGE))
     folder = RunFolder.of(plan.experiment, tmp_path / "killed")
     code, peak = run_large(tmp_path / "whole")

@@ -64,7 +64,7 @@ def test_reduction_agrees_with_the_network_at_any_coordinate(depth):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5, 6])
-def test_a_point_is_the_same_from_either_coordinate(depth):
+def test_point_is_the_same_from_v_and_from_the_smallest_layer(depth):
     """Derivatives in w and in v against autodiff, for open, half-line and frozen coordinates."""
     layers = random_layers(depth, depth, 6)
     layers[:2, 0], layers[:2, 1] = 0.7, 0.0
@@ -105,7 +105,7 @@ def test_coordinates_are_of_three_kinds():
     assert "(k = 0, 1, 2, 3, 4, …)" in ddln.describe(jnp.ones((2, 6)))
 
 
-def test_frozen_coordinates_stay_zero_and_do_not_spoil_the_others():
+def test_frozen_coordinates_stay_zero_and_do_not_affect_the_others():
     layers = jnp.array([[0.0, 0.0], [0.0, 1.0], [2.0, 1.5]])
     reduction = ddln.Reduction(layers)
     v = reduction.start + 0.5

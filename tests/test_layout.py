@@ -88,7 +88,7 @@ def test_no_class_name_is_defined_twice():
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_the_top_level_holds_packages_only():
+def test_top_level_holds_packages_only():
     names = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "shipped"}
     assert names == PACKAGES | {"__init__.py", "py.typed"}
     assert len(PACKAGES) <= 10
@@ -114,13 +114,13 @@ def test_names_for_type_checkers_are_those_imported_at_run_time():
     assert static == ddln._MODULE_OF | modules
 
 
-def test_every_package_says_what_it_is_for():
+def test_every_package_describes_itself():
     for package in sorted(PACKAGES):
         described = importlib.import_module(f"ddln.{package}").__doc__
         assert len((described or "").split()) > 10, package
 
 
-def test_the_page_on_reliability_names_tests_that_exist():
+def test_reliability_page_names_existing_tests():
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
     named = re.findall(r"`(test_\w+)`", page)
@@ -128,7 +128,7 @@ def test_the_page_on_reliability_names_tests_that_exist():
     assert [name for name in named if f"def {name}(" not in tests] == []
 
 
-def test_the_theory_page_names_tests_and_functions_that_exist():
+def test_theory_page_names_existing_tests_and_functions():
     page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
     named = re.findall(r"`(test_\w+)`", page)

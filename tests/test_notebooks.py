@@ -20,7 +20,7 @@ def run(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_first_steps_ends_where_it_says(monkeypatch):
+def test_first_steps_ends_at_the_predicted_limit(monkeypatch):
     shown, defined = run("first_steps", monkeypatch)
     assert defined["certificates"].ok
     np.testing.assert_allclose(defined["run"].theta[-1], defined["predicted"], atol=1e-5)
@@ -29,7 +29,7 @@ def test_first_steps_ends_where_it_says(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_mirror_flow_by_hand_is_the_layers_flow_to_the_order_of_its_steps(monkeypatch):
+def test_mirror_flow_by_hand_converges_to_the_flow_of_the_layers(monkeypatch):
     _, defined = run("mirror_flow_by_hand", monkeypatch)
     np.testing.assert_allclose(defined["product"], np.eye(2), atol=SAME)
     np.testing.assert_allclose(defined["orders"][1:4], 4, atol=ORDER)
@@ -38,7 +38,7 @@ def test_the_mirror_flow_by_hand_is_the_layers_flow_to_the_order_of_its_steps(mo
 
 
 @pytest.mark.slow
-def test_the_guaranteed_rate_has_its_power_of_the_scale_and_the_rate_less(monkeypatch):
+def test_guaranteed_rate_has_its_power_of_the_scale_and_the_true_rate_a_lower_one(monkeypatch):
     _, defined = run("sweeping_the_scale", monkeypatch)
     for depth, bound, rate in zip(
         (2, 4), defined["bound_slopes"], defined["rate_slopes"], strict=True
@@ -49,7 +49,7 @@ def test_the_guaranteed_rate_has_its_power_of_the_scale_and_the_rate_less(monkey
 
 
 @pytest.mark.slow
-def test_parts_of_ones_own_are_certified_like_any_other(monkeypatch):
+def test_user_defined_loss_and_optimiser_are_certified(monkeypatch):
     _, defined = run("own_parts", monkeypatch)
     assert defined["certificates"].ok
     assert not defined["certificates"]["exponential bound"].applies
@@ -61,7 +61,7 @@ def test_parts_of_ones_own_are_certified_like_any_other(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_lane_of_a_data_set_is_made_again(monkeypatch):
+def test_network_of_a_data_set_is_reconstructed(monkeypatch):
     _, defined = run("reading_a_dataset", monkeypatch)
     assert defined["apart"] < SAME
     assert (defined["failing"] == 0).all()
@@ -69,7 +69,7 @@ def test_a_lane_of_a_data_set_is_made_again(monkeypatch):
     assert (np.diff(later) < 0).all()
 
 
-def test_every_notebook_is_run_here():
+def test_every_notebook_is_run_by_a_test():
     text = Path(__file__).read_text(encoding="utf-8")
     for path in FOLDER.glob("*.py"):
         assert f'run("{path.stem}", monkeypatch)' in text

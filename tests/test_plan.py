@@ -20,7 +20,7 @@ RECOMPUTED = {
 }
 
 
-def test_no_sweep_is_one_lane():
+def test_empty_sweep_is_one_network():
     plan = make_plan(PLAIN)
     assert (plan.shape, plan.lanes, len(plan.chunks)) == ((), 1, 1)
     assert plan.chunks[0].lanes.tolist() == [0]
@@ -130,7 +130,7 @@ def test_large_sweep_is_planned_and_huge_one_refused():
 
 
 @pytest.mark.parametrize("save", ["loss", "theta", "all"])
-def test_size_of_a_lane_is_that_of_its_saved_variables(save):
+def test_bytes_of_a_network_match_its_saved_variables(save):
     lane = make_plan(PLAIN.with_({"dynamics.save": save})).nbytes
     in_time = 6 + {"loss": 0, "theta": 2 * 8, "all": (6 + 2) * 8}[save]
     certificates, hypotheses, scalars = 14 * (3 * 8 + 2), 4, 6 * 8

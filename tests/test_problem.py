@@ -118,7 +118,7 @@ OVERFLOWING = [
 
 
 @pytest.mark.parametrize(("features", "targets"), OVERFLOWING)
-def test_a_minimum_or_minimiser_that_overflows_is_refused(features, targets):
+def test_minimum_or_minimiser_that_overflows_is_refused(features, targets):
     message = (
         "`features` and `targets` must have a least-squares solution that is finite in float64"
     )
@@ -137,7 +137,7 @@ def test_a_minimum_or_minimiser_that_overflows_is_refused(features, targets):
     assert jnp.isnan(traced.minimiser).all()
 
 
-def test_a_failed_factorisation_is_refused(monkeypatch):
+def test_failed_factorisation_is_refused(monkeypatch):
     def fail(matrix, **_):
         rank = min(matrix.shape)
         return (

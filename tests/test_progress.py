@@ -46,7 +46,7 @@ def test_remaining_time_follows_from_the_chunks_after_the_first(monkeypatch):
     assert done.remaining == 6 * 1.0
 
 
-def test_time_of_the_first_chunk_is_printed_where_there_is_no_terminal(capsys):
+def test_time_of_the_first_chunk_is_printed_without_a_terminal(capsys):
     plan = make_plan(ddln.load(FIGURE4, ["sweep.network.depth=[2, 3, 4]"]))
     with progress.progress_display(progress.Progress(plan, {}, 0)) as advance:
         for chunk in plan.chunks:

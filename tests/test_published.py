@@ -70,7 +70,7 @@ def test_large_steps_are_certified(large_steps):
 
 
 @pytest.mark.slow
-def test_large_steps_gain_what_their_loop_in_numpy_does(large_steps):
+def test_large_steps_have_the_gain_of_a_numpy_loop(large_steps):
     _, steps, runs = large_steps
     features, best, _ = even_2023()
     gains = jax.jit(jax.vmap(lambda run: diagnostics.gain(run)[-1]))(runs)
@@ -110,7 +110,7 @@ def test_momentum_has_its_limits_and_effective_initialisations():
     ],
     ids=["GD", "n-SAM", "1-SAM"],
 )
-def test_sharpness_aware_runs_are_their_loop(scale, rate, oracle):
+def test_sharpness_aware_runs_equal_a_numpy_loop(scale, rate, oracle):
     features, best = papazov_2024()
     targets = features @ best
     problem = ddln.least_squares(features, targets, normalisation="half_mean")
@@ -131,7 +131,7 @@ def test_sharpness_aware_runs_are_their_loop(scale, rate, oracle):
     np.testing.assert_allclose(run.layers[-1], np.stack([u, v]), rtol=1e-8, atol=1e-10)
 
 
-def test_label_noise_runs_are_their_loop():
+def test_label_noise_runs_equal_a_numpy_loop():
     arrays = studies.find("label_noise").data()
     features, targets, best = arrays["features"], arrays["targets"], arrays["truth"]
     problem = ddln.least_squares(features, targets, normalisation="half_mean")

@@ -73,14 +73,14 @@ def test_threefry_has_its_published_numbers():
     assert [int(x) for x in threefry(ones, ones)] == [0x1CB996FC, 0xBB002BE7]
 
 
-def test_layers_are_those_of_threefry_whatever_jax_is_set_to(ambient):
+def test_layers_are_drawn_by_threefry_under_any_jax_settings(ambient):
     layers = build.build_layers(load(FIGURE4, [BALANCED, "network.depth=2", "sweep={}"]))
     expected = np.float64(HIGH - LOW) * uniform(7, DIM) + LOW
     np.testing.assert_array_max_ulp(np.asarray(layers[1]), expected, maxulp=1)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
-def test_a_seed_is_the_key_that_jax_makes_of_it(seed):
+def test_seed_gives_the_key_of_jax_random(seed):
     np.testing.assert_array_equal(
         jax.random.key_data(random.key_from_seed(seed)), jax.random.key_data(jax.random.key(seed))
     )
@@ -89,7 +89,7 @@ def test_a_seed_is_the_key_that_jax_makes_of_it(seed):
 @pytest.mark.parametrize(
     ("table", "kind"), [(SparseDataConfig, "sparse"), (CountsDataConfig, "counts")]
 )
-def test_data_are_the_same_whatever_jax_is_set_to(table, kind):
+def test_data_do_not_depend_on_jax_settings(table, kind):
     drawn = table(kind=kind, samples=5, features=7, nonzeros=3)
     expected = *datasets.draw(drawn), datasets.truth(drawn)
     for setting in SETTINGS.values():
@@ -100,7 +100,7 @@ def test_data_are_the_same_whatever_jax_is_set_to(table, kind):
                 np.testing.assert_array_equal(one, other)
 
 
-def test_a_data_set_is_the_same_whatever_jax_is_set_to():
+def test_data_set_does_not_depend_on_jax_settings():
     """Of training by drawn batches: what is drawn while it runs, too, from a swept seed."""
     training = (
         "dynamics={kind='descent', steps=20, points=5, sampling={batch=3, label_noise=0.1},"
@@ -114,7 +114,7 @@ def test_a_data_set_is_the_same_whatever_jax_is_set_to():
         assert compute.run(experiment).identical(expected)
 
 
-def test_what_changes_last_digits_is_told_and_what_does_not_is_not(monkeypatch):
+def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_dump_to=x")
     assert environment.provenance()["settings"] == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_b=1 --xla_a=2")
@@ -123,7 +123,7 @@ def test_what_changes_last_digits_is_told_and_what_does_not_is_not(monkeypatch):
     assert told == {"XLA_FLAGS": "--xla_a=2 --xla_b=1", "jax_default_matmul_precision": "highest"}
 
 
-def test_a_worker_with_other_settings_is_refused_by_their_name(monkeypatch):
+def test_worker_with_different_settings_is_refused(monkeypatch):
     ground = {**environment.provenance(), "settings": {"XLA_FLAGS": "--xla_a=2"}}
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(dask_executor, "_refuse_profiler", lambda: None)

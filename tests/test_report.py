@@ -152,7 +152,7 @@ def test_verdict_names_failed_checks(page):
     assert "✗ 1 of 3 checks failed: late" in page.text
 
 
-def test_checks_that_do_not_apply_are_not_counted_as_passed(page):
+def test_inapplicable_checks_are_not_counted_as_passed(page):
     assert "– not applicable" in page.text
     assert "nan" not in page.text
 

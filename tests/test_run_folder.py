@@ -129,7 +129,7 @@ def test_damaged_chunk_or_chunk_record_is_detected(folder, damage, kind):
         folder.read_dataset()
 
 
-def test_chunk_without_its_networks_is_refused(folder):
+def test_chunk_with_missing_networks_is_refused(folder):
     short = lanes_of(PLAN.chunks[0]).isel(lane=slice(0, 0))
     with pytest.raises(StoreError, match="chunk 0: 0 lanes for 1"):
         folder.write_chunk(PLAN.chunks[0], short)

@@ -146,7 +146,7 @@ def test_saddle_path_of_depth_three_matches_the_flow_at_small_scale():
     np.testing.assert_allclose(run.theta[-1], path.theta[-1], atol=2e-2)
 
 
-def test_bad_input_is_named():
+def test_invalid_input_is_named():
     with pytest.raises(RuntimeError, match="more than 1 jumps"):
         theory.saddle_path(STAIRS, zero_last(2, 1.0, 4), max_jumps=1)
     with pytest.raises(ValueError, match=r"shape \(depth, 4\), got \(3, 1\)"):

@@ -42,7 +42,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
     assert found == {(name, "pickle") for name in names}
 
 
-def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
+def test_code_beside_a_config_is_not_run(tmp_path):
     theirs = tmp_path / "theirs"
     for folder in ("configs", "experiments", "ddln", "configs/experiments"):
         (theirs / folder).mkdir(parents=True)
@@ -81,14 +81,14 @@ def test_a_config_with_code_beside_it_does_not_run_it(tmp_path):
         ("a = \x00", r"toml: \w"),
     ],
 )
-def test_a_config_made_to_exhaust_the_reader_is_one_message(tmp_path, text, told):
+def test_config_that_exhausts_the_parser_gives_one_message(tmp_path, text, told):
     path = tmp_path / "a.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=told):
         load(path)
 
 
-def test_a_config_too_large_or_no_file_is_refused_unread(tmp_path, monkeypatch):
+def test_oversized_or_special_config_file_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "a.toml"
     with path.open("wb") as file:
         file.truncate(2**40)
@@ -101,7 +101,7 @@ def test_a_config_too_large_or_no_file_is_refused_unread(tmp_path, monkeypatch):
         load("a\0.toml")
 
 
-def test_a_csv_file_too_large_is_refused_unread(tmp_path):
+def test_oversized_csv_file_is_refused_unread(tmp_path):
     path = tmp_path / "a.csv"
     with path.open("wb") as file:
         file.truncate(2**40)
@@ -127,7 +127,7 @@ def zipped(path, **members):
     return path
 
 
-def test_a_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
+def test_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(data_files, "LARGEST_NPZ", 10**6)
     bomb = header((10**6, 1)) + bytes(8 * 10**6)
     path = zipped(tmp_path / "bomb.npz", features=bomb, targets=bomb)
@@ -136,13 +136,13 @@ def test_a_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
         read_table(path)
 
 
-def test_an_array_that_says_it_is_larger_than_its_file_is_refused(tmp_path):
+def test_array_larger_than_its_file_is_refused(tmp_path):
     path = zipped(tmp_path / "a.npz", features=header((10**12, 10)), targets=header((10**12,)))
     with pytest.raises(DataError, match=r"shape \(1000000000000, 10\), more than it contains"):
         read_table(path)
 
 
-def test_a_pickle_in_a_data_file_is_refused(tmp_path):
+def test_pickle_in_a_data_file_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -193,14 +193,14 @@ def nested(file):
 
 
 @pytest.mark.parametrize("change", [link, soft, external, virtual, packed, sparse, nested])
-def test_a_data_set_that_reads_from_elsewhere_or_is_a_bomb_is_refused(tmp_path, change):
+def test_data_set_with_external_storage_or_a_bomb_is_refused(tmp_path, change):
     (tmp_path / "secret.txt").write_text("secret")
     path = as_netcdf(tmp_path / "a.nc", change)
     with pytest.raises(_netcdf.NetCDFError, match="'other' is "):
         _netcdf.open_dataset(path)
 
 
-def test_what_is_no_netcdf_file_is_refused_in_words(tmp_path):
+def test_file_that_is_not_netcdf_is_refused(tmp_path):
     (tmp_path / "a.nc").write_bytes(b"CDF\x01")
     with pytest.raises(_netcdf.NetCDFError, match=r"a\.nc: not a netCDF file of ours"):
         _netcdf.open_dataset(tmp_path / "a.nc")
@@ -209,7 +209,7 @@ def test_what_is_no_netcdf_file_is_refused_in_words(tmp_path):
     assert dict(_netcdf.open_dataset(tmp_path / "b.nc").sizes) in ({"lane": 3}, {})
 
 
-def test_a_terminal_is_told_nothing_that_it_would_obey():
+def test_control_characters_do_not_reach_the_terminal():
     row = {"name": HOSTILE, "source": "[link=http://x]y[/link]", "applies": True, "holds": True}
     numbers = {"measured": 1.0, "predicted": 1.0, "tolerance": 0.0, "relation": "<="}
     shown = tables.render([{**row, **numbers}], "Claims")
@@ -257,7 +257,7 @@ def test_every_text_of_a_run_is_escaped_in_its_page(hostile_run):
     assert "runs/x&#39;&#34;&#39;&#34;&#39;; touch y" in page  # quoted for a shell, then
 
 
-def test_a_page_of_what_is_no_run_is_one_message(hostile_run):
+def test_page_of_a_folder_that_is_no_run_gives_one_message(hostile_run):
     dataset = hostile_run.path / "dataset.nc"
     xr.Dataset({"status": ("lane", [1])}).to_netcdf(dataset, engine="h5netcdf")
     hostile_run.record(dataset)
@@ -266,14 +266,14 @@ def test_a_page_of_what_is_no_run_is_one_message(hostile_run):
     assert not list(hostile_run.path.glob("report*"))
 
 
-def test_a_picture_made_to_fill_memory_is_refused(hostile_run, monkeypatch):
+def test_oversized_file_is_not_embedded_in_the_page(hostile_run, monkeypatch):
     monkeypatch.setattr(report, "LARGEST", 1000)
     (hostile_run.path / "config.toml").write_bytes(bytes(2000))
     with pytest.raises(OSError, match="larger than 1,000 bytes"):
         report.write(hostile_run.path)
 
 
-def test_a_study_named_by_a_manifest_cannot_lead_out_of_the_folder(hostile_run):
+def test_study_name_in_a_manifest_cannot_leave_the_folder(hostile_run):
     manifest = hostile_run.path / "manifest.json"
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "study": "../x"}))

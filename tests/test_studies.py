@@ -39,7 +39,7 @@ def write(folder, name, text):
     (folder / "experiments" / f"{name}.py").write_text(text, encoding="utf-8")
 
 
-def test_ones_own_study_comes_first_then_the_shipped(own_folder, tmp_path, monkeypatch):
+def test_study_of_the_user_precedes_the_shipped_one(own_folder, tmp_path, monkeypatch):
     package = tmp_path / "package"
     monkeypatch.setattr(studies, "shipped", lambda: package)
     for about, folder in (("shipped", package), ("own", own_folder)):
@@ -47,7 +47,7 @@ def test_ones_own_study_comes_first_then_the_shipped(own_folder, tmp_path, monke
         assert studies.find("mine").__doc__ == f"{about}."
 
 
-def test_a_study_that_came_with_a_config_is_told_of_and_not_run(own_folder, tmp_path):
+def test_study_beside_a_config_is_reported_and_not_run(own_folder, tmp_path):
     beside = tmp_path / "beside"
     write(beside, "mine", "raise SystemExit('run')")
     told = rf"mine\.py is code, which runs only from its own folder: cd {beside}$"
@@ -64,7 +64,7 @@ def test_every_shipped_config_has_a_study_with_a_title():
         assert studies.locate(load(path).study).is_file()
 
 
-def test_a_config_is_found_by_path_or_bare_name_ones_own_first(own_folder):
+def test_config_is_found_by_path_or_name_that_of_the_user_first(own_folder):
     assert studies.find_config("figure4") == studies.shipped() / "configs" / "figure4.toml"
     (own_folder / "configs").mkdir()
     own = own_folder / "configs" / "figure4.toml"
@@ -78,14 +78,14 @@ def test_a_config_is_found_by_path_or_bare_name_ones_own_first(own_folder):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "os.path", "Figure4", "a\n"])
-def test_a_name_that_could_leave_the_folder_is_refused(name):
+def test_study_name_that_leaves_the_folder_is_refused(name):
     with pytest.raises(StudyError, match="study: must match"):
         studies.find(name)
     with pytest.raises(StudyError, match="a name must match"):
         studies.create(name, studies.Path())
 
 
-def test_a_study_that_is_not_there_is_told_with_what_is():
+def test_missing_study_is_an_error_that_lists_the_studies():
     with pytest.raises(StudyError, match=r'no experiments/figur4.py, did you mean "figure4"\?'):
         studies.find("figur4")
     with pytest.raises(StudyError, match=r"known: .*figure3.*`ddln new zzz` makes one"):
@@ -101,20 +101,20 @@ def test_a_study_that_is_not_there_is_told_with_what_is():
         ("claims = 3", r"must define claims\(dataset\)"),
     ],
 )
-def test_a_study_that_cannot_be_used_is_one_message(own_folder, text, told):
+def test_unusable_study_gives_one_message(own_folder, text, told):
     write(own_folder, "broken", text)
     with pytest.raises(StudyError, match=rf"broken\.py(:1)?: {told}"):
         studies.find("broken")
 
 
-def test_a_broken_study_is_still_listed(own_folder):
+def test_broken_study_is_still_listed(own_folder):
     (own_folder / "configs").mkdir()
     (own_folder / "configs" / "broken.toml").write_text("")
     write(own_folder, "broken", "def claims(:")
     assert ("broken", "") in [(path.stem, about) for path, about in studies.configs()]
 
 
-def test_figures_have_names(own_folder):
+def test_figures_are_named(own_folder):
     write(own_folder, "one", STUDY.format(about="one"))
     assert list(studies.figures(studies.find("one"), None)) == ["one"]
     several, drawn = ModuleType("several"), {"a": Figure(), "b": Figure()}
@@ -130,14 +130,14 @@ def test_figures_have_names(own_folder):
         (lambda: {"a": Figure(), "b": [1]}, "got list"),
     ],
 )
-def test_what_is_no_figure_is_refused_in_words(drawn, told):
+def test_object_that_is_not_a_figure_is_refused(drawn, told):
     study = ModuleType("several")
     vars(study)["draw"] = lambda _: drawn()
     with pytest.raises(StudyError, match=rf"draw\(dataset\) must give a Figure, .*{told}$"):
         studies.figures(study, None)
 
 
-def test_an_error_of_a_study_names_its_file_and_line(own_folder):
+def test_error_of_a_study_names_its_file_and_line(own_folder):
     write(own_folder, "mine", STUDY.format(about="mine") + "def helper(x):\n    return x[1]\n")
     text = (own_folder / "experiments" / "mine.py").read_text()
     text = text.replace("    return []", "    return (\n        helper({}))")
@@ -152,7 +152,7 @@ def test_an_error_of_a_study_names_its_file_and_line(own_folder):
         studies.find("mine")
 
 
-def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
+def test_failure_of_a_study_on_a_data_set_gives_one_message(own_folder):
     study = ModuleType("experiments.mine")
     vars(study).update(dict.fromkeys(("claims", "draw"), lambda dataset: dataset["layers"]))
     for use in (studies.claims, studies.figures):
@@ -160,7 +160,7 @@ def test_a_study_that_cannot_use_a_data_set_is_one_message(own_folder):
             use(study, {})
 
 
-def test_claims_without_a_source_have_the_studys():
+def test_claims_without_a_source_have_the_source_of_the_study():
     study = ModuleType("experiments.mine")
     vars(study)["SOURCE"] = "Woodworth et al. 2020"
     vars(study)["claims"] = lambda _: [
@@ -174,7 +174,7 @@ def test_claims_without_a_source_have_the_studys():
 
 
 @pytest.mark.parametrize("number", [0.25, np.float32(0.25), np.array(0.25), jnp.asarray(0.25)])
-def test_a_claim_takes_any_single_number(number):
+def test_claim_takes_any_single_number(number):
     for make in (ddln.claim.equal, ddln.claim.at_most):
         row = make("name", number, number, tol=number, why="exact", applies=number > 0).row()
         assert (row["measured"], row["predicted"], row["tolerance"]) == (0.25, 0.25, 0.25)
@@ -194,13 +194,13 @@ def test_claims_of_a_bound_hold_up_to_the_bound_and_tolerance():
     assert ddln.claim.at_most("", 1.1, 1.0, why="", applies=np.False_).holds
 
 
-def test_a_claim_refuses_several_numbers():
+def test_claim_refuses_several_numbers():
     for make in (ddln.claim.equal, ddln.claim.at_most):
         with pytest.raises(TypeError, match=r"only .* arrays? .*scalar"):
             make("name", np.ones(2), 1.0, tol=0.0, why="exact")
 
 
-def test_data_are_written_whole_where_configs_are(own_folder):
+def test_data_file_is_written_beside_the_configs(own_folder):
     recipe = 'def data(): import numpy as np; return {"features": np.eye(2), "targets": [1.0, 2.0]}'
     write(own_folder, "mine", STUDY.format(about="mine") + recipe.replace(": ", ":\n    ", 1))
     made = studies.write_data("mine", own_folder)
@@ -219,21 +219,21 @@ def test_data_are_written_whole_where_configs_are(own_folder):
         ("def data(): return {'features': [[1.0]], 'targets': [1.0, 2.0]}", "differ in rows"),
     ],
 )
-def test_data_that_cannot_be_made_are_told_and_leave_nothing(own_folder, recipe, told):
+def test_failing_recipe_gives_a_message_and_no_file(own_folder, recipe, told):
     write(own_folder, "mine", STUDY.format(about="mine") + recipe)
     with pytest.raises(ValueError, match=told):
         studies.write_data("mine", own_folder)
     assert not (own_folder / "configs").exists()
 
 
-def test_a_studys_fingerprint_changes_with_its_source(own_folder):
+def test_studys_fingerprint_changes_with_its_source(own_folder):
     write(own_folder, "one", STUDY.format(about="one"))
     before = studies.fingerprint(studies.locate("one"))
     write(own_folder, "one", STUDY.format(about="two"))
     assert studies.fingerprint(studies.locate("one")) != before
 
 
-def test_a_new_study_is_valid_and_never_overwrites(own_folder):
+def test_new_study_is_valid_and_overwrites_nothing(own_folder):
     config, study = studies.create("mine", own_folder)
     assert load(config).study == "mine"
     compile(study.read_text(encoding="utf-8"), str(study), "exec")
@@ -243,7 +243,7 @@ def test_a_new_study_is_valid_and_never_overwrites(own_folder):
     assert not config.exists()
 
 
-def test_a_study_can_be_made_for_a_config_that_is_there(own_folder):
+def test_study_can_be_created_for_an_existing_config(own_folder):
     config, study = studies.create("mine", own_folder)
     study.unlink()
     config.write_text("# mine\n", encoding="utf-8")

@@ -305,7 +305,7 @@ def test_chunk_of_descents_has_the_planned_size(save):
     assert sum(part[name].nbytes for name in part.data_vars) == lane_bytes(experiment)
 
 
-def test_long_descent_reports_progress_and_ends_the_same(trained, monkeypatch):
+def test_reporting_progress_does_not_change_a_long_descent(trained, monkeypatch):
     monkeypatch.setattr(plan, "LONG_STEPS", 0)
     (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
     told = []

@@ -66,7 +66,7 @@ def test_usual_row_takes_one_line():
     assert told == "a-posteriori bound Theorem 2 1 = 1 ± 1.0e-06 FAILS 99999/100000"
 
 
-def test_a_terminal_has_colour(shown):
+def test_terminal_has_colour(shown):
     assert COLOUR.search(shown(ROW))
 
 
@@ -90,7 +90,7 @@ def test_output_to_a_file_has_no_escapes(capsys):
         ("ddln show f", ["f-1"]),
     ],
 )
-def test_the_shell_completes_verbs_configs_and_runs(words, completed, tmp_path, monkeypatch):
+def test_shell_completes_verbs_configs_and_runs(words, completed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "f-1").mkdir(parents=True)
     (tmp_path / "runs" / "f-1" / "manifest.json").touch()
