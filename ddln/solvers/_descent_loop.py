@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
@@ -56,16 +56,17 @@ _Counted = tuple[Int[Array, ""], State, StepAccumulator]
 """The carry of a loop: steps done, the state without its ledger, the ledger."""
 
 
+_Value = Int[Array, "..."] | Bool[Array, "..."]
+
+
 @jax.custom_batching.custom_vmap
-def batch_maximum(value: Int[Array, "..."]) -> Int[Array, "..."]:
+def batch_maximum(value: _Value) -> _Value:
     """The maximum over all networks of a `jax.vmap`; not batched, so that loops have one length."""
     return value
 
 
 @batch_maximum.def_vmap
-def _(
-    batch_size: int, is_batched: Sequence[bool], value: Int[Array, "..."]
-) -> tuple[Int[Array, "..."], bool]:
+def _(batch_size: int, is_batched: Sequence[bool], value: _Value) -> tuple[_Value, bool]:
     return batch_maximum(jnp.max(value) if is_batched[0] else value), False
 
 
