@@ -116,7 +116,7 @@ def test_run_writes_all_files_and_prints_the_tables(fakes, tmp_path):
     assert done.out.splitlines() == [
         "Certificates: [True]",
         "Claims: [True]",
-        "lanes: 3 ok; lane efficiency 0%",
+        "networks: 3 ok; batch efficiency 0%",
         f"runs/{folder.name}",
     ]
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -150,7 +150,7 @@ def test_interrupted_run_continues_where_it_stopped(fakes, tmp_path):
     fakes.interrupt_at = 1
     stopped = call("run", FIGURE4, depths)
     assert stopped.code == 130
-    assert "the same command goes on from here" in stopped.err
+    assert "the same command resumes the run" in stopped.err
     fakes.interrupt_at = None
     assert call("run", FIGURE4, depths).code == 0
     assert fakes.computed == [0, 1, 2]
@@ -205,7 +205,7 @@ def test_failing_claim_or_certificate_gives_exit_status_1(fakes, tmp_path):
         ),
         (
             [FIGURE4, *SEEDS],  # times the three scales of the config
-            "  sweep: 12,000,000 lanes, more than 10,000,000",
+            "  sweep: 12,000,000 networks, more than 10,000,000",
         ),
         (
             [FIGURE4, "sweep={}", "sweep.network.depth={range=[2, 6000]}"],
@@ -275,8 +275,8 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
         "network.depth (2 values, 2 … 4) with network.init.seed (2 values, 3 … 4)"
         " × network.scale (1,000 values, 1 … 2)"
     )
-    assert expected["lanes"] == "2,000"
-    assert expected["chunks"] == "8 of up to 250 lanes, 2 compiled program(s)"
+    assert expected["networks"] == "2,000"
+    assert expected["chunks"] == "8 of up to 250 networks, 2 compiled program(s)"
     assert expected["memory"] == "0.55 GB a chunk, of 2 GB"
     assert expected["files"] == "59.5 MB: loss of every lane, twice"
     assert expected["time"] == "measured by `run` once the first chunk is done"
@@ -289,7 +289,8 @@ def test_network_larger_than_memory_is_rejected_before_data_are_drawn(fakes, tmp
     wide = 'problem.data={kind="gaussian", samples=100, features=100_000_000}'
     refused = call(verb, FIGURE4, wide, "sweep={}")
     expected = (
-        "memory: a chunk takes about 1.8e+04 GB and cannot have fewer lanes, more than memory = 2"
+        "memory: a chunk takes about 1.8e+04 GB and cannot have fewer networks, "
+        "more than memory = 2"
     )
     assert (refused.code, fakes.computed) == (2, [])
     assert refused.err.startswith(f"ddln: {FIGURE4}:\n  {expected}"), refused.err
@@ -535,7 +536,7 @@ def test_new_study_runs_and_is_not_recomputed(tmp_path):
     small = ["network.depth=2", "dynamics.points=101", "problem.data.features=3"]
     first = process("run", "mine", *small, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "lanes: 3 ok" in first.stdout
+    assert "networks: 3 ok" in first.stdout
     folder = tmp_path / first.stdout.splitlines()[-1]
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn == {"mine.png", "mine.svg", "mine.pdf"}

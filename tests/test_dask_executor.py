@@ -295,7 +295,7 @@ def test_run_continues_with_another_executor(machines, folder, first):
     wait_for(folder, 3)
     os.kill(client, signal.SIGINT)
     assert machines.clients.wait(client) == 128 + signal.SIGINT
-    assert "the same command goes on from here" in machines.clients.said(client)
+    assert "the same command resumes the run" in machines.clients.said(client)
     time.sleep(0.5)  # a worker finishes the chunk it has begun
     before = finished(folder)
     (other,) = start.values()
@@ -470,7 +470,7 @@ def test_two_workers_give_the_same_bytes_as_a_local_run(tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[:1] == ["computing 40 of 40 lanes"]
+        assert done.stderr.splitlines()[:1] == ["computing 40 of 40 networks"]
     (plain,), (shared,) = ((tmp_path / out).iterdir() for out in ("plain", "cluster"))
     assert contents(plain) == contents(shared)
 
@@ -496,13 +496,13 @@ def test_ctrl_c_ends_a_local_cluster_and_all_its_processes(tmp_path):
         start_new_session=True,
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "computing 40 of 40 lanes\n"
+        assert process.stderr.readline() == "computing 40 of 40 networks\n"
         time.sleep(3.0)
         sent = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         said = process.stderr.read()
         assert process.wait() == 130
         assert time.monotonic() - sent < 10.0
-    assert said == "\nstopped; the same command goes on from here\n"
+    assert said == "\nstopped; the same command resumes the run\n"
     time.sleep(1.0)
     assert alive_in_group(process.pid) == []

@@ -152,7 +152,7 @@ def test_quick_start_ends_with_a_sweep_on_the_users_file(call, tmp_path):
     pattern = r".*".join(re.escape(part) for part in plan.split("…"))
     assert re.fullmatch(pattern, told[-1])
     shown = call(["run", "prices", *TINY, "dynamics.solver=tsit5"])
-    assert "lanes: 5 ok" in shown
+    assert "networks: 5 ok" in shown
     assert shown.splitlines()[-1].startswith(folder.partition("…")[0])
     (run,) = (tmp_path / "runs").iterdir()
     assert "price" in (run / "config.toml").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from tests import stand_in
 
 CONFIG, CHUNKS = stand_in.CONFIG, 4
 SWEEP = stand_in.sweep(CHUNKS)
-FOLLOWS = "; what is finished is kept, and the same command goes on"
+FOLLOWS = "; finished chunks are kept, and the same command resumes the run"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def kill_at_random_moments(runs, trials, rng):
             assert code in (0, -sent, 128 + sent)
             assert "Traceback" not in told
             if code == 128 + sent:
-                assert told.endswith("\nstopped; the same command goes on from here\n")
+                assert told.endswith("\nstopped; the same command resumes the run\n")
             now = runs.finished(name)
             assert finished.items() <= now.items() <= runs.whole.items()
             finished = now
@@ -337,7 +337,7 @@ def test_out_of_memory_splits_only_the_chunk_concerned(tmp_path, monkeypatch, re
             folder.open(plan)
             for chunk, memory in zip(plan.chunks, memories, strict=True):
                 monkeypatch.setattr(compute, "_compute_at_once", memory.together)
-                told = "chunk 0: out of memory with 6 lanes at once, going on with 3"
+                told = "chunk 0: out of memory with 6 networks at once, continuing with 3"
                 expected = pytest.warns(ResourceWarning, match=told)
                 with expected if memory is tight else contextlib.nullcontext():
                     folder.write_chunk(chunk, compute.compute(chunk))
@@ -355,7 +355,7 @@ def test_out_of_memory_splits_only_the_chunk_concerned(tmp_path, monkeypatch, re
 def test_out_of_memory_with_one_network_gives_one_message(monkeypatch):
     monkeypatch.setattr(compute, "_compute_at_once", Memory(0, allocate_too_much).together)
     chunk = make_plan(load(CONFIG), chunk_lanes=1).chunks[0]
-    with pytest.raises(MemoryError, match="out of memory with a single lane"):
+    with pytest.raises(MemoryError, match="out of memory with a single network"):
         compute.compute(chunk)
 
 

@@ -140,7 +140,7 @@ def test_stopped_run_exits_at_once_with_advice(number, tmp_path):
         out, err = process.communicate()
         assert time.monotonic() - sent < RETURNS_WITHIN
     assert process.returncode == 128 + number
-    assert err == "\nstopped; the same command goes on from here\n"
+    assert err == "\nstopped; the same command resumes the run\n"
     assert json.loads(out) == {"event": "stopped", "exit": 128 + number}
 
 
@@ -166,7 +166,7 @@ def test_stop_signal_swallowed_by_a_finaliser_still_stops():
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
     assert time.monotonic() - began < 50
     assert done.stdout == "swallowed\n"
-    assert done.stderr.startswith("\nstopped; the same command goes on from here\n")
+    assert done.stderr.startswith("\nstopped; the same command resumes the run\n")
 
 
 AMID = """
@@ -197,7 +197,7 @@ def test_stop_signal_while_writing_waits_for_the_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"all of it"
     # The half-made object raises nothing; the last lines are those of the exit status.
     told, _, ending = done.stderr.partition("Traceback")
-    assert told == "\nstopped; the same command goes on from here\n"
+    assert told == "\nstopped; the same command resumes the run\n"
     assert "Half" not in ending
 
 

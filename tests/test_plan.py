@@ -125,7 +125,7 @@ def test_large_sweep_is_planned_and_huge_one_refused():
     plan = make_plan(PLAIN.with_({"sweep": large}))
     assert len(plan.chunks) == 391
     huge = {**large, "dynamics.until": {"linspace": [1, 2, 101]}}
-    with pytest.raises(ConfigError, match="sweep: 10,100,000 lanes, more than 10,000,000"):
+    with pytest.raises(ConfigError, match="sweep: 10,100,000 networks, more than 10,000,000"):
         make_plan(PLAIN.with_({"sweep": huge}))
 
 

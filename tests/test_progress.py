@@ -28,7 +28,7 @@ def test_bar_on_a_terminal_shows_counts_failures_and_time_left(monkeypatch):
         done.update_share(plan.chunks[1], 0.5)
     last = terminal.getvalue().split("\r")[-1]
     assert "1/2" in last
-    assert " chunks, 3 of 6 lanes, 1 failed, " in last
+    assert " chunks, 3 of 6 networks, 1 failed, " in last
     assert "/s, 50% of the next, 1 s left" in last
 
 
@@ -52,6 +52,6 @@ def test_time_of_the_first_chunk_is_printed_without_a_terminal(capsys):
         for chunk in plan.chunks:
             advance(chunk, {"ok": 3})
     assert capsys.readouterr().err.splitlines() == [
-        "computing 9 of 9 lanes",
+        "computing 9 of 9 networks",
         "first chunk in 1 s; at most about 1 s for 2 more chunks",
     ]

@@ -13,6 +13,7 @@ from ddln.config import experiment as config
 from ddln.plotting import figures
 from ddln.solvers.status import Status
 from ddln.sweeps import plan, report
+from ddln.sweeps.dataset_schema import accuracy_in_words
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -183,8 +184,9 @@ def test_recomputed_networks_are_reported_on_the_page(folder):
         again = lanes.assign(discrepancy=("lane", [0.1, np.nan, 7.0]))
         folder.write_chunk(planned.chunks[0], again)
         folder.write_dataset(planned)
-    told = "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
-    assert told in report.page(folder)
+    expected = accuracy_in_words(2, 1)
+    assert expected.startswith("2 networks recomputed at tolerances 30 times finer, 1 less exact")
+    assert expected in report.page(folder)
 
 
 def test_many_unfinished_networks_are_counted(folder, experiment, monkeypatch):

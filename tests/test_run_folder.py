@@ -74,7 +74,8 @@ def test_recomputed_networks_are_counted_and_inexact_ones_reported(folder):
         folder.write_chunk(chunk, lanes_of(chunk).assign(discrepancy=("lane", [off])))
     assert folder.count_recomputed() == (2, 1)
     assert accuracy_in_words(2, 1) == (
-        "2 lanes solved again 30 times finer, 1 less exact than expected: lower dynamics.rtol"
+        "2 networks recomputed at tolerances 30 times finer, "
+        "1 less exact than expected: lower dynamics.rtol"
     )
 
 
@@ -131,7 +132,7 @@ def test_damaged_chunk_or_chunk_record_is_detected(folder, damage, kind):
 
 def test_chunk_with_missing_networks_is_refused(folder):
     short = lanes_of(PLAN.chunks[0]).isel(lane=slice(0, 0))
-    with pytest.raises(StoreError, match="chunk 0: 0 lanes for 1"):
+    with pytest.raises(StoreError, match="chunk 0: must have 1 networks, got 0"):
         folder.write_chunk(PLAN.chunks[0], short)
 
 
@@ -177,7 +178,7 @@ def test_reopening_keeps_files_and_another_plan_is_refused(folder):
     assert folder.missing(PLAN) == []
     before = contents(folder)
     other = make_plan(FIGURE4, chunk_lanes=2)
-    with pytest.raises(StoreError, match="begun with its lanes in other chunks"):
+    with pytest.raises(StoreError, match="begun with its networks in other chunks"):
         folder.open(other)
     renamed = make_plan(FIGURE4.with_({"dynamics.points": 302}), chunk_lanes=1)
     with pytest.raises(StoreError, match=r"holds the run \w{10}, not \w{10}"):

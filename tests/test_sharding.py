@@ -260,7 +260,7 @@ def test_device_groups_get_equal_batches():
 
 def test_check_prints_the_devices():
     told = CliRunner().invoke(app, ["check", CONFIG, "devices={lanes=2, features=4}"])
-    line = "  devices  2 group(s) with lanes of their own, of 4 with columns of their own\n"
+    line = "  devices  2 group(s) with networks of their own, of 4 with columns of their own\n"
     assert line in told.output
 
 

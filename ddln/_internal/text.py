@@ -15,7 +15,7 @@ def number(value: float) -> str:
 def count(number_of: int, noun: str) -> str:
     """A number with its noun, in the plural if needed.
 
-    >>> count(1, "lane"), count(2000, "lane")
-    ('1 lane', '2,000 lanes')
+    >>> count(1, "network"), count(2000, "network")
+    ('1 network', '2,000 networks')
     """
     return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"

@@ -300,7 +300,7 @@ def _study_or_error(name: str, path: Path) -> "ModuleType | StudyError":
     try:
         return studies.find(name, path.parent)
     except studies.StudyError as error:
-        log(f"ddln: {error}\nthe run goes on with certificates, without claims and figures")
+        log(f"ddln: {error}\nthe run continues with its certificates, without claims and figures")
         return error
 
 

@@ -39,12 +39,12 @@ def print_plan(plan: "Plan") -> None:
         f"{network.init.kind} layers",
         "dynamics": f"{dynamics.summary}, {dynamics.saved:,} points",
         "axes": " × ".join(" with ".join(names) for names in axes.values()) or "none",
-        "lanes": f"{plan.lanes:,}",
-        "chunks": f"{len(plan.chunks):,} of up to {widest:,} lanes, "
+        "networks": f"{plan.lanes:,}",
+        "chunks": f"{len(plan.chunks):,} of up to {widest:,} networks, "
         f"{len(programs):,} compiled program(s)",
         **_devices(experiment),
         "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
-        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every lane, twice",
+        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every network, twice",
         "time": "measured by `run` once the first chunk is done",
     }.items():
         typer.echo(f"{name:>9}  {value}")
@@ -54,12 +54,12 @@ def _devices(experiment: "Experiment") -> dict[str, str]:
     """The line on devices, if the config asks for several."""
     if (devices := experiment.devices) is None:
         return {}
-    groups = f"{devices.lanes} group(s) with lanes of their own"
+    groups = f"{devices.lanes} group(s) with networks of their own"
     return {"devices": f"{groups}, of {devices.features} with columns of their own"}
 
 
 def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
-    """The tables of a run, the statuses of its lanes and the accuracy of its flows.
+    """The tables of a run, the statuses of its networks and the accuracy of its flows.
 
     Args:
         folder: the run folder.
@@ -70,22 +70,22 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
             print_table(rows, title.capitalize())
     ends = folder.status_counts()
     endings = ", ".join(f"{count:,} {name}" for name, count in ends.items())
-    typer.echo(f"lanes: {endings}; lane efficiency {folder.efficiency():.0%}")
+    typer.echo(f"networks: {endings}; batch efficiency {folder.efficiency():.0%}")
     print_accuracy(*folder.count_recomputed())
     if split := folder.count_split_chunks():
-        typer.echo(f"memory ran out in {split:,} chunk(s): computed with fewer lanes at once")
+        typer.echo(f"memory ran out in {split:,} chunk(s): computed with fewer networks at once")
     for status in Status:
         if status.value in ends and not status.is_finished:
             typer.echo(f"{status.value}: {status.meaning}: {status.advice}")
     typer.echo(relative_path(folder.path))
 
 
-def print_accuracy(lanes: int, off: int) -> None:
-    """How many lanes were solved a second time, and how many of these differ."""
+def print_accuracy(recomputed: int, inexact: int) -> None:
+    """How many networks were recomputed, and how many of these differ."""
     from ddln.sweeps.dataset_schema import accuracy_in_words
 
-    if lanes:
-        typer.echo(f"accuracy: {accuracy_in_words(lanes, off)}")
+    if recomputed:
+        typer.echo(f"accuracy: {accuracy_in_words(recomputed, inexact)}")
 
 
 def print_table(rows: list[dict[str, Any]], title: str) -> None:

@@ -64,7 +64,7 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
         from ddln.sweeps import progress
 
         status = 128 + (received or [signal.SIGINT])[-1]
-        typer.echo("\nstopped; the same command goes on from here", err=True)
+        typer.echo("\nstopped; the same command resumes the run", err=True)
         if json_lines:
             progress.event("stopped", exit=status)
         raise typer.Exit(status) from None

@@ -54,9 +54,8 @@ class FolderFiles:
             target.parent.mkdir(exist_ok=True)
             return files.write_whole(target, write)
         except OSError as error:
-            reason = (
-                f"{error.strerror or error}; what is finished is kept, and the same command goes on"
-            )
+            advice = "finished chunks are kept, and the same command resumes the run"
+            reason = f"{error.strerror or error}; {advice}"
             raise OSError(error.errno or errno.EIO, reason, str(target)) from error
 
     def _write_text(self, name: str, text: str) -> str:

@@ -43,7 +43,7 @@ class RunProvenance(Table):
     study: str = Field(pattern=NAME)
     digest: str = Field(pattern=r"^[0-9a-f]{10}$")
     plan: Sha256
-    """SHA-256 of the shape of the grid and the number of lanes in each chunk."""
+    """SHA-256 of the shape of the grid and the number of networks in each chunk."""
     seeds: dict[str, int | str]
     versions: dict[str, str] = Field(default={})
     device: str = ""
@@ -69,19 +69,19 @@ class ChunkRecord(Table):
     sha256: Sha256
     lanes: int
     status: dict[str, int]
-    """The number of lanes for each status name."""
+    """The number of networks for each status name."""
     steps: int
     rounds: int
     solved_again: int = 0
-    """How many lanes were recomputed at finer tolerances."""
+    """How many networks were recomputed at finer tolerances."""
     inexact: int = 0
     """How many of these differ by more than the error to be expected of their tolerances."""
     lanes_at_once: int | None = None
-    """The number of lanes that fit into memory, if a larger number did not."""
+    """The number of networks that fit into memory, if a larger number did not."""
 
 
 class ClaimRow(Table):
-    """A claim, its outcome, and the number of lanes it was checked on."""
+    """A claim, its outcome, and the number of networks it was checked on."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
@@ -128,7 +128,7 @@ def provenance_changes(then: RunProvenance, now: RunProvenance) -> list[str]:
     """Describe what has changed since the run began, except for fields that are empty now."""
     fields = {"versions", "device", "dtype", "settings"}
     return [
-        *(["its lanes in other chunks"] if then.plan != now.plan else []),
+        *(["its networks in other chunks"] if then.plan != now.plan else []),
         *differences(then.model_dump(include=fields), now.model_dump(include=fields)),
     ]
 

@@ -1,6 +1,6 @@
 """Assemble the chunks of a sweep on its grid, in memory or directly into a file.
 
-Lanes of missing chunks are NaN (status −1, False): axes never shrink. At most one chunk is in
+Networks of missing chunks are NaN (status −1, False): axes never shrink. At most one chunk is in
 memory at a time, so that a data set may be larger than memory.
 """
 
@@ -19,10 +19,10 @@ from ddln.sweeps.dataset_schema import sizes
 from ddln.sweeps.plan import Chunk, Plan
 
 _SHARED_COORDINATES = {"flow_time": "time", "step": "step"}
-"""Variables that become coordinates along `time` if all lanes share them, and their names then."""
+"""Variables that become coordinates along `time` if all networks share them: their new names."""
 _CHUNK_ATTRIBUTES = {"lanes_at_once"}
 Load = Callable[[Chunk], xr.Dataset | None]
-"""A function that returns the lanes of a chunk, from `ddln.sweeps.compute`; None if missing."""
+"""A function that returns the networks of a chunk, from `ddln.sweeps.compute`; None if missing."""
 
 
 def assemble(plan: Plan, load: Load) -> xr.Dataset:
@@ -30,7 +30,7 @@ def assemble(plan: Plan, load: Load) -> xr.Dataset:
 
     Args:
         plan: the grid.
-        load: returns the lanes of a chunk; at least one chunk must be there.
+        load: returns the networks of a chunk; at least one chunk must be there.
 
     Raises:
         ValueError: every chunk is missing.
@@ -53,7 +53,7 @@ def write(plan: Plan, load: Load, path: Path) -> None:
 
     Args:
         plan: the grid.
-        load: returns the lanes of a chunk; at least one chunk must be there.
+        load: returns the networks of a chunk; at least one chunk must be there.
         path: the file, made or overwritten.
 
     Raises:
@@ -130,7 +130,7 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
 
 
 def _first_and_shared(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
-    """The first chunk, and the values of `_SHARED_COORDINATES` that are equal on all lanes."""
+    """The first chunk, and the values of `_SHARED_COORDINATES` that are equal for all networks."""
     first, shared = None, {}
     for chunk in plan.chunks:
         part = load(chunk)
@@ -170,14 +170,14 @@ def _fill(targets: Mapping[str, Any], forms: Mapping[str, Any], plan: Plan, load
 def _boxes(
     lanes: np.ndarray, shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Split some lanes into boxes of the grid.
+    """Split some networks into boxes of the grid.
 
     Args:
         lanes: numbers along the grid, increasing.
         shape: of the grid.
 
     Yields:
-        A box as slices of the grid, and the indices into `lanes` of the lanes in it.
+        A box as slices of the grid, and the indices into `lanes` of the networks in it.
 
     >>> [(box, indices.tolist()) for box, indices in _boxes(np.array([1, 3, 5]), (3, 2))]
     [((slice(0, 3, None), slice(1, 2, None)), [[0], [1], [2]])]

@@ -146,13 +146,13 @@ def compute(
     # Outside the `except` clause: the traceback of the error holds all intermediate arrays.
     if chunk.width == 1:
         raise MemoryError(
-            f"chunk {chunk.index}: out of memory with a single lane; fewer dynamics.points take "
-            "less, and so do fewer samples or features"
+            f"chunk {chunk.index}: out of memory with a single network; lower "
+            "dynamics.points, samples or features"
         )
     width = (chunk.width + 1) // 2
     warnings.warn(
-        f"chunk {chunk.index}: out of memory with {chunk.width} lanes at once, going on with "
-        f"{width}; a lower `memory` plans for it",
+        f"chunk {chunk.index}: out of memory with {chunk.width} networks at once, continuing "
+        f"with {width}; set a lower `memory` to plan for it",
         ResourceWarning,
         stacklevel=2,
     )

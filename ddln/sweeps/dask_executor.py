@@ -1,8 +1,8 @@
 """Compute the chunks of a sweep by the workers of a Dask cluster.
 
 The client sends chunk indices. A worker reads the plan from the run folder, which must be on shared
-storage, computes a chunk, writes it there with its record, and returns the number of its lanes for
-each status name. Nothing large is sent, and finished chunks survive every failure: if a worker
+storage, computes a chunk, writes it there with its record, and returns the number of its networks
+for each status name. Nothing large is sent, and finished chunks survive every failure: if a worker
 dies, another one takes over its chunk; if the scheduler restarts, the client submits the missing
 chunks again; if the client restarts, it begins with the chunks in the folder.
 """
@@ -61,7 +61,7 @@ def compute_chunk(path: str, index: int, expected: Mapping[str, Any]) -> dict[st
         expected: versions, device, dtype and settings that the run began with.
 
     Returns:
-        The number of its lanes for each status name.
+        The number of its networks for each status name.
 
     Raises:
         RuntimeError: the versions, device, dtype or settings of this worker differ.

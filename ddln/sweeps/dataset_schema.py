@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddln._internal.text import count
 from ddln.config.datasets import has_truth, shape_of
 from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import Experiment
@@ -42,11 +43,11 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "discrepancy": (
         (),
         "1",
-        "distance to θ solved at a thirtieth of the tolerances, over the error these let expect",
+        "distance to θ recomputed at a thirtieth of the tolerances, over the expected error",
     ),
     "status": ((), "1", "how the run ended"),
     "steps": ((), "1", "steps taken"),
-    "rounds": ((), "1", "steps computed for the lane, also while it waited for others"),
+    "rounds": ((), "1", "steps computed for the network, also while it waited for others"),
     "hypothesis_holds": (("hypothesis",), "1", "whether the theorems' hypothesis holds"),
     "certificate_measured": (_CERTIFICATE, "1", "measured"),
     "certificate_predicted": (_CERTIFICATE, "1", "predicted"),
@@ -174,7 +175,7 @@ def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
 
 
 def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
-    """The number of lanes for each status name in the attributes of `status`."""
+    """The number of networks for each status name in the attributes of `status`."""
     status = dataset["status"]
     names = status.attrs["flag_meanings"].split()
     codes = np.atleast_1d(status.attrs["flag_values"]).tolist()
@@ -186,20 +187,20 @@ def status_counts(dataset: "xr.Dataset") -> dict[str, int]:
 
 
 def count_recomputed(dataset: "xr.Dataset") -> tuple[int, int]:
-    """The number of recomputed lanes, and how many of them are less exact than expected."""
+    """The number of recomputed networks, and how many of them are less exact than expected."""
     if "discrepancy" not in dataset:
         return 0, 0
     discrepancy = dataset["discrepancy"].values
     return int(np.isfinite(discrepancy).sum()), int((discrepancy > 1).sum())
 
 
-def accuracy_in_words(lanes: int, inexact: int) -> str:
+def accuracy_in_words(recomputed: int, inexact: int) -> str:
     """State the numbers that `count_recomputed` returns, and what to change.
 
     >>> accuracy_in_words(200, 0)
-    '200 lanes solved again 30 times finer, all as exact as expected'
+    '200 networks recomputed at tolerances 30 times finer, all as exact as expected'
     """
-    text = f"{lanes:,} lane{'s' * (lanes != 1)} solved again {FINER} times finer, "
+    text = f"{count(recomputed, 'network')} recomputed at tolerances {FINER} times finer, "
     if not inexact:
         return text + "all as exact as expected"
     return f"{text}{inexact:,} less exact than expected: lower dynamics.rtol"

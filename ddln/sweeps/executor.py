@@ -58,7 +58,7 @@ class Executor(ABC):
     def compute(
         self, folder: RunFolder, chunks: Sequence[Chunk], report: Callable[[Chunk, float], None]
     ) -> Iterable[tuple[Chunk, Mapping[str, int]]]:
-        """Yield each chunk once it is in the folder, with its number of lanes by status name.
+        """Yield each chunk once it is in the folder, with its number of networks by status name.
 
         Args:
             folder: open.

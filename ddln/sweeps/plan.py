@@ -70,12 +70,12 @@ class GridAxis:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Lanes that run as one compiled program and are stored as one file.
+    """Networks that run as one compiled program and are stored as one file.
 
     Attributes:
         index: position among the plan's chunks.
         experiment: the experiment with its shape-changing axes set, and without a sweep.
-        lanes: the numbers of the lanes in the grid, shape (n,).
+        lanes: the numbers of the networks in the grid, shape (n,).
         values: the values of every other axis by name, shape (n,) each.
         width: the largest n of all chunks of this shape; smaller chunks are padded to it, so that
             all run as one compiled program.
@@ -90,13 +90,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid of lanes and the chunks that cover it, each lane once.
+    """A grid of networks and the chunks that cover it, each network once.
 
     Attributes:
         experiment: the experiment, with its sweep.
         axes: in the order of the config.
         sizes: the sizes of the grid's dimensions by name; without a sweep it is empty, and the grid
-            is one lane.
+            is one network.
         chunks: in the order they run.
     """
 
@@ -138,14 +138,14 @@ class Plan:
         """Check that every chunk fits into the `memory` of the experiment.
 
         Raises:
-            ConfigError: a chunk does not fit, even with as few lanes as possible.
+            ConfigError: a chunk does not fit, even with as few networks as possible.
         """
         if self.peak_bytes > self.experiment.memory * 1e9:
             raise ConfigError(
                 [
                     f"memory: a chunk takes about {self.peak_bytes / 1e9:,.2g} GB and cannot have "
-                    f"fewer lanes, more than memory = {self.experiment.memory:g}; fewer samples, "
-                    "features or dynamics.points take less"
+                    f"fewer networks, more than memory = {self.experiment.memory:g}; fewer "
+                    "samples, features or dynamics.points take less"
                 ]
             )
 
@@ -172,7 +172,7 @@ def make_plan(experiment: Experiment, chunk_lanes: int = MAX_CHUNK) -> Plan:
     sizes = {axis.name: axis.values.size for axis in axes if axis.name == axis.dimension}
     size = math.prod(sizes.values())
     if size > MAX_LANES:
-        raise ConfigError([f"sweep: {size:,} lanes, more than {MAX_LANES:,}"])
+        raise ConfigError([f"sweep: {size:,} networks, more than {MAX_LANES:,}"])
     indices = np.unravel_index(np.arange(size), tuple(sizes.values())) if sizes else ()
     index_along = dict(zip(sizes, indices, strict=True))
     looped = [axis for axis in axes if axis.shape_changing]

@@ -146,7 +146,7 @@ def progress_display(
             yield advance
     else:
         left = progress.plan.lanes - progress.lanes
-        typer.echo(f"computing {left:,} of {progress.plan.lanes:,} lanes", err=True)
+        typer.echo(f"computing {left:,} of {progress.plan.lanes:,} networks", err=True)
         yield partial(_advance_with_line, progress, progress.chunks)
 
 
@@ -215,7 +215,7 @@ def _description(progress: Progress) -> str:
     rate = f", {progress.rate:,.1f}/s" if progress.rate else ""
     share = f", {progress.share:.0%} of the next" if progress.share else ""
     left = f", {format_duration(progress.remaining)} left" if progress.remaining else ""
-    return f"{progress.lanes:,} of {progress.plan.lanes:,} lanes{failed}{rate}{share}{left}"
+    return f"{progress.lanes:,} of {progress.plan.lanes:,} networks{failed}{rate}{share}{left}"
 
 
 def event(kind: str, **facts: Any) -> None:

@@ -187,7 +187,7 @@ class RunFolder(FolderFiles):
         return [chunk for chunk in plan.chunks if self._finished(chunk, run) is None]
 
     def chunk_status(self, chunk: Chunk) -> dict[str, int] | None:
-        """The number of a chunk's lanes for each status name; None if it is still missing."""
+        """The number of a chunk's networks for each status name; None if it is still missing."""
         run = self._read_manifest()
         record = None if run is None else self._finished(chunk, run)
         return None if record is None else record.status
@@ -204,17 +204,18 @@ class RunFolder(FolderFiles):
         return record if is_finished else None
 
     def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
-        """Write a chunk's lanes, then its record.
+        """Write a chunk's data, then its record.
 
         Returns:
-            The number of lanes for each status name.
+            The number of networks for each status name.
 
         Raises:
-            StoreError: the data set does not have the chunk's lanes, or the folder is not open.
+            StoreError: the data set does not have the chunk's networks, or the folder is not open.
         """
         if dataset.sizes["lane"] != chunk.lanes.size:
             raise StoreError(
-                f"chunk {chunk.index}: {dataset.sizes['lane']} lanes for {chunk.lanes.size}"
+                f"chunk {chunk.index}: must have {chunk.lanes.size} networks, "
+                f"got {dataset.sizes['lane']}"
             )
         manifest = self._read_manifest()
         if manifest is None:
@@ -242,7 +243,7 @@ class RunFolder(FolderFiles):
         return status
 
     def status_counts(self, but: Iterable[Chunk] = ()) -> dict[str, int]:
-        """The number of lanes of the finished chunks for each status name.
+        """The number of networks of the finished chunks for each status name.
 
         Args:
             but: chunks to leave out.
@@ -259,12 +260,12 @@ class RunFolder(FolderFiles):
         return sum(record.lanes_at_once is not None for record in self._chunk_records())
 
     def count_recomputed(self) -> tuple[int, int]:
-        """The number of recomputed lanes, and how many of them are less exact than expected."""
+        """The number of recomputed networks, and how many of them are less exact than expected."""
         records = list(self._chunk_records())
         return sum(r.solved_again for r in records), sum(r.inexact for r in records)
 
     def efficiency(self) -> float:
-        """Lane efficiency: the steps of all lanes over the loop iterations computed for them."""
+        """Batch efficiency: steps of all networks over the loop iterations they took part in."""
         records = list(self._chunk_records())
         loop_iterations = sum(record.rounds for record in records)
         return sum(record.steps for record in records) / max(loop_iterations, 1)
@@ -272,7 +273,7 @@ class RunFolder(FolderFiles):
     def write_dataset(self, plan: Plan) -> None:
         """Write the data set of the undamaged chunks, one after the other.
 
-        The lanes of missing chunks are NaN: a gap must not pass for a shorter axis.
+        The networks of missing chunks are NaN: a gap must not pass for a shorter axis.
 
         Raises:
             StoreError: every chunk is missing.
