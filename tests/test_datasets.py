@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ddln.cli import main as cli
-from ddln.config import datasets
+from ddln.config._standardise import standardise
 from ddln.config.data_files import DataError, read_table
 from ddln.config.datasets import DIGITS, draw, has_truth, shape_of, truth, validate
 from ddln.config.schema import (
@@ -250,7 +250,7 @@ def test_integer_columns_are_standardised_exactly(tmp_path, dtype):
 def test_standardisation_removes_unit_and_offset(column, offset, unit):
     moved = np.ldexp(np.array(column, float) + offset, unit)[:, None]
     expected = standardised_exactly(column)
-    ours = datasets._standardise(moved, ["a"], "a.csv")[:, 0]
+    ours = standardise(moved, ["a"], "a.csv")[:, 0]
     np.testing.assert_allclose(ours, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -290,8 +290,8 @@ def test_equal_digits_are_refused():
 
 
 def test_diabetes_data_are_the_raw_measurements_or_standardised():
-    for standardise in (False, True):
-        table = DiabetesDataConfig(kind="diabetes", standardise=standardise)
+    for is_standardised in (False, True):
+        table = DiabetesDataConfig(kind="diabetes", standardise=is_standardised)
         features, targets = draw(table)
         assert features.shape == shape_of(table)
         assert targets.shape == (442,)

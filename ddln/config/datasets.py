@@ -5,15 +5,16 @@ Random kinds draw with JAX inside the function, so one compiled program can swee
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ddln._internal.random import fixed_generator, key_from_seed
+from ddln.config._standardise import standardise
 from ddln.config.data_files import DataError as DataError
 from ddln.config.data_files import DataFile, load_arrays, read_file
 
@@ -29,8 +30,6 @@ _LARGEST_MEAN = 2.0**30
 """The largest mean of counts: JAX draws 32-bit integers and saturates or returns 0 beyond."""
 _MAX_ENTRY, _MAX_OFFSET, _MAX_EXPONENT = 1e6, 1e4, 100.0
 """Safe bounds on entries, on offsets relative to the spread, and on exponents in float64."""
-_CONSTANT_SPREAD = 4 * np.finfo(np.float64).eps
-"""The largest spread, with entries of size 1, of a column that counts as constant."""
 _LABELS = ("must be -1 or 1", lambda y: np.abs(y) == 1)
 _RULES = {
     "logistic": _LABELS,
@@ -38,12 +37,7 @@ _RULES = {
     "poisson": ("must be a whole number ≥ 0", lambda y: (y >= 0) & (y == np.floor(y))),
 }
 """The condition that a loss imposes on each target, in words and as a test."""
-_KINDS_WITH_TARGETS = {
-    "logistic": ("classification", "digits"),
-    "exponential": ("classification", "digits"),
-    "poisson": ("counts", "diabetes"),
-}
-"""The kinds of data with such targets; the targets of files are tested."""
+_SIGNS = frozenset({"logistic", "exponential"})
 
 
 def shape_of(data: "DataConfig") -> tuple[int, int]:
@@ -59,13 +53,7 @@ def shape_of(data: "DataConfig") -> tuple[int, int]:
     >>> shape_of(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     (10, 8)
     """
-    if data.kind == "diabetes":
-        return (DIABETES_SHAPE[0], QUADRATIC) if data.quadratic else DIABETES_SHAPE
-    if data.kind == "digits":
-        return DIGITS[data.positive] + DIGITS[data.negative], 64
-    if data.kind == "file":
-        return _file(data).features.shape
-    return data.samples, data.features
+    return _KINDS[data.kind].shape(data)
 
 
 def validate(data: "DataConfig", loss: str) -> None:
@@ -82,16 +70,19 @@ def validate(data: "DataConfig", loss: str) -> None:
     >>> from ddln.config.schema import GaussianDataConfig
     >>> validate(GaussianDataConfig(kind="gaussian", samples=10, features=8), "least_squares")
     """
-    if data.kind == "file":
-        _, targets = draw(data)
-        if loss in _RULES:
-            rule, holds = _RULES[loss]
-            rule += " once standardised" if data.standardise else ""
-            _file(data).refuse(~holds(targets), targets, rule)
-    elif loss in _RULES and (
-        data.kind not in _KINDS_WITH_TARGETS[loss] or (data.kind == "diabetes" and data.standardise)
-    ):
+    losses = _KINDS[data.kind].losses
+    if losses is None:
+        _validate_file(data, loss)
+    elif loss in _RULES and loss not in losses(data):
         raise DataError(f'targets of {loss} loss {_RULES[loss][0]}: not of kind "{data.kind}"')
+
+
+def _validate_file(data: Any, loss: str) -> None:
+    _, targets = _draw_file(data)
+    if loss in _RULES:
+        rule, holds = _RULES[loss]
+        rule += " once standardised" if data.standardise else ""
+        _file(data).refuse(~holds(targets), targets, rule)
 
 
 def is_tame(data: "DataConfig", loss: str) -> bool:
@@ -104,21 +95,7 @@ def is_tame(data: "DataConfig", loss: str) -> bool:
     >>> is_tame(table, "least_squares")
     False
     """
-    if data.kind == "counts":
-        return abs(data.strength) * 8 * math.sqrt(max(data.nonzeros, 1)) < math.log(_LARGEST_MEAN)
-    if data.kind != "file":
-        return getattr(data, "noise", 0.0) < _MAX_ENTRY
-    features, targets = draw(data)
-    size = np.abs(features).max(axis=0)
-    largest = max(size.max(), np.abs(targets).max())
-    smallest = size.min(where=size > 0, initial=1.0)
-    if not 1 / _MAX_ENTRY < smallest <= largest < _MAX_ENTRY:
-        return False
-    if loss in ("exponential", "poisson") and size.sum() > _MAX_EXPONENT:
-        return False
-    spread = np.ptp(features, axis=0)
-    # An offset larger than the spread costs digits; a constant column has no offset.
-    return loss == "least_squares" or bool((size <= _MAX_OFFSET * spread)[spread > 0].all())
+    return _KINDS[data.kind].is_tame(data, loss)
 
 
 def draw(data: "DataConfig") -> tuple[Any, Any]:
@@ -142,38 +119,7 @@ def draw(data: "DataConfig") -> tuple[Any, Any]:
     >>> [array.shape for array in draw(table)]
     [(10, 30), (10,)]
     """
-    if data.kind == "file":
-        file = _file(data)
-        return _standardised(file) if data.standardise else (file.features, file.targets)
-    if data.kind == "diabetes":
-        names, features, targets = _diabetes(data.quadratic)
-        if data.standardise:
-            joined = np.column_stack([features, targets])
-            joined = _standardise(joined, (*names, "target"), "diabetes")
-            features, targets = joined[:, :-1], joined[:, -1]
-        return features, targets
-    if data.kind == "digits":
-        from sklearn.datasets import load_digits
-
-        pixels, digits = load_digits(return_X_y=True)
-        chosen = np.isin(digits, (data.positive, data.negative))
-        return pixels[chosen] / 16, np.where(digits[chosen] == data.positive, 1.0, -1.0)
-    return _draw_random(data)
-
-
-def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Names, features and targets; products and squares are of the standardised features."""
-    from sklearn.datasets import load_diabetes
-
-    table: Any = load_diabetes(scaled=False)
-    names, features, targets = tuple(table["feature_names"]), table["data"], table["target"]
-    if quadratic:
-        plain = _standardise(features, names, "diabetes")
-        every = combinations_with_replacement(range(len(names)), 2)
-        pairs = sorted(set(every) - {(names.index("sex"),) * 2})
-        features = np.column_stack([plain, *(plain[:, j] * plain[:, k] for j, k in pairs)])
-        names += tuple(f"{names[j]}·{names[k]}" for j, k in pairs)
-    return names, features, targets
+    return _KINDS[data.kind].draw(data)
 
 
 def has_truth(data: "DataConfig") -> bool:
@@ -183,9 +129,7 @@ def has_truth(data: "DataConfig") -> bool:
     >>> has_truth(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     False
     """
-    if data.kind == "file":
-        return not data.standardise and _file(data).truth is not None
-    return hasattr(data, "nonzeros")
+    return _KINDS[data.kind].has_truth(data)
 
 
 def truth(data: "DataConfig") -> Any:
@@ -196,103 +140,7 @@ def truth(data: "DataConfig") -> Any:
     >>> int(abs(truth(table)).sum())
     3
     """
-    return _file(data).truth if data.kind == "file" else _plant(data)
-
-
-def _file(data: Any) -> DataFile:
-    return read_file(Path(data.path), data.target, data.features)
-
-
-@fixed_generator()
-def _plant(data: Any) -> Any:
-    import jax
-    import jax.numpy as jnp
-
-    support_key, sign_key = jax.random.split(_keys(data)[2])
-    chosen = jax.random.permutation(support_key, data.features) < data.nonzeros
-    signs = jax.random.rademacher(sign_key, (data.features,), jnp.result_type(float))
-    return jnp.where(chosen, signs, 0)
-
-
-def _keys(data: Any) -> Any:
-    """The keys of the features, the targets and the truth."""
-    import jax
-
-    return jax.random.split(key_from_seed(data.seed), 3)
-
-
-@fixed_generator()
-def _draw_random(data: Any) -> tuple[Any, Any]:
-    import jax
-    import jax.numpy as jnp
-
-    from ddln._internal.validation import refuse
-
-    features_key, targets_key, _ = _keys(data)
-    law = jax.random.normal if data.design == "normal" else jax.random.rademacher
-    features = law(features_key, (data.samples, data.features), jnp.result_type(float))
-    targets = jax.random.normal(targets_key, (data.samples,))
-    if data.kind == "gaussian":
-        return features, targets
-    fitted = features @ truth(data)
-    if data.kind == "counts":
-        means = jnp.exp(data.strength * fitted)
-        counts = jax.random.poisson(targets_key, means).astype(features.dtype)
-        message = "problem.data.strength: exp(strength · Xθ*) must be ≤ 2^30 for every sample"
-        return features, refuse(~(means <= _LARGEST_MEAN), message, counts)
-    targets = fitted + data.noise * targets
-    if data.kind == "classification":
-        targets = jnp.where(targets >= 0, 1.0, -1.0)
-    return features, targets
-
-
-@lru_cache(maxsize=1)
-def _standardised(file: DataFile) -> tuple[np.ndarray, np.ndarray]:
-    joined = np.column_stack([file.features, file.targets])
-    joined = _standardise(joined, (*file.names, file.target), file.source, file.exact)
-    joined.setflags(write=False)
-    return joined[:, :-1], joined[:, -1]
-
-
-def _standardise(
-    table: np.ndarray,
-    names: Sequence[str],
-    source: str,
-    exact: Mapping[int, np.ndarray] | None = None,
-) -> np.ndarray:
-    """Standardise columns to mean 0 and deviation 1, in any units and with any offset.
-
-    Args:
-        table: the columns, shape (n, columns).
-        names: their names.
-        source: the name of the data, for errors.
-        exact: columns of large integers, as in `DataFile`.
-    """
-    exact, standardised = exact or {}, np.empty_like(table)
-    for j, name in enumerate(names):
-        change = _shifted(exact.get(j, table[:, j]))
-        if not change.any():
-            raise DataError(f'{source}: column "{name}" is constant, it cannot be standardised')
-        change = _scaled(change)
-        change -= change.mean()
-        standardised[:, j] = change / change.std()
-    return standardised
-
-
-def _shifted(column: np.ndarray) -> np.ndarray:
-    """The column minus its smallest entry, in arbitrary units; 0 if that is only rounding."""
-    if column.dtype.kind in "iu":
-        # Modulo 2^64 the difference of 64-bit integers is exact, whatever their signs.
-        wrapped = column.astype(np.uint64)
-        return (wrapped - wrapped[column.argmin()]).astype(np.float64)
-    column = _scaled(column)
-    change = column - column.min()
-    return change if change.max() > _CONSTANT_SPREAD else np.zeros_like(change)
-
-
-def _scaled(column: np.ndarray) -> np.ndarray:
-    """The column times the power of two that brings its largest entry into [1/2, 1), exactly."""
-    return np.ldexp(column, -np.frexp(np.abs(column).max())[1])
+    return _KINDS[data.kind].truth(data)
 
 
 def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
@@ -313,3 +161,188 @@ def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
     if path.suffix != ".npz":
         raise DataError(f'problem.data: must be an NPZ file, got kind "{table["kind"]}" {path}')
     return load_arrays(path)
+
+
+def _file(data: Any) -> DataFile:
+    return read_file(Path(data.path), data.target, data.features)
+
+
+def _draw_file(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    file = _file(data)
+    return _standardised(file) if data.standardise else (file.features, file.targets)
+
+
+def _is_tame_file(data: Any, loss: str) -> bool:
+    features, targets = _draw_file(data)
+    size = np.abs(features).max(axis=0)
+    largest = max(size.max(), np.abs(targets).max())
+    smallest = size.min(where=size > 0, initial=1.0)
+    if not 1 / _MAX_ENTRY < smallest <= largest < _MAX_ENTRY:
+        return False
+    if loss in ("exponential", "poisson") and size.sum() > _MAX_EXPONENT:
+        return False
+    spread = np.ptp(features, axis=0)
+    # An offset larger than the spread costs digits; a constant column has no offset.
+    return loss == "least_squares" or bool((size <= _MAX_OFFSET * spread)[spread > 0].all())
+
+
+def _draw_diabetes(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    names, features, targets = _diabetes(data.quadratic)
+    if data.standardise:
+        joined = np.column_stack([features, targets])
+        joined = standardise(joined, (*names, "target"), "diabetes")
+        features, targets = joined[:, :-1], joined[:, -1]
+    return features, targets
+
+
+def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names, features and targets; products and squares are of the standardised features."""
+    from sklearn.datasets import load_diabetes
+
+    table: Any = load_diabetes(scaled=False)
+    names, features, targets = tuple(table["feature_names"]), table["data"], table["target"]
+    if quadratic:
+        plain = standardise(features, names, "diabetes")
+        every = combinations_with_replacement(range(len(names)), 2)
+        pairs = sorted(set(every) - {(names.index("sex"),) * 2})
+        features = np.column_stack([plain, *(plain[:, j] * plain[:, k] for j, k in pairs)])
+        names += tuple(f"{names[j]}·{names[k]}" for j, k in pairs)
+    return names, features, targets
+
+
+def _draw_digits(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    pixels, digits = load_digits(return_X_y=True)
+    chosen = np.isin(digits, (data.positive, data.negative))
+    return pixels[chosen] / 16, np.where(digits[chosen] == data.positive, 1.0, -1.0)
+
+
+@fixed_generator()
+def _plant(data: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    support_key, sign_key = jax.random.split(_keys(data)[2])
+    chosen = jax.random.permutation(support_key, data.features) < data.nonzeros
+    signs = jax.random.rademacher(sign_key, (data.features,), jnp.result_type(float))
+    return jnp.where(chosen, signs, 0)
+
+
+def _keys(data: Any) -> Any:
+    """The keys of the features, the targets and the truth."""
+    import jax
+
+    return jax.random.split(key_from_seed(data.seed), 3)
+
+
+def _draw_features(data: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    law = jax.random.normal if data.design == "normal" else jax.random.rademacher
+    return law(_keys(data)[0], (data.samples, data.features), jnp.result_type(float))
+
+
+def _draw_normals(data: Any) -> Any:
+    import jax
+
+    return jax.random.normal(_keys(data)[1], (data.samples,))
+
+
+@fixed_generator()
+def _draw_gaussian(data: Any) -> tuple[Any, Any]:
+    return _draw_features(data), _draw_normals(data)
+
+
+@fixed_generator()
+def _draw_sparse(data: Any) -> tuple[Any, Any]:
+    features = _draw_features(data)
+    return features, features @ _plant(data) + data.noise * _draw_normals(data)
+
+
+def _draw_classification(data: Any) -> tuple[Any, Any]:
+    import jax.numpy as jnp
+
+    features, targets = _draw_sparse(data)
+    return features, jnp.where(targets >= 0, 1.0, -1.0)
+
+
+@fixed_generator()
+def _draw_counts(data: Any) -> tuple[Any, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from ddln._internal.validation import refuse
+
+    features = _draw_features(data)
+    means = jnp.exp(data.strength * (features @ _plant(data)))
+    counts = jax.random.poisson(_keys(data)[1], means).astype(features.dtype)
+    message = "problem.data.strength: exp(strength · Xθ*) must be ≤ 2^30 for every sample"
+    return features, refuse(~(means <= _LARGEST_MEAN), message, counts)
+
+
+def _are_counts_tame(data: Any, loss: str) -> bool:
+    return abs(data.strength) * 8 * math.sqrt(max(data.nonzeros, 1)) < math.log(_LARGEST_MEAN)
+
+
+@lru_cache(maxsize=1)
+def _standardised(file: DataFile) -> tuple[np.ndarray, np.ndarray]:
+    joined = np.column_stack([file.features, file.targets])
+    joined = standardise(joined, (*file.names, file.target), file.source, file.exact)
+    joined.setflags(write=False)
+    return joined[:, :-1], joined[:, -1]
+
+
+class _Kind(NamedTuple):
+    """How to handle the tables of one kind.
+
+    Attributes:
+        draw: features and targets.
+        shape: (samples, features), without drawing.
+        losses: of `_RULES`, those that accept the targets; None if only the targets can tell.
+        is_tame: see `is_tame`.
+        has_truth: see `has_truth`.
+        truth: θ*, if `has_truth`.
+    """
+
+    draw: Callable[[Any], tuple[Any, Any]]
+    shape: Callable[[Any], tuple[int, int]] = lambda data: (data.samples, data.features)
+    losses: Callable[[Any], Collection[str]] | None = lambda data: ()
+    is_tame: Callable[[Any, str], bool] = lambda data, loss: True
+    has_truth: Callable[[Any], bool] = lambda data: False
+    truth: Callable[[Any], Any] = lambda data: None
+
+
+_SPARSE = _Kind(
+    _draw_sparse,
+    is_tame=lambda data, loss: data.noise < _MAX_ENTRY,
+    has_truth=lambda data: True,
+    truth=_plant,
+)
+_KINDS = {
+    "gaussian": _Kind(_draw_gaussian),
+    "sparse": _SPARSE,
+    "classification": _SPARSE._replace(draw=_draw_classification, losses=lambda data: _SIGNS),
+    "counts": _SPARSE._replace(
+        draw=_draw_counts, losses=lambda data: {"poisson"}, is_tame=_are_counts_tame
+    ),
+    "file": _Kind(
+        _draw_file,
+        shape=lambda data: _file(data).features.shape,
+        losses=None,
+        is_tame=_is_tame_file,
+        has_truth=lambda data: not data.standardise and _file(data).truth is not None,
+        truth=lambda data: _file(data).truth,
+    ),
+    "diabetes": _Kind(
+        _draw_diabetes,
+        shape=lambda data: (DIABETES_SHAPE[0], QUADRATIC) if data.quadratic else DIABETES_SHAPE,
+        losses=lambda data: () if data.standardise else {"poisson"},
+    ),
+    "digits": _Kind(
+        _draw_digits,
+        shape=lambda data: (DIGITS[data.positive] + DIGITS[data.negative], 64),
+        losses=lambda data: _SIGNS,
+    ),
+}

@@ -75,10 +75,6 @@ def line_styles(count: int) -> list[dict[str, Any]]:
     return [{"color": colours[i], "marker": MARKERS[i % len(MARKERS)]} for i in range(count)]
 
 
-looks = line_styles
-"""The former name of `line_styles`."""
-
-
 class StyledFigure(Figure):
     """A figure that is saved in the figure style, with its description in the file's metadata.
 

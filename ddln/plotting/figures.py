@@ -29,7 +29,6 @@ from ddln.plotting._style import StyledFigure as StyledFigure
 from ddln.plotting._style import canvas as canvas
 from ddln.plotting._style import legend as legend
 from ddln.plotting._style import line_styles as line_styles
-from ddln.plotting._style import looks as looks
 from ddln.plotting._style import style as style
 from ddln.sweeps.accessor import ROUNDING as ROUNDING
 

@@ -131,7 +131,7 @@ def integrate(
     iterations, state, saved = jax.lax.while_loop(
         lambda carry: jnp.any(_is_active(carry[1], controls=controls)),
         fill_and_save,
-        (0, state, saved),
+        (jnp.asarray(0), state, saved),
     )
     stopped = state.terminated & (state.time < horizon)
     is_after_stop = stopped[None] & (times > state.time[None])
@@ -192,7 +192,9 @@ def _fill_buffer(
         )
         return index + 1, state, buffer
 
-    index, state, buffer = jax.lax.while_loop(is_unfinished, take_step, (1, state, buffer))
+    index, state, buffer = jax.lax.while_loop(
+        is_unfinished, take_step, (jnp.asarray(1), state, buffer)
+    )
     return index - 1, state, buffer
 
 
