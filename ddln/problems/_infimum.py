@@ -266,7 +266,9 @@ def poisson(y: Values, z: Values) -> tuple[Values, Values, Values]:
     return rate - y * z, rate - y, rate
 
 
-def huber(delta: float | Values, y: Values, z: Values) -> tuple[Values, Values, Values]:
+def huber(
+    delta: float | Float[np.ndarray, ""], y: Values, z: Values
+) -> tuple[Values, Values, Values]:
     """r²/2 if |r| ≤ δ, else δ|r| − δ²/2, with r = z − y."""
     clipped = np.clip(z - y, -delta, delta)
     return clipped * (z - y - clipped / 2), clipped, (np.abs(z - y) < delta).astype(float)
