@@ -1,4 +1,4 @@
-"""How far the guaranteed rate is from the one that depth and scale give (Theorem 2, 2412.16765).
+"""The guaranteed and the true rate over depth and scale (Theorem 2, 2412.16765).
 
 Networks of depth 2 to 5 start from θ = 0 at scales a from small to large. Theorem 2 guarantees the
 rate μc, which grows as a^{2(L−1)}. In the end the flow has the rate r of its limit: at large scales

@@ -1,4 +1,4 @@
-"""Deeper networks pass nearer to a sparse signal, and stay there longer (Li et al. 2021).
+"""Deeper networks come closer to a sparse signal and stay there longer (Li et al. 2021).
 
 Rademacher features, y = Xw* + noise with five entries ±1 of w*, and the model u^N − v^N started at
 u^N = v^N = 1e-6. On its way to fitting the noise the flow comes near w*; how long it stays is the

@@ -1,4 +1,4 @@
-"""From a small start the average of the flow follows the lasso's path (Berthier 2023; real data).
+"""From a small initialisation the time average follows the lasso path (Berthier 2023; real data).
 
 scikit-learn's diabetes with products and squares, 64 features; signed networks of depths 2 and 3.
 Of all models that fit as well, the lasso's has the least ℓ1 norm; the time average of θ comes near

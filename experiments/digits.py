@@ -1,4 +1,4 @@
-"""Two layers of pixel weights go to the largest ℓ1 margin (Lyu & Li 2020; real data).
+"""Two layers of pixel weights converge to the largest ℓ1 margin (Lyu & Li 2020; real data).
 
 scikit-learn's handwritten threes against eights: 357 images of 64 pixels, signed networks of depths
 2 and 3, logistic loss, gradient descent. The classes are separable: the loss goes to 0, θ to

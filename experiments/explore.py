@@ -1,4 +1,4 @@
-"""One network by itself, as `ddln explore` saves it (arXiv 2412.16765, Theorems 1 and 2).
+"""A single network, as `ddln explore` saves it (arXiv 2412.16765, Theorems 1 and 2).
 
 The page of `ddln explore` writes configs of this study, so its claims and figures are those that
 any network has, swept or not.

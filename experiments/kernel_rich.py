@@ -1,4 +1,4 @@
-"""From rich to lazy as the initialisation grows, and by its shape (Woodworth et al. 2020).
+"""The rich and the lazy regime, by scale and shape of the initialisation (Woodworth et al. 2020).
 
 A hundred samples of five weights in a thousand, with noise, and the model u⊙v − u'⊙v' of Azulay et
 al. 2021: |uv| = α is the scale, s = (|v| − |u|)/(|v| + |u|) the shape of the start, and together

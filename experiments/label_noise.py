@@ -1,4 +1,4 @@
-"""Noise on the labels finds the sparse truth from a large start (HaoChen et al. 2021).
+"""Label noise finds the sparse truth from a large initialisation (HaoChen et al. 2021).
 
 θ = v ⊙ v in R¹⁰⁰ from v = 1, forty noiseless samples of a θ* whose first five entries are 1.
 Gradient descent stays near its start; with fresh N(0, 1) noise on one label a step it goes to θ*.

@@ -1,4 +1,4 @@
-"""Averaged over time, small initialisations walk along the lasso's path (Berthier 2025, Thm 2.1).
+"""The time average from a small initialisation follows the lasso path (Berthier 2025, Thm 2.1).
 
 scikit-learn's diabetes, two layers u ⊙ v from (√ε, 0). With s = 2t / ln(1/ε), the average of θ up
 to time t tends to the lasso's solution at the penalty 1/s as ε → 0, as long as s · lasso(1/s) moves

@@ -1,4 +1,4 @@
-"""Separable data: scale and patience decide which margin is maximised (Moroshko et al. 2020).
+"""On separable data, scale and time decide which margin is maximised (Moroshko et al. 2020).
 
 Logistic loss of the model u⊙u − v⊙v, all layers equal to α at the start. θ grows without bound and
 only its direction settles: at large α at first towards the largest ℓ2 margin, as a kernel machine's

@@ -1,4 +1,4 @@
-"""Heavy ball ends where λ = γ/(1 − β)² says, whatever γ and β (Papazov et al. 2024).
+"""The limit of heavy ball depends mainly on λ = γ/(1 − β)² (Papazov et al. 2024).
 
 Twenty noiseless samples of a sparse θ* in R³⁰, two layers. The larger λ, the closer the layers are
 to each other in the end, and the farther θ is from θ*; momenta β of one λ end together.

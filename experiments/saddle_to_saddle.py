@@ -1,4 +1,4 @@
-"""From a vanishing start the flow jumps from saddle to saddle (Pesme & Flammarion 2023).
+"""From a vanishing initialisation the flow jumps from saddle to saddle (Pesme & Flammarion 2023).
 
 X = [[1, .5, .7, 0], [.5, 1, .1, .7]], y = (1, 0), ½‖Xθ − y‖² and two layers u ⊙ v from (√2 α, 0).
 With time in units of ln(1/α) the path tends to a staircase as α → 0. An algorithm finds its saddles

@@ -1,4 +1,4 @@
-"""Uphill sample by sample, training is sparser (1-SAM; Andriushchenko & Flammarion 2022).
+"""1-SAM finds a sparser solution than gradient descent (Andriushchenko & Flammarion 2022).
 
 Twenty noiseless samples of a sparse θ* in R³⁰; layers α and 0. Gradients taken uphill, where each
 sample has climbed its own loss (1-SAM), do what a smaller α does; where all climb together (n-SAM)

@@ -1,4 +1,4 @@
-"""One datum has its limits in closed form, at any depth and scale (Woodworth et al. 2020).
+"""Closed-form limits for a single datum, at any depth and scale (Woodworth et al. 2020).
 
 x = (1, 0.4), y = 1 and the model u^D − v^D with all layers equal to α. On the line of minimisers
 the flow ends at 2α² sinh(k x) for D = 2 and at α^D h(k x), h(z) = (1 − z)^p − (1 + z)^p with

@@ -1,4 +1,4 @@
-"""How many samples sparse signals need, of the flow and of basis pursuit (Vaškevičius et al. 2019).
+"""The samples that recover a sparse signal, by flow and basis pursuit (Vaškevičius et al. 2019).
 
 Noiseless Rademacher samples of k entries ±1 in forty, many draws of each number of samples n and
 each k. From a small start two layers end near the solution of least ℓ1 norm, and so recover the
