@@ -1,4 +1,4 @@
-"""Early-stopped descent from a small initialisation finds a sparse signal (Vaškevičius et al. 2019).
+"""Early-stopped descent from a small start finds a sparse signal (Vaškevičius et al. 2019).
 
 Rademacher samples of five entries ±1 in ten thousand, with noise, and gradient descent on the model
 u⊙u − v⊙v from u = v = α. The theorem asks for n of the order of k² ln d = 230 samples: there are
