@@ -1,4 +1,4 @@
-"""Strict ground for every test and doctest: float64, no silent broadcasting, checked shapes."""
+"""Strict settings for every test and doctest: float64, no implicit broadcasting, checked shapes."""
 
 import gc
 import os
@@ -32,6 +32,6 @@ def _doctest_names(doctest_namespace):
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_let_go():
-    """Compiled programs of a whole suite are more pieces of memory than a process may map."""
+    """The compiled programs of the whole suite need more memory maps than a process may have."""
     yield
     jax.clear_caches()

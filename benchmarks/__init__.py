@@ -1,1 +1,1 @@
-"""Measurements beside what else one would use, each module a question: `make bench`."""
+"""Cost of ddln beside the alternatives, one question a module: `make bench`."""

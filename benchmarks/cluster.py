@@ -29,19 +29,19 @@ from ddln.sweeps.run_folder import RunFolder
 CHUNKS, LANES, TASKS = 16, 256, 2000
 WORKERS = np.unique(np.geomspace(1, 1000, 25).astype(int))
 STORAGE = {1e8: "C1", 1e9: "C0", 1e10: "C2"}
-"""Bytes a second that are assumed of it, and their colour."""
+"""Assumed bytes per second, and the colour of the curve."""
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "cluster.png"
 
 
 def sweep(number: int):
-    """A plan of its own for every number: nothing is there already."""
+    """A separate plan for every number, so that no chunk exists already."""
     first = number * CHUNKS * LANES
     seeds = f"sweep={{network.init.seed={{range=[{first}, {first + CHUNKS * LANES}]}}}}"
     return make_plan(load("configs/figure4.toml", [seeds]))
 
 
 def seconds_of_chunks(root: Path, plan, workers: executor.Executor) -> np.ndarray:
-    """From the end of each chunk to that of the next one; the first from the beginning."""
+    """Seconds from the end of each chunk to that of the next; the first counts from the start."""
     folder = RunFolder.of(plan.experiment, root)
     with executor.open_run(folder, plan, workers):
         ends = [time.perf_counter()]
@@ -80,7 +80,7 @@ def _start(verb: str, *options: str) -> subprocess.Popen:
 
 
 def seconds_of_a_task(workers: DaskExecutor) -> float:
-    """Of one that is nothing: what scheduler, client and workers need for it."""
+    """Overhead of an empty task in scheduler, client and workers."""
     client = workers._connected()
     began = time.perf_counter()
     client.gather(client.map(abs, range(TASKS), pure=False))
@@ -88,7 +88,7 @@ def seconds_of_a_task(workers: DaskExecutor) -> float:
 
 
 def measure(root: Path) -> tuple[dict[str, float], np.ndarray]:
-    """The facts, and the seconds that each chunk took on a core."""
+    """The measured costs, and the seconds that each chunk took on a core."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     start_jax()
     os.sched_setaffinity(0, cores[:1])

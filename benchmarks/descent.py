@@ -1,7 +1,7 @@
-"""What does a step of gradient descent cost? Beside a loop in NumPy, in PyTorch, and the machine.
+"""Cost of a step of gradient descent, beside loops in NumPy and PyTorch and the machine's peak.
 
-Depth 2, ‖Xθ − y‖²/2n, float64. A lane-step is one step of one of the lanes that a vmap trains side
-by side. `dgemm` is NumPy's, of the same product, measured in turn with it.
+Depth 2, ‖Xθ − y‖²/2n, float64. A network-step is one step of one of the networks that a vmap trains
+side by side. `dgemm` is NumPy's for the same product; both take turns.
 """
 
 import time
@@ -18,7 +18,7 @@ SMALL, LARGE = (20, 30), (500, 2000)
 
 
 def seconds(call: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Of each repeat after a first one."""
+    """Seconds of each repeat, after a first call that compiles."""
     jax.block_until_ready(call())
     taken = []
     for _ in range(repeats):
@@ -56,14 +56,14 @@ def trainer(samples: int, dim: int, steps: int, ledger: bool, records: int = 2):
 
 
 def lanes(samples: int, dim: int, steps: int, ledger: bool = False) -> Callable[[], object]:
-    """All lanes side by side."""
+    """All networks side by side."""
     call = jax.jit(jax.vmap(trainer(samples, dim, steps, ledger)))
     sizes = jnp.linspace(1e-3, 1e-2, LANES)
     return lambda: call(sizes)
 
 
 def numpy_loop(samples: int, dim: int, steps: int) -> Callable[[], object]:
-    """The same as one writes it in NumPy."""
+    """The same loop in NumPy."""
     features, targets, (u0, v0) = data(samples, dim)
 
     def train():
@@ -77,7 +77,7 @@ def numpy_loop(samples: int, dim: int, steps: int) -> Callable[[], object]:
 
 
 def torch_loop(samples: int, dim: int, steps: int) -> Callable[[], object] | None:
-    """The same in PyTorch by autograd, all lanes as one batch; None where it is not installed."""
+    """The same loop in PyTorch by autograd, all networks as one batch; None without PyTorch."""
     try:
         import torch
     except ImportError:
@@ -98,7 +98,7 @@ def torch_loop(samples: int, dim: int, steps: int) -> Callable[[], object] | Non
 
 
 def small_rows() -> dict[str, list[float]]:
-    """Microseconds per lane-step of small networks, each measured in turn with the others."""
+    """Microseconds per network-step of small networks; the methods take turns."""
     few, many = 2_000, 20_000
     one = jax.jit(trainer(*SMALL, many, False))
     calls = {
@@ -132,7 +132,7 @@ def rates() -> tuple[list[float], list[float]]:
 
 
 def bytes_kept(steps: int) -> int:
-    """Temporary memory of the compiled lanes, for 100 records."""
+    """Temporary memory of the compiled program, for 100 records."""
     call = jax.jit(jax.vmap(trainer(*SMALL, steps, True, 100)))
     used = call.lower(jnp.ones(LANES)).compile().memory_analysis()
     assert used is not None

@@ -1,4 +1,4 @@
-"""How soon the page of `ddln explore` follows a slider: `python -m benchmarks.explorer`.
+"""Response time of the page of `ddln explore` to a slider: `python -m benchmarks.explorer`.
 
 In chromium, from the release of the key that moves a slider to the change of the chart of the gap;
 the first moves, which compile nothing but warm up, are not counted. Needs what `make test` does.

@@ -1,7 +1,7 @@
-"""The loop that one would write by hand for the sweep of `benchmarks.sweep`, compiled by Numba.
+"""A hand-written loop for the sweep of `benchmarks.sweep`, compiled by Numba.
 
 Dormand–Prince with its dense output, in reduced coordinates (the smallest layer w of each
-coordinate), with the matrix XᵀX and sizes known to the compiler; lanes over threads.
+coordinate), with the matrix XᵀX and sizes known to the compiler; networks are divided among threads.
 """
 
 import numba

@@ -1,4 +1,4 @@
-"""What does a sweep over scales cost? Beside what one would write otherwise, at equal accuracy.
+"""Cost of a sweep over scales beside the alternatives, at equal accuracy.
 
 The network of Figure 4 (depth 6, X 10 × 8, first layer zero) at many scales in [0.7, 1.8], losses
 at 101 times. Each way gets the loosest tolerance at which its losses are within 1e-7 of those of
@@ -29,7 +29,7 @@ RTOL, ATOL = 2e-8, 2e-10
 
 
 class Sweep:
-    """Losses of every lane, by several ways; each takes rtol, and atol is a hundredth of it."""
+    """Losses of every network by several methods; each takes rtol, and atol is a hundredth of it."""
 
     def __init__(self, count: int, until: float):
         experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
@@ -46,11 +46,11 @@ class Sweep:
         return np.asarray(flows.loss)
 
     def diffrax(self, rtol):
-        """Tsit5 under vmap, on the layers: what one writes first."""
+        """Tsit5 under vmap on the layers, the first version a JAX user writes."""
         return np.asarray(_by_layers(self.problem, self.networks, self.times, rtol))
 
     def torchdiffeq(self, rtol):
-        """Dormand–Prince on the layers of all lanes as one state, its error that of the worst."""
+        """Dormand–Prince on the layers of all networks as one state; the error norm is the worst network's."""
         import torch
         from torchdiffeq import odeint
 
@@ -147,7 +147,7 @@ def loosest(way: Callable[[float], np.ndarray], reference: np.ndarray) -> tuple[
 
 
 def compare(title: str, sweep: Sweep, ways: dict[str, tuple[Callable, int]]) -> list[str]:
-    """A table: the ways in turn, so that what else the machine does is shared by all."""
+    """A table; the methods take turns, so that other load on the machine affects all of them."""
     reference = sweep.scipy(1e-12)
     chosen = {name: loosest(way, reference) for name, (way, _) in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -174,7 +174,7 @@ def compare(title: str, sweep: Sweep, ways: dict[str, tuple[Callable, int]]) -> 
 
 
 def reference_sweep() -> list[str]:
-    """Beside all others."""
+    """The reference sweep, by all methods."""
     sweep, cores = Sweep(256, 1.0), os.cpu_count() or 1
     ways: dict[str, tuple[Callable, int]] = {"ddln": (sweep.ddln, REPEATS)}
     if importlib.util.find_spec("numba"):
@@ -192,14 +192,14 @@ def reference_sweep() -> list[str]:
 
 
 def stiff_sweep() -> list[str]:
-    """Beside the method of SciPy that is made for it."""
+    """The stiff sweep, beside SciPy's method for stiff equations."""
     sweep = Sweep(64, 50.0)
     bdf = {"SciPy BDF, one by one": (lambda rtol: sweep.scipy(rtol, "BDF"), 1)}
     return compare("Stiff: 64 scales, t ≤ 50", sweep, {"ddln": (sweep.ddln, REPEATS)} | bdf)
 
 
 def row(label: str, problem, networks, times) -> str:
-    """What a lane costs, and its steps."""
+    """Cost and steps per network."""
     taken = []
     while sum(taken[1:]) < LONG:  # without the first, which compiles
         start = time.perf_counter()
@@ -219,7 +219,7 @@ HEAD = "| μs per lane | steps of a lane | ns per step and coordinate | lane eff
 
 
 def by_lanes() -> list[str]:
-    """From one lane to 10⁵."""
+    """Cost by number of networks, from 1 to 10⁵."""
     lines = ["", "| lanes, t ≤ 1 " + HEAD, "|---|---|---|---|---|---|"]
     for count in (1, 10, 100, 1000, 10_000, 100_000):
         many = Sweep(count, 1.0)
@@ -238,7 +238,7 @@ def random_network(depth: int, dim: int, count: int):
 
 
 def by_shape() -> list[str]:
-    """Depths at width 8, widths at depth 3."""
+    """Cost by depth at width 8 and by width at depth 3."""
     times = np.linspace(0.0, 3.0, 31)
     lines = ["", "| depth, 64 lanes, width 8 " + HEAD, "|---|---|---|---|---|---|"]
     depths = (2, 4, 8, 16, 32, 64)
@@ -250,7 +250,7 @@ def by_shape() -> list[str]:
 
 
 def products() -> list[str]:
-    """How near the products with X come to the machine's."""
+    """Speed of the products with X beside the machine's."""
     samples, dim, count = 1000, 2000, 64
     rng = np.random.default_rng(0)
     features = rng.standard_normal((samples, dim)) / np.sqrt(dim)
@@ -278,7 +278,7 @@ def products() -> list[str]:
 
 
 def peak() -> list[str]:
-    """Memory of 10⁵ lanes, in a process of its own."""
+    """Memory of 10⁵ networks, measured in a separate process."""
     if sys.platform != "linux":
         return []
     code = (

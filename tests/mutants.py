@@ -1,4 +1,4 @@
-"""Which changes to the mathematics no test notices: `make mutants`, or `python -m tests.mutants`.
+"""Mutation testing of the mathematics: `make mutants`, or `python -m tests.mutants`.
 
 Operators, comparisons, signs and numbers of a module are changed, one at a time, in a copy of the
 project; a change that its tests and doctests let pass is printed. What a survivor may be: a number
@@ -67,7 +67,7 @@ _SWAPS: dict[type, type] = {
 
 
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, what was changed there, and the changed source, for each change."""
+    """Yield the line, a description and the changed source of each change."""
     tree = ast.parse(source)
     words = {id(inner) for node in ast.walk(tree) for inner in _of_words(node)}
     for place, node in enumerate(ast.walk(tree)):
@@ -81,7 +81,7 @@ def mutants(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _of_words(node: ast.AST) -> Iterator[ast.AST]:
-    """What is only said, of types and in words, or drawn."""
+    """Nodes that do not compute: types, texts and displays."""
     if isinstance(node, ast.FunctionDef) and node.name in ("__repr__", "_repr_html_"):
         yield from ast.walk(node)
     for name in ("annotation", "returns"):
@@ -112,7 +112,7 @@ def _changed(node: ast.AST) -> ast.AST | None:
 
 
 class Cheapest:
-    """Of pytest: first what is quick for the changes that it noticed; how long each test takes."""
+    """A pytest plugin: runs first the tests that detect many changes per second, and times them."""
 
     def __init__(self, seconds: dict[str, float], noticed: Counter[str]):
         self.seconds, self.noticed = seconds, noticed
@@ -136,9 +136,9 @@ class Cheapest:
 
 
 def run_tests(
-    copied: Path, module: str, seconds: dict[str, float], noticed: Counter[str], told: Connection
+    copied: Path, module: str, seconds: dict[str, float], noticed: Counter[str], results: Connection
 ) -> None:
-    """In a process of its own: the module's tests until one fails; tells which, and the times."""
+    """Run a module's tests in this process until one fails; send its name and the times."""
     os.chdir(copied)
     sys.path.insert(0, str(copied))
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -149,15 +149,15 @@ def run_tests(
     options = ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", *preloaded]
     paths = [f"ddln/{module}.py", *(f"tests/{name}" for name in TESTS[module])]
     code = pytest.main([*options, *paths], [order])
-    told.send(("" if code == 0 else order.failed or f"exit {code}", order.seconds))
-    told.close()
+    results.send(("" if code == 0 else order.failed or f"exit {code}", order.seconds))
+    results.close()
     os._exit(0)
 
 
 def first_to_fail(
     copied: Path, module: str, seconds: dict[str, float], noticed: Counter[str]
 ) -> tuple[str, dict[str, float]]:
-    """The test that fails, none if all pass; and the seconds of each test that ran."""
+    """The name of the failing test, empty if all pass, and the seconds of each test that ran."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     hears, tells = context.Pipe(duplex=False)
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def examine(copied: Path, module: str, most: int) -> None:
-    """Prints the changes to a module that no test notices, and the share of those that one does."""
+    """Print the changes to a module that no test detects, and the share that is detected."""
     path = copied / "ddln" / f"{module}.py"
     source, noticed = path.read_text(encoding="utf-8"), Counter[str]()
     failed, seconds = first_to_fail(copied, module, defaultdict(float), noticed)

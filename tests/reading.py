@@ -57,7 +57,7 @@ def mark_of(svg, name):
 
 
 def flow(features, targets, layers, times):
-    """θ and ‖Xθ − y‖² at some times, from the layers as they stand."""
+    """θ and ‖Xθ − y‖² at some times, from SciPy on the layers."""
     X, y, start = (np.asarray(x, float) for x in (features, targets, layers))
 
     def slope(_, flat):

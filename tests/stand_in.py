@@ -39,7 +39,7 @@ _DAC_OVERRIDE = 1 << 1
 
 
 def sweep(chunks: int) -> list[str]:
-    """Overrides of a config that make this many chunks of two lanes each."""
+    """Overrides of a config that make this many chunks of two networks each."""
     return [f"sweep={{network.init.seed={{range=[0, {2 * chunks}]}}}}", "memory=0.003"]
 
 

@@ -17,7 +17,7 @@ TIMES = np.linspace(0.0, 3.0, 7)
 
 
 def made_by(overrides, variables, coords=None):
-    """A data set as a run would leave it, of made-up numbers."""
+    """A data set like that of a run, with invented numbers."""
     experiment = ddln.load("configs/figure4.toml", ["dynamics.points=7", *overrides])
     coords = {"time": TIMES, **(coords or {})}
     return xr.Dataset(variables, coords=coords, attrs={"config": experiment.to_toml()})

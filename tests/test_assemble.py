@@ -17,7 +17,7 @@ AXES = {"network.scale": [1.0, 2.0, 3.0], "network.depth": [2, 4], "network.init
 
 
 def part_of(chunk, until=0.0):
-    """A chunk whose layers all equal the lane's number."""
+    """A chunk whose layers all equal the number of the network."""
     count, depth = chunk.lanes.size, chunk.experiment.network.depth
     number = chunk.lanes[:, None, None, None]
     return xr.Dataset(

@@ -1,7 +1,7 @@
 """The command line: its output, exit statuses and files.
 
-Its computing modules are stood in for here, so that what is tested is the command line; the last
-tests run it for real.
+Stand-ins replace the computing modules, so that the tests concern the command line; the last tests
+compute.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Certificates catch whatever a run is spoilt by, and let every right run pass."""
+"""Certificates detect every corruption of a run and accept every correct run."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ class Smooth(eqx.Module):
 
 
 def a_problem(loss, rng):
-    """A problem in DIM coordinates on data of its own."""
+    """A problem in DIM coordinates with random data."""
     features, targets = rng.normal(size=(SAMPLES, DIM)), rng.normal(size=SAMPLES)
     if loss == "signed":
         return ddln.signed(ddln.least_squares(features[:, : DIM // 2], targets))
@@ -55,7 +55,7 @@ def a_problem(loss, rng):
 
 
 def some_layers(depth, rng, *, degenerate=True):
-    """Layers of which some coordinates start at 0, are tied, nearly tied, frozen, or tiny."""
+    """Layers with coordinates that start at 0, are tied, nearly tied, frozen, or tiny."""
     layers = rng.uniform(0.6, 1.2, (depth, DIM)) * rng.choice([-1, 1], (depth, DIM))
     for k in range(DIM if degenerate else 0):
         first, second = np.argsort(np.abs(layers[:, k]))[:2]
@@ -91,7 +91,7 @@ def at_one_time(name, change):
 
 
 def two_times_swapped(run):
-    """All that was saved at two times, but not the times."""
+    """Exchange all saved values at two times, but not the times."""
     order = np.arange(TIMES)
     order[[AT, AT + 1]] = AT + 1, AT
     names = ("layers", "theta", "velocity", "loss", "gap")
@@ -264,7 +264,7 @@ EACH_OF, AT_ONCE = 200, 27
 
 
 def failures(kind, integrate, cases):
-    """Claims that fail on right runs, with how many runs there were that ended well."""
+    """The claims that fail on correct runs, and the number of runs that finished."""
     found, ended = [], 0
     for number, (loss, depth) in enumerate(cases):
         rng = np.random.default_rng(number)
@@ -291,7 +291,7 @@ def failures(kind, integrate, cases):
 
 
 def some_cases(kind):
-    """Every loss, at depths from 2 to 12 that differ from kind to kind."""
+    """Every loss, each at other depths from 2 to 12."""
     shift = [*FLOWS, *BATCHED].index(kind)
     depths = np.roll([2, 5, 3, 8, 4, 12, 7, 10], shift)
     return list(zip(LOSSES, depths.tolist(), strict=True))
@@ -347,7 +347,7 @@ OF_SAMPLES = ("batches", "shuffled Adam", "sharpness-aware")
 
 
 def descent_failures(name, loss, depth, runs):
-    """Claims that fail on right descents, with how many runs ended well."""
+    """The claims that fail on correct descents, and the number of runs that finished."""
     rng = np.random.default_rng(depth)
     problems, layers, rates = [], [], []
     while len(problems) < runs:

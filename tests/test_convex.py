@@ -598,7 +598,7 @@ def test_invalid_targets_are_named_before_the_run(tmp_path, overrides, message):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("problem.loss.kind=logistik", 'unknown kind "logistik", did you mean "logistic"'),
         ('problem.loss={normalisation="max"}', r"problem\.loss\.normalisation: must be one of"),
@@ -607,8 +607,8 @@ def test_invalid_targets_are_named_before_the_run(tmp_path, overrides, message):
         ("sweep.problem.loss.delta=[1, 2]", r"sweep\.problem\.loss\.delta: not a numeric key"),
     ],
 )
-def test_invalid_loss_table_is_named_by_its_path(tmp_path, override, told):
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_loss_table_is_named_by_its_path(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
         experiment(tmp_path, override)
 
 

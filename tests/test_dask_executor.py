@@ -31,7 +31,7 @@ PATIENT = 60.0  # seconds to wait on a busy machine
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ("local:0", "local:N must have N ≥ 1, got local:0"),
         ("locl", "must be local, local:N, tls://HOST:PORT, tcp://HOST:PORT or a scheduler file"),
@@ -41,9 +41,9 @@ PATIENT = 60.0  # seconds to wait on a busy machine
         ),
     ],
 )
-def test_invalid_cluster_option_is_refused(where, told):
+def test_invalid_cluster_option_is_refused(where, message):
     pytest.importorskip("distributed")
-    with pytest.raises(ValueError, match=re.escape(told)), dask_executor.open_executor(where):
+    with pytest.raises(ValueError, match=re.escape(message)), dask_executor.open_executor(where):
         pass
 
 
@@ -51,8 +51,8 @@ def test_unreachable_scheduler_gives_advice():
     def connect():
         raise OSError("nobody there")
 
-    told = "no scheduler answers at tcp://a:1: `dask scheduler` must be running there"
-    with pytest.raises(ConnectionError, match=re.escape(told)):
+    message = "no scheduler answers at tcp://a:1: `dask scheduler` must be running there"
+    with pytest.raises(ConnectionError, match=re.escape(message)):
         dask_executor.DaskExecutor(connect, "tcp://a:1")
 
 
@@ -72,8 +72,10 @@ def test_cluster_without_ddln_is_refused():
         fault = RuntimeError("Error during deserialization of the task graph")
 
     client: Any = SimpleNamespace(submit=lambda *_, **__: Broken())
-    told = "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
-    with pytest.raises(ValueError, match=re.escape(told)):
+    message = (
+        "at tcp://a:1 cannot compute: its scheduler and workers must have the versions of ddln"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
         dask_executor.DaskExecutor(lambda: client, "tcp://a:1").provenance(None)
 
 
@@ -304,8 +306,8 @@ def test_run_continues_with_another_executor(machines, folder, first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "told"), [("raise", "ValueError: poisoned"), ("die", "Killed")])
-def test_failing_chunk_is_reported_and_the_others_finish(machines, folder, how, told):
+@pytest.mark.parametrize(("how", "message"), [("raise", "ValueError: poisoned"), ("die", "Killed")])
+def test_failing_chunk_is_reported_and_the_others_finish(machines, folder, how, message):
     machines.scheduler()
     for _ in range(4 if how == "die" else 1):  # the chunk kills three of them
         machines.worker(POISON=f"3:{how}")
@@ -313,7 +315,7 @@ def test_failing_chunk_is_reported_and_the_others_finish(machines, folder, how, 
     assert machines.clients.wait(client) == 2
     said = machines.clients.said(client)
     assert f"ddln: 1 of {CHUNKS} chunks could not be computed" in said
-    assert f"chunk 3: {told}" in said
+    assert f"chunk 3: {message}" in said
     before = finished(folder)
     assert set(range(CHUNKS)) - set(before) == {3}
     machines.worker()
@@ -348,10 +350,10 @@ def home(tmp_path_factory):
 def encrypted(home, monkeypatch):
     """Apply the settings of tls.sh to this process and its children."""
     monkeypatch.setenv("HOME", str(home))
-    told = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", "source tls.sh; env"], cwd=home, capture_output=True, text=True, check=True
     )
-    for line in told.stdout.splitlines():
+    for line in result.stdout.splitlines():
         name, _, value = line.partition("=")
         if name.startswith("DASK_"):
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Data sets: what is drawn, what is read, and how a bad file is refused."""
+"""Data: random draws, files, and the refusal of invalid files."""
 
 import math
 import zipfile
@@ -47,7 +47,7 @@ def test_csv_file_becomes_named_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a,bmi,target\n1,2,3\n4,,6\n", r'^data\.csv: row 3, column "bmi": missing value$'),
         ("a,bmi,target\n1,tall,3\n", r'row 2, column "bmi": not a number: "tall"'),
@@ -76,8 +76,8 @@ def test_csv_file_becomes_named_columns(tmp_path):
         ("", r"has 0 row\(s\)"),
     ],
 )
-def test_invalid_csv_is_refused_by_row_and_column(tmp_path, text, told):
-    with pytest.raises(DataError, match=told):
+def test_invalid_csv_is_refused_by_row_and_column(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
         read_table(write(tmp_path, text))
 
 
@@ -135,7 +135,7 @@ def test_npz_file_becomes_numbered_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"features": np.ones((3, 2))}, 'no array "targets"'),
         ({"features": np.ones(3), "targets": np.ones(3)}, r'"features" must have shape \(n, d\)'),
@@ -151,9 +151,9 @@ def test_npz_file_becomes_numbered_columns(tmp_path):
         ({"features": np.array([[None]]), "targets": np.ones(1)}, "not an NPZ file of numbers"),
     ],
 )
-def test_invalid_npz_is_refused(tmp_path, arrays, told):
+def test_invalid_npz_is_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "data.npz", **arrays)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_table(tmp_path / "data.npz")
 
 
@@ -193,7 +193,7 @@ def test_standardised_columns_have_mean_zero_and_deviation_one(tmp_path):
 
 
 def standardised_exactly(column):
-    """The same in rational numbers, but for the last root and division."""
+    """Standardised values in rational arithmetic, up to the last root and division."""
     exact = [Fraction(x) for x in column]
     changes = [x - sum(exact) / len(exact) for x in exact]
     squares = sum(change**2 for change in changes) / len(exact)
@@ -354,7 +354,7 @@ def test_truth_follows_the_selected_columns(tmp_path):
 
 
 def labels(tmp_path, name, targets):
-    """A file of these targets, and the number of its first row."""
+    """A file with these targets, and the number of its first row."""
     if name.endswith("csv"):
         rows = "".join(f"{k % 3},{y}\n" for k, y in enumerate(targets))
         return write(tmp_path, "x1,targets\n" + rows, name), 2
@@ -364,7 +364,7 @@ def labels(tmp_path, name, targets):
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.npz"])
 @pytest.mark.parametrize(
-    ("loss", "targets", "place", "told"),
+    ("loss", "targets", "place", "message"),
     [
         ("logistic", [1, 0, 1, 0], 1, "must be -1 or 1, got 0"),
         ("exponential", [1, -1, -1.0000000000000002], 2, r"got -1\.0000000000000002"),
@@ -372,11 +372,11 @@ def labels(tmp_path, name, targets):
         ("poisson", [-1, 3, 2], 0, "got -1"),
     ],
 )
-def test_invalid_targets_are_named_by_row(tmp_path, name, loss, targets, place, told):
+def test_invalid_targets_are_named_by_row(tmp_path, name, loss, targets, place, message):
     path, first = labels(tmp_path, name, targets)
     table = FileDataConfig(kind="file", path=str(path), target="targets")
     where = rf'^{name}: row {first + place}, column "targets": '
-    with pytest.raises(DataError, match=where + ".*" + told):
+    with pytest.raises(DataError, match=where + ".*" + message):
         validate(table, loss)
     validate(table, "huber")
     right = {"poisson": [0.0, 3.0, 2.0]}.get(loss, [1, -1, 1])
@@ -439,7 +439,7 @@ data = { kind = "file", path = "PATH", standardise = STANDARDISE }
 
 
 @pytest.mark.parametrize(
-    ("loss", "text", "standardise", "told"),
+    ("loss", "text", "standardise", "message"),
     [
         ("logistic", "1,1\n2,0\n3,1\n", False, 'row 3, column "target": must be -1 or 1, got 0'),
         ("least_squares", "7,1\n7,2\n", True, 'column "a" is constant, it cannot be standardised'),
@@ -452,7 +452,7 @@ data = { kind = "file", path = "PATH", standardise = STANDARDISE }
     ],
 )
 def test_check_and_run_refuse_data_with_the_same_message(
-    tmp_path, monkeypatch, loss, text, standardise, told
+    tmp_path, monkeypatch, loss, text, standardise, message
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ddln.cli.main.start_jax", lambda: None)
@@ -462,6 +462,6 @@ def test_check_and_run_refuse_data_with_the_same_message(
     write(tmp_path, "", "experiments.py")
     done = [CliRunner().invoke(cli.app, [verb, "own.toml"]) for verb in ("check", "run", "verify")]
     assert [one.exit_code for one in done] == [2, 2, 2], done[0].output
-    assert told in done[0].stderr
+    assert message in done[0].stderr
     assert len({one.stderr for one in done}) == 1
     assert done[0].stdout == ""

@@ -147,7 +147,7 @@ def test_every_rule_follows_its_own_recursion(name):
     assert certificates["recursion"].applies
 
     def fails(problem, run, layers):
-        """With all that is recorded at a point made to fit the layers there."""
+        """Make everything recorded at a point consistent with the layers there."""
         theta = jax.vmap(ddln.effective_parameter)(layers)
         loss, gap = jax.vmap(problem.loss)(theta), jax.vmap(problem.gap)(theta)
         moved = dataclasses.replace(run, layers=layers, theta=theta, loss=loss, gap=gap)

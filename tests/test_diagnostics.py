@@ -1,4 +1,4 @@
-"""What is measured of runs, against closed forms, NumPy's loops and eigenvalues, published runs."""
+"""Diagnostics against closed forms, NumPy loops and eigenvalues, and published runs."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def sgd(step):
 
 
 def largest_eigenvalue(features, targets, layers):
-    """Of the Hessian of ‖X(u ⊙ v) − y‖²/2n in (u, v), formed block by block."""
+    """Largest eigenvalue of the Hessian of ‖X(u ⊙ v) − y‖²/2n in (u, v), formed block by block."""
     (u, v), n = layers, len(targets)
     square = features.T @ features / n
     bend = np.diag(features.T @ (features @ (u * v) - targets) / n)

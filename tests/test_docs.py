@@ -1,4 +1,4 @@
-"""The pages: what they tell to type runs, links lead somewhere, references are complete."""
+"""The pages: their commands run, their links resolve, the references are complete."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ LEFT_ALONE = {"--install-completion", "explore"}
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its language, the file that it is, its text."""
+    """A fenced block of a page: its language, the title of its file, its text."""
 
     language: str
     title: str
@@ -115,7 +115,7 @@ def follow(page, call, tiny=None):
 
 
 def without_options(words):
-    """A run's words without its options, which `check` does not have."""
+    """The words of a `run` command without the options that `check` lacks."""
     taking = [i for i, word in enumerate(words) if word in ("--out", "--cluster")]
     values = {i + 1 for i in taking}
     return [w for i, w in enumerate(words) if i not in values and not w.startswith("--")]
@@ -148,9 +148,9 @@ def test_commands_on_the_pages_run(page, call):
 def test_quick_start_ends_with_a_sweep_on_the_users_file(call, tmp_path):
     page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
     *_, plan, folder = [block.text for block in blocks(page) if block.language == "text"]
-    told = follow(DOCS / "quickstart.md", call)
+    message = follow(DOCS / "quickstart.md", call)
     pattern = r".*".join(re.escape(part) for part in plan.split("…"))
-    assert re.fullmatch(pattern, told[-1])
+    assert re.fullmatch(pattern, message[-1])
     shown = call(["run", "prices", *TINY, "dynamics.solver=tsit5"])
     assert "networks: 5 ok" in shown
     assert shown.splitlines()[-1].startswith(folder.partition("…")[0])

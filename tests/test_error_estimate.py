@@ -1,4 +1,4 @@
-"""The error of a flow against what is expected of it, by a much finer solve."""
+"""The error of a flow, from a much finer solution, against its expected error."""
 
 import dataclasses
 

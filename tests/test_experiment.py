@@ -1,4 +1,4 @@
-"""Configurations: which are valid, and that one error lists every problem of the others."""
+"""Configurations: the valid ones, and one error that lists every problem of an invalid one."""
 
 import json
 import subprocess

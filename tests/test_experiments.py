@@ -1,4 +1,4 @@
-"""Every config, in a smaller copy, goes the whole way: run, claim, draw, save."""
+"""A smaller copy of every config runs, makes its claims, draws and saves."""
 
 import ast
 import io
@@ -23,7 +23,7 @@ ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from 
 
 
 def smaller(path):
-    """The experiment with fewer saved times, steps, lanes and features, and a single program."""
+    """The experiment with fewer saved times, steps, networks and features, and a single program."""
     experiment = ddln.load(path)
     axes = plan.make_plan(experiment).axes
     kept = {axis.dimension: np.arange(axis.values.size) for axis in axes}

@@ -1,4 +1,4 @@
-"""Axes of a sweep that are given by arithmetic on other axes."""
+"""Sweep axes that are computed from other axes."""
 
 import ast
 import math
@@ -180,7 +180,7 @@ def test_expression_is_kept_with_the_experiment():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         ([UNTIL % "3 * scal"], 'until.expr: "scal" is not an axis of the sweep with values of its'),
         ([UNTIL % "3 * scal"], 'did you mean "scale"?'),
@@ -205,8 +205,8 @@ def test_expression_is_kept_with_the_experiment():
         ),
     ],
 )
-def test_faults_are_reported_with_their_place(overrides, told):
-    assert told in refusal(*overrides)
+def test_faults_are_reported_with_their_place(overrides, message):
+    assert message in refusal(*overrides)
 
 
 def test_expressions_are_evaluated_without_eval_or_compile():

@@ -111,7 +111,7 @@ def test_overflowing_start_is_reported_before_the_run():
 
 
 def test_stiffness_of_1e12_is_integrated_to_its_tolerance():
-    """Decoupled coordinates of rates 1 and 1e12: the slow one against SciPy, alone."""
+    """Decoupled coordinates of rates 1 and 1e12; SciPy integrates the slow one alone."""
     problem = ddln.least_squares([[1.0, 0.0], [0.0, 1e6]], [2.0, 3e6])
     layers = jnp.array([[0.0, 0.0], [1.0, 1.0]])
     flows = ddln.gradient_flows(problem, layers[None], [0.0, 0.3, 1.0])
@@ -130,7 +130,7 @@ def test_stiffness_of_1e12_is_integrated_to_its_tolerance():
 
 
 @pytest.mark.parametrize(
-    ("times", "told"),
+    ("times", "message"),
     [
         ([0.0, 2.0, 1.0], "strictly increasing"),
         ([0.0, 1.0, 1.0], "strictly increasing"),
@@ -142,10 +142,10 @@ def test_stiffness_of_1e12_is_integrated_to_its_tolerance():
         ([0.0, 1j], "must be real"),
     ],
 )
-def test_invalid_times_are_refused(times, told):
+def test_invalid_times_are_refused(times, message):
     problem = ddln.least_squares([[1.0]], [2.0])
     for flow in (ddln.gradient_flow, lambda p, u, t: ddln.gradient_flows(p, u[None], t)):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             flow(problem, jnp.array([[0.0], [1.0]]), times)
 
 
@@ -191,7 +191,7 @@ def networks(draw, samples, dim, depth):
 
 
 def assert_sound(network):
-    """A run says what became of it, falls, and keeps what the flow keeps."""
+    """A run has a status, its loss decreases, and it conserves the imbalances."""
     features, targets, layers, horizon = network
     problem = ddln.least_squares(features, targets)
     flows = ddln.gradient_flows(problem, layers[None], [0.0, horizon / 2, horizon], max_steps=3000)

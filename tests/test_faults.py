@@ -1,7 +1,7 @@
 """Faults of a machine: kills, full disks, missing permissions, damaged files, too little memory.
 
 Processes and files are real; `stand_in` replaces the computing. After each fault the finished
-chunks are there, one message says what is wrong, and the same command ends with the bytes of an
+chunks are there, one message states the fault, and the same command ends with the bytes of an
 undisturbed run.
 """
 
@@ -84,8 +84,8 @@ class Runs:
         """Finished chunks stay, and the run ends with the bytes of an undisturbed one."""
         assert finished.items() <= self.whole.items()
         before = {path: path.stat().st_mtime_ns for path in self.chunk_files(name, finished)}
-        code, told = self.call(name)
-        assert (code, "Traceback" in told) == (0, False)
+        code, message = self.call(name)
+        assert (code, "Traceback" in message) == (0, False)
         assert {path: path.stat().st_mtime_ns for path in before} == before
         assert self.files(name) == self.whole
 
@@ -99,7 +99,7 @@ def runs(processes):
 
 
 def kill_at_random_moments(runs, trials, rng):
-    """Kill and resume runs until there were enough trials."""
+    """Kill and resume runs until there are enough trials."""
     done = 0
     while done < trials:
         name, finished, code = f"killed{len(runs.plan.chunks)}-{done}", {}, None
@@ -109,12 +109,12 @@ def kill_at_random_moments(runs, trials, rng):
             sent = [signal.SIGKILL, signal.SIGTERM][done % 2]
             # A process that has ended can still be signalled: nobody has waited for it yet.
             os.kill(pid, sent)
-            code, told = runs.processes.wait(pid), runs.processes.said(pid)
+            code, message = runs.processes.wait(pid), runs.processes.said(pid)
             # Before the command handles SIGTERM, the signal ends it.
             assert code in (0, -sent, 128 + sent)
-            assert "Traceback" not in told
+            assert "Traceback" not in message
             if code == 128 + sent:
-                assert told.endswith("\nstopped; the same command resumes the run\n")
+                assert message.endswith("\nstopped; the same command resumes the run\n")
             now = runs.finished(name)
             assert finished.items() <= now.items() <= runs.whole.items()
             finished = now
@@ -238,8 +238,8 @@ def test_second_writer_is_refused_and_the_first_unaffected(runs):
     refused = [pid for pid, code in zip((first, second), codes, strict=True) if code]
     if refused:  # otherwise one ended before the other began
         assert sorted(codes) == [0, 2]
-        told = "another process is working on this run; wait, or stop it\n"
-        assert runs.processes.said(refused[0]) == f"ddln: {runs.folder(name).path}: {told}"
+        message = "another process is working on this run; wait, or stop it\n"
+        assert runs.processes.said(refused[0]) == f"ddln: {runs.folder(name).path}: {message}"
     runs.assert_goes_on(name, runs.finished(name))
 
 
@@ -299,11 +299,11 @@ def test_changed_config_makes_a_new_run(runs):
     assert f"holds the run {other.name[-10:]}, not {runs.plan.experiment.digest()}" in said
 
 
-MEMORY = 3  # the largest number of lanes that fit into memory
+MEMORY = 3  # the largest number of networks that fit into memory
 
 
 class Memory:
-    """Replaces the computing of a chunk, and raises a real error for too many lanes."""
+    """Replaces the computing of a chunk, and raises a real error for too many networks."""
 
     def __init__(self, lanes, refuse):
         self.lanes, self.refuse, self.widths = lanes, refuse, []
@@ -337,8 +337,8 @@ def test_out_of_memory_splits_only_the_chunk_concerned(tmp_path, monkeypatch, re
             folder.open(plan)
             for chunk, memory in zip(plan.chunks, memories, strict=True):
                 monkeypatch.setattr(compute, "_compute_at_once", memory.together)
-                told = "chunk 0: out of memory with 6 networks at once, continuing with 3"
-                expected = pytest.warns(ResourceWarning, match=told)
+                message = "chunk 0: out of memory with 6 networks at once, continuing with 3"
+                expected = pytest.warns(ResourceWarning, match=message)
                 with expected if memory is tight else contextlib.nullcontext():
                     folder.write_chunk(chunk, compute.compute(chunk))
         assert folder.count_split_chunks() == int(name == "one tight")

@@ -26,7 +26,7 @@ LATE = 1e-3  # far above the quadrature's error, and small against 1
 
 
 def expected_error(run):
-    """δ of docs/theory.md for the default tolerances and positions that are not beyond 3."""
+    """δ of docs/theory.md for the default tolerances and coordinates v of size at most 3."""
     return 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
 
 

@@ -1,4 +1,4 @@
-"""The gallery: every config has a page with a figure, and a new one takes a few lines."""
+"""The gallery: every config has a page with a figure, and the example runs."""
 
 import re
 from pathlib import Path

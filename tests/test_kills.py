@@ -196,8 +196,8 @@ def test_stop_signal_while_writing_waits_for_the_file(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
     assert (tmp_path / "file").read_bytes() == b"all of it"
     # The half-made object raises nothing; the last lines are those of the exit status.
-    told, _, ending = done.stderr.partition("Traceback")
-    assert told == "\nstopped; the same command resumes the run\n"
+    message, _, ending = done.stderr.partition("Traceback")
+    assert message == "\nstopped; the same command resumes the run\n"
     assert "Half" not in ending
 
 

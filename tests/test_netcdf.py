@@ -15,7 +15,7 @@ DISK = 4096  # bytes
 
 
 class FullDisk(io.FileIO):
-    """A file of at most `room` bytes on its disk."""
+    """A file on a disk with space for `room` bytes."""
 
     room = DISK
 

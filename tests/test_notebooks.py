@@ -1,4 +1,4 @@
-"""Every notebook runs as a script, and what it says comes out."""
+"""Every notebook runs as a script, and its statements hold."""
 
 import runpy
 from pathlib import Path
@@ -13,7 +13,7 @@ POWER = 1e-9  # exact but for rounding
 
 
 def run(name, monkeypatch):
-    """What a notebook defines, run from its own folder as Jupyter runs it."""
+    """The outputs and names of a notebook, run from its own folder as Jupyter does."""
     monkeypatch.chdir(FOLDER)
     shown, defined = runpy.run_path(str(FOLDER / f"{name}.py"))["app"].run()
     return shown, defined

@@ -1,4 +1,4 @@
-"""Each rule against its own recursion in NumPy, and what may be asked of it."""
+"""Each rule against its recursion in NumPy, and the numbers that it accepts."""
 
 import functools
 
@@ -17,7 +17,7 @@ STEPS, RATE, BETA = 60, 0.02, 0.8
 
 
 def slope(u):
-    """Gradient of Σ u⁴/4 + u²: any smooth function of the layers will do."""
+    """Gradient of Σ u⁴/4 + u², an arbitrary smooth function of the layers."""
     return u**3 + 2 * u
 
 

@@ -1,4 +1,4 @@
-"""Least squares in blocks of rows: the problem of all rows, in the memory of one block."""
+"""Least squares in blocks of rows gives the problem of all rows in the memory of one block."""
 
 import tracemalloc
 
@@ -163,7 +163,7 @@ def test_any_dtype_and_byte_order_is_read(tmp_path, kind, dtype):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([[1.0], [1.0, 2.0]], "must be an array of real numbers: setting an array element"),
         ([["1"]], "must be real, got <U1"),
@@ -174,10 +174,10 @@ def test_any_dtype_and_byte_order_is_read(tmp_path, kind, dtype):
         (np.array([[np.longdouble("1e400")]]), "must fit into float64, got 1e[+]400 at index"),
     ],
 )
-def test_input_that_is_not_real_is_refused_by_name(values, told):
-    with pytest.raises(ValueError, match="`features` " + told):
+def test_input_that_is_not_real_is_refused_by_name(values, message):
+    with pytest.raises(ValueError, match="`features` " + message):
         as_floats("features", values, 2)
-    with pytest.raises(ValueError, match="`features` " + told):
+    with pytest.raises(ValueError, match="`features` " + message):
         least_squares_of_blocks([(values, [1.0])])
 
 
@@ -207,7 +207,7 @@ def test_nonfinite_entry_is_named_by_file_row_and_column(tmp_path, kind):
 
 
 def test_missing_and_packed_netcdf_values_are_refused(tmp_path):
-    for name, told in (
+    for name, message in (
         ("_FillValue", r"`targets` must be finite, got nan at index \(2,\)"),
         ("missing_value", r"`targets` must be finite, got nan at index \(2,\)"),
         ("scale_factor", "`targets` must not be packed, got a scale_factor"),
@@ -216,7 +216,7 @@ def test_missing_and_packed_netcdf_values_are_refused(tmp_path):
             file["features"], file["targets"] = np.eye(3), np.array([1, 2, -9999], "i2")
             file["targets"].attrs[name] = np.array([-9999.0])
             file["features"].attrs["_FillValue"] = np.nan
-        with pytest.raises(ValueError, match=f"{name}.nc: " + told):
+        with pytest.raises(ValueError, match=f"{name}.nc: " + message):
             stored_least_squares(StoredRows(tmp_path / f"{name}.nc"))
 
 
@@ -228,13 +228,13 @@ def test_unreadable_rows_are_reported_with_their_file(tmp_path, monkeypatch):
     with (tmp_path / "data.h5").open("r+b") as file:
         file.seek(at)
         file.write(b"damaged!")
-    rows, told = StoredRows(tmp_path / "data.h5"), r"data\.h5: `features` cannot be read: "
-    with pytest.raises(OSError, match=told):
+    rows, message = StoredRows(tmp_path / "data.h5"), r"data\.h5: `features` cannot be read: "
+    with pytest.raises(OSError, match=message):
         list(rows.blocks())
     np.savez(tmp_path / "whole.npz", features=np.ones((64, 2)), targets=np.ones(64))
     problem = stored_least_squares(StoredRows(tmp_path / "whole.npz"))
     monkeypatch.setattr(problem.stored, "_features", rows._features)  # as if damaged since
-    with pytest.raises(jax.errors.JaxRuntimeError, match=told):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         problem.batch(jnp.array([41]))
 
 

@@ -1,4 +1,4 @@
-"""Plans: every lane of the grid exactly once, in chunks of one shape."""
+"""Plans: every network of the grid exactly once, in chunks of one shape."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Settings of papers, run as they are written: the numbers are to the digits that are given."""
+"""Experiments of papers in their published settings, compared to the published digits."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def from_one_layer(scale):
 
 
 def even_2023():
-    """Data of the large-step runs, the minimiser that made them, and data to test on."""
+    """Data of the large-step runs, the true parameter, and test data."""
     arrays = studies.find("large_steps").data()
     return arrays["features"], arrays["truth"], arrays["test_features"]
 

@@ -101,7 +101,7 @@ def test_data_do_not_depend_on_jax_settings(table, kind):
 
 
 def test_data_set_does_not_depend_on_jax_settings():
-    """Of training by drawn batches: what is drawn while it runs, too, from a swept seed."""
+    """Training draws batches during the run, too, from a swept seed."""
     training = (
         "dynamics={kind='descent', steps=20, points=5, sampling={batch=3, label_noise=0.1},"
         " optimiser={kind='sgd', learning_rate=1e-3}}"
@@ -119,8 +119,11 @@ def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
     assert environment.provenance()["settings"] == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_b=1 --xla_a=2")
     with jax.default_matmul_precision("highest"):
-        told = environment.provenance()["settings"]
-    assert told == {"XLA_FLAGS": "--xla_a=2 --xla_b=1", "jax_default_matmul_precision": "highest"}
+        message = environment.provenance()["settings"]
+    assert message == {
+        "XLA_FLAGS": "--xla_a=2 --xla_b=1",
+        "jax_default_matmul_precision": "highest",
+    }
 
 
 def test_worker_with_different_settings_is_refused(monkeypatch):

@@ -25,7 +25,7 @@ PLAN = make_plan(FIGURE4, chunk_lanes=1)
 
 
 def lanes_of(chunk):
-    """A chunk as `compute` returns it, with the lane's number as its loss."""
+    """A chunk as `compute` returns it, with the number of the network as its loss."""
     count = chunk.lanes.size
     status = {"flag_values": [0, 1], "flag_meanings": "ok diverged"}
     in_time = np.ones((count, 301))
@@ -196,17 +196,17 @@ def test_other_versions_are_refused_while_chunks_are_missing(folder):
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "told"),
+    ("then", "now", "message"),
     [
         ({}, {"XLA_FLAGS": "--fast"}, "begun with XLA_FLAGS as it comes, now --fast; its chunks"),
         ({"jax_disable_jit": "True"}, {}, "begun with jax_disable_jit True, now as it comes; its"),
     ],
 )
-def test_settings_that_change_numbers_are_refused(tmp_path, then, now, told):
+def test_settings_that_change_numbers_are_refused(tmp_path, then, now, message):
     folder, provenance = RunFolder.of(FIGURE4, tmp_path), {"versions": {"jax": "0"}}
     with folder.locked():
         folder.open(PLAN, **provenance, settings=then)
-        with pytest.raises(StoreError, match=told):
+        with pytest.raises(StoreError, match=message):
             folder.open(PLAN, **provenance, settings=now)
         folder.open(PLAN, **provenance, settings=then)
 
@@ -279,7 +279,7 @@ def test_run_of_another_format_is_refused_and_unchanged(folder, content):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("study", "../x", "manifest.json: study: must match"),
         ("files", {"../../etc/passwd": "0" * 64}, "manifest.json: files"),
@@ -290,13 +290,13 @@ def test_run_of_another_format_is_refused_and_unchanged(folder, content):
     ],
 )
 def test_manifest_with_impossible_values_is_refused_despite_its_checksum(
-    folder, field, value, told
+    folder, field, value, message
 ):
     path = folder.path / "manifest.json"
     facts = {**json.loads(path.read_text()), field: value}
     facts.pop("seal")
     path.write_text(json.dumps({**facts, "seal": _manifest.checksum(facts)}))
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         folder.manifest()
 
 

@@ -1,5 +1,5 @@
-"""A config, a data file and a run folder from a stranger are data: nothing in them is run, and
-nothing in them leads out of the folder or takes more than there is."""
+"""A config, a data file and a run folder from a stranger are data: nothing in them is run,
+leads out of the folder, or exhausts memory or disk."""
 
 import io
 import json
@@ -31,7 +31,7 @@ HOSTILE = "\"><script>alert('x')</script>&\x1b[2J"
 
 
 def test_nothing_in_the_package_unpickles_or_evaluates():
-    """`exec_module` is of a study, the user's own; NumPy reads with `allow_pickle=False`."""
+    """Only the user's own studies are executed; NumPy reads with `allow_pickle=False`."""
     found = {
         (path.name, words)
         for path in PACKAGE.rglob("*.py")
@@ -73,7 +73,7 @@ def test_code_beside_a_config_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a = " + "[" * 100_000, "nested too deeply"),
         ("a = " + "9" * 5000, "4300 digits"),
@@ -81,10 +81,10 @@ def test_code_beside_a_config_is_not_run(tmp_path):
         ("a = \x00", r"toml: \w"),
     ],
 )
-def test_config_that_exhausts_the_parser_gives_one_message(tmp_path, text, told):
+def test_config_that_exhausts_the_parser_gives_one_message(tmp_path, text, message):
     path = tmp_path / "a.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load(path)
 
 
@@ -112,7 +112,7 @@ def test_oversized_csv_file_is_refused_unread(tmp_path):
 
 
 def header(shape):
-    """Of an array that says it has this shape, and no numbers."""
+    """An NPY header of this shape without numbers."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         file, {"descr": "<f8", "fortran_order": False, "shape": shape}
@@ -220,7 +220,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 @pytest.fixture
 def hostile_run(tmp_path):
-    """A folder that all checks of sums hold for, and whose every text is hostile."""
+    """A folder with valid checksums in which every text is hostile."""
     from ddln.sweeps import _manifest
     from ddln.sweeps.plan import make_plan
 
@@ -242,9 +242,9 @@ def hostile_run(tmp_path):
         folder.write_dataset(plan)
         folder.write_claims({"certificates": [{**row, "tolerance": 0.0}], "claims": []})
         folder.write_figures({"a": Figure(figsize=(1, 1))})
-        told = PngImagePlugin.PngInfo()
-        told.add_text("Description", HOSTILE)
-        Image.new("L", (2, 2)).save(folder.path / "figures" / "a.png", pnginfo=told)
+        message = PngImagePlugin.PngInfo()
+        message.add_text("Description", HOSTILE)
+        Image.new("L", (2, 2)).save(folder.path / "figures" / "a.png", pnginfo=message)
     assert _manifest.FORMAT
     return folder
 

@@ -259,17 +259,17 @@ def test_device_groups_get_equal_batches():
 
 
 def test_check_prints_the_devices():
-    told = CliRunner().invoke(app, ["check", CONFIG, "devices={lanes=2, features=4}"])
+    result = CliRunner().invoke(app, ["check", CONFIG, "devices={lanes=2, features=4}"])
     line = "  devices  2 group(s) with networks of their own, of 4 with columns of their own\n"
-    assert line in told.output
+    assert line in result.output
 
 
 def test_run_with_too_few_devices_does_not_start(tmp_path):
     experiment = load(CONFIG, ["devices={lanes=2, features=4}"])
     folder = RunFolder.of(experiment, tmp_path)
-    told = "lanes × features must be at most the 1 there are, got 8"
+    message = "lanes × features must be at most the 1 there are, got 8"
     with (
-        pytest.raises(ValueError, match=told),
+        pytest.raises(ValueError, match=message),
         executor.open_run(folder, make_plan(experiment), executor.LocalExecutor()),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Studies and configs: where they are found, and how a new one starts."""
+"""Studies and configs: where they are found and how `new` creates them."""
 
 from types import ModuleType
 
@@ -50,9 +50,9 @@ def test_study_of_the_user_precedes_the_shipped_one(own_folder, tmp_path, monkey
 def test_study_beside_a_config_is_reported_and_not_run(own_folder, tmp_path):
     beside = tmp_path / "beside"
     write(beside, "mine", "raise SystemExit('run')")
-    told = rf"mine\.py is code, which runs only from its own folder: cd {beside}$"
+    message = rf"mine\.py is code, which runs only from its own folder: cd {beside}$"
     for function in (studies.locate, studies.find):
-        with pytest.raises(StudyError, match=told):
+        with pytest.raises(StudyError, match=message):
             function("mine", beside / "configs")
 
 
@@ -93,7 +93,7 @@ def test_missing_study_is_an_error_that_lists_the_studies():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("def claims(:", "SyntaxError"),
         ("import no_such_module", "ModuleNotFoundError: No module named"),
@@ -101,9 +101,9 @@ def test_missing_study_is_an_error_that_lists_the_studies():
         ("claims = 3", r"must define claims\(dataset\)"),
     ],
 )
-def test_unusable_study_gives_one_message(own_folder, text, told):
+def test_unusable_study_gives_one_message(own_folder, text, message):
     write(own_folder, "broken", text)
-    with pytest.raises(StudyError, match=rf"broken\.py(:1)?: {told}"):
+    with pytest.raises(StudyError, match=rf"broken\.py(:1)?: {message}"):
         studies.find("broken")
 
 
@@ -123,17 +123,17 @@ def test_figures_are_named(own_folder):
 
 
 @pytest.mark.parametrize(
-    ("drawn", "told"),
+    ("drawn", "message"),
     [
         (lambda: Figure().subplots(), "got Axes; the figure of axes is `axes.figure`"),
         (lambda: None, "got NoneType"),
         (lambda: {"a": Figure(), "b": [1]}, "got list"),
     ],
 )
-def test_object_that_is_not_a_figure_is_refused(drawn, told):
+def test_object_that_is_not_a_figure_is_refused(drawn, message):
     study = ModuleType("several")
     vars(study)["draw"] = lambda _: drawn()
-    with pytest.raises(StudyError, match=rf"draw\(dataset\) must give a Figure, .*{told}$"):
+    with pytest.raises(StudyError, match=rf"draw\(dataset\) must give a Figure, .*{message}$"):
         studies.figures(study, None)
 
 
@@ -211,7 +211,7 @@ def test_data_file_is_written_beside_the_configs(own_folder):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ("", r"experiments.mine: must define data\(\), a dictionary of arrays"),
         ("def data(): return 1 / 0", "mine cannot make its data: ZeroDivisionError"),
@@ -219,9 +219,9 @@ def test_data_file_is_written_beside_the_configs(own_folder):
         ("def data(): return {'features': [[1.0]], 'targets': [1.0, 2.0]}", "differ in rows"),
     ],
 )
-def test_failing_recipe_gives_a_message_and_no_file(own_folder, recipe, told):
+def test_failing_recipe_gives_a_message_and_no_file(own_folder, recipe, message):
     write(own_folder, "mine", STUDY.format(about="mine") + recipe)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         studies.write_data("mine", own_folder)
     assert not (own_folder / "configs").exists()
 

@@ -1,4 +1,4 @@
-"""Sweeps end to end: every kind of axis gives what single runs give, on labelled dimensions."""
+"""Sweeps end to end: every kind of axis gives the results of single runs, on labelled dimensions."""
 
 import itertools
 from pathlib import Path
@@ -308,9 +308,9 @@ def test_chunk_of_descents_has_the_planned_size(save):
 def test_reporting_progress_does_not_change_a_long_descent(trained, monkeypatch):
     monkeypatch.setattr(plan, "LONG_STEPS", 0)
     (chunk,) = make_plan(DESCENT.with_({"sweep": {RATE: [0.01, 0.02], BETA: [0.0, 0.8]}})).chunks
-    told = []
-    part = compute.compute(chunk, lambda *event: told.append(event))
-    assert told == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
+    events = []
+    part = compute.compute(chunk, lambda *event: events.append(event))
+    assert events == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
     np.testing.assert_array_equal(part["loss"], compute.compute(chunk)["loss"])
     assert part["loss"].dims == ("lane", "time")
 

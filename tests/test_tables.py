@@ -62,8 +62,8 @@ def test_widest_row_fits_80_columns_without_truncation():
 def test_usual_row_takes_one_line():
     usual = {"source": "Theorem 2", "measured": 1.0, "predicted": 1.0, "tolerance": 1e-6}
     (line,) = tables.render([ROW | usual], "").splitlines()[3:]
-    told = " ".join(line.split())
-    assert told == "a-posteriori bound Theorem 2 1 = 1 ± 1.0e-06 FAILS 99999/100000"
+    message = " ".join(line.split())
+    assert message == "a-posteriori bound Theorem 2 1 = 1 ± 1.0e-06 FAILS 99999/100000"
 
 
 def test_terminal_has_colour(shown):
