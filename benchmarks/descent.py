@@ -102,17 +102,17 @@ def small_rows() -> dict[str, list[float]]:
     few, many = 2_000, 20_000
     one = jax.jit(trainer(*SMALL, many, False))
     calls = {
-        "NumPy loop, one lane": (numpy_loop(*SMALL, many), many),
-        "ddln, one lane": (lambda: one(1e-3), many),
-        f"ddln, {LANES} lanes": (lanes(*SMALL, few), few * LANES),
-        f"ddln, {LANES} lanes, with the ledger of its certificates": (
+        "NumPy loop, one network": (numpy_loop(*SMALL, many), many),
+        "ddln, one network": (lambda: one(1e-3), many),
+        f"ddln, {LANES} networks": (lanes(*SMALL, few), few * LANES),
+        f"ddln, {LANES} networks, with the ledger of its certificates": (
             lanes(*SMALL, few, True),
             few * LANES,
         ),
     }
     loop = torch_loop(*SMALL, 200)
     if loop is not None:
-        calls[f"PyTorch loop, {LANES} lanes"] = loop, 200 * LANES
+        calls[f"PyTorch loop, {LANES} networks"] = loop, 200 * LANES
     rounds = [[seconds(call, 1)[0] for call, _ in calls.values()] for _ in range(REPEATS)]
     counts = [count for _, count in calls.values()]
     return {name: [1e6 * taken[i] / counts[i] for taken in rounds] for i, name in enumerate(calls)}
@@ -150,11 +150,11 @@ def table() -> str:
     lines = [
         f"## Gradient descent, n = {samples}, d = {dim}, depth 2",
         "",
-        "| | μs per lane-step, median (least–most) | times the NumPy loop's speed |",
+        "| | μs per network-step, median (least–most) | times the NumPy loop's speed |",
         "|---|---|---|",
     ]
     rows = small_rows()
-    reference = np.asarray(rows["NumPy loop, one lane"])
+    reference = np.asarray(rows["NumPy loop, one network"])
     for name, taken in rows.items():
         lines.append(f"| {name} | {shown(taken, 3)} | {np.median(reference / taken):.0f} |")
     if torch_loop(1, 1, 1) is None:
@@ -164,11 +164,11 @@ def table() -> str:
     samples, dim = LARGE
     lines += [
         "",
-        f"{LANES} lanes, n = {samples}, d = {dim}: {shown(ours, 0)} Gflop/s in the two products of "
-        f"a step, all else included; NumPy's dgemm of one of them {shown(theirs, 0)}: "
+        f"{LANES} networks, n = {samples}, d = {dim}: {shown(ours, 0)} Gflop/s in the two products "
+        f"of a step, all else included; NumPy's dgemm of one of them {shown(theirs, 0)}: "
         f"{share:.0%} of it, best against best.",
         "",
-        "| width d, n = 20, one lane | μs per step, median (least–most) | ns per coordinate |",
+        "| width d, n = 20, one network | μs per step, median (least–most) | ns per coordinate |",
         "|---|---|---|",
     ]
     for width in (100, 1000, 10_000, 100_000):
@@ -180,7 +180,7 @@ def table() -> str:
     few, many = bytes_kept(10_000), bytes_kept(1_000_000)
     lines += [
         "",
-        f"Memory of {LANES} lanes with 100 records of the loss, n = 20, d = 30: "
+        f"Memory of {LANES} networks with 100 records of the loss, n = 20, d = 30: "
         f"{few / 2**20:.2f} MiB for 10⁴ steps, {many / 2**20:.2f} MiB for 10⁶.",
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """A hand-written loop for the sweep of `benchmarks.sweep`, compiled by Numba.
 
 Dormand–Prince with its dense output, in reduced coordinates (the smallest layer w of each
-coordinate), with the matrix XᵀX and sizes known to the compiler; networks are divided among threads.
+coordinate), with the matrix XᵀX and sizes known to the compiler; threads share the networks.
 """
 
 import numba

@@ -29,7 +29,7 @@ RTOL, ATOL = 2e-8, 2e-10
 
 
 class Sweep:
-    """Losses of every network by several methods; each takes rtol, and atol is a hundredth of it."""
+    """Losses of every network by several methods, for a given rtol and atol = rtol / 100."""
 
     def __init__(self, count: int, until: float):
         experiment = ddln.load("configs/figure4.toml", ["sweep={}"])
@@ -50,7 +50,7 @@ class Sweep:
         return np.asarray(_by_layers(self.problem, self.networks, self.times, rtol))
 
     def torchdiffeq(self, rtol):
-        """Dormand–Prince on the layers of all networks as one state; the error norm is the worst network's."""
+        """Dormand–Prince on the layers of all networks as one state, with the worst one's error."""
         import torch
         from torchdiffeq import odeint
 
@@ -215,12 +215,15 @@ def row(label: str, problem, networks, times) -> str:
     )
 
 
-HEAD = "| μs per lane | steps of a lane | ns per step and coordinate | lane efficiency | failed |"
+HEAD = (
+    "| μs per network | steps of a network | ns per step and coordinate "
+    "| batch efficiency | failed |"
+)
 
 
 def by_lanes() -> list[str]:
     """Cost by number of networks, from 1 to 10⁵."""
-    lines = ["", "| lanes, t ≤ 1 " + HEAD, "|---|---|---|---|---|---|"]
+    lines = ["", "| networks, t ≤ 1 " + HEAD, "|---|---|---|---|---|---|"]
     for count in (1, 10, 100, 1000, 10_000, 100_000):
         many = Sweep(count, 1.0)
         lines.append(row(f"{count:,}", many.problem, many.networks, many.times))
@@ -240,12 +243,12 @@ def random_network(depth: int, dim: int, count: int):
 def by_shape() -> list[str]:
     """Cost by depth at width 8 and by width at depth 3."""
     times = np.linspace(0.0, 3.0, 31)
-    lines = ["", "| depth, 64 lanes, width 8 " + HEAD, "|---|---|---|---|---|---|"]
+    lines = ["", "| depth, 64 networks, width 8 " + HEAD, "|---|---|---|---|---|---|"]
     depths = (2, 4, 8, 16, 32, 64)
     lines += [row(str(depth), *random_network(depth, 8, 64), times) for depth in depths]
     lines += ["", "| width, depth 3 " + HEAD, "|---|---|---|---|---|---|"]
     for dim, count in ((2, 64), (8, 64), (32, 64), (128, 64), (512, 64), (2048, 16), (10_000, 2)):
-        lines.append(row(f"{dim:,}, {count} lanes", *random_network(3, dim, count), times))
+        lines.append(row(f"{dim:,}, {count} networks", *random_network(3, dim, count), times))
     return lines
 
 
@@ -271,7 +274,7 @@ def products() -> list[str]:
         best = {"ours": max(best["ours"], ours), "theirs": max(best["theirs"], theirs)}
     return [
         "",
-        f"{count} lanes, n = {samples}, d = {dim}: {best['ours'] / 1e9:.0f} Gflop/s in the "
+        f"{count} networks, n = {samples}, d = {dim}: {best['ours'] / 1e9:.0f} Gflop/s in the "
         f"products with X of an explicit step, all else included; NumPy's dgemm of one of them "
         f"{best['theirs'] / 1e9:.0f}: {best['ours'] / best['theirs']:.0%} of it, best of three.",
     ]
@@ -296,7 +299,7 @@ def peak() -> list[str]:
     before, after, kept = map(float, out.stdout.split())
     return [
         "",
-        f"10⁵ lanes in one call: {after:,.0f} MiB at most, {before:,.0f} MiB of them before, "
+        f"10⁵ networks in one call: {after:,.0f} MiB at most, {before:,.0f} MiB of them before, "
         f"{kept:,.0f} MiB of results.",
     ]
 

@@ -67,8 +67,8 @@ def test_ratios_on_the_pages_are_those_measured():
         ("docs/comparison.md", r"SciPy, one .*?\| (\d+) times"): "SciPy LSODA, one by one",
         ("docs/comparison.md", r"torchdiffeq, .*?\| (\d+) times"): "torchdiffeq, batched",
         ("docs/comparison.md", r"BDF, .*? takes (\d+) times"): "SciPy BDF, one by one",
-        ("docs/comparison.md", r"descent is (\d+) times as slow"): "ddln, one lane",
-        ("docs/comparison.md", r"and (\d+) times against 256"): "ddln, 256 lanes",
+        ("docs/comparison.md", r"descent is (\d+) times as slow"): "ddln, one network",
+        ("docs/comparison.md", r"and (\d+) times against 256"): "ddln, 256 networks",
     }
     for (page, pattern), way in quoted.items():
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())

@@ -119,8 +119,8 @@ def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
     assert environment.provenance()["settings"] == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_b=1 --xla_a=2")
     with jax.default_matmul_precision("highest"):
-        message = environment.provenance()["settings"]
-    assert message == {
+        recorded = environment.provenance()["settings"]
+    assert recorded == {
         "XLA_FLAGS": "--xla_a=2 --xla_b=1",
         "jax_default_matmul_precision": "highest",
     }

@@ -1,4 +1,4 @@
-"""Sweeps end to end: every kind of axis gives the results of single runs, on labelled dimensions."""
+"""Sweeps end to end: every kind of axis gives the results of single runs, with labels."""
 
 import itertools
 from pathlib import Path
