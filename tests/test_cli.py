@@ -278,7 +278,7 @@ def test_check_prints_the_plan_and_writes_nothing(fakes, tmp_path):
     assert expected["networks"] == "2,000"
     assert expected["chunks"] == "8 of up to 250 networks, 2 compiled program(s)"
     assert expected["memory"] == "0.55 GB a chunk, of 2 GB"
-    assert expected["files"] == "59.5 MB: loss of every lane, twice"
+    assert expected["files"] == "59.5 MB: loss of every network, twice"
     assert expected["time"] == "measured by `run` once the first chunk is done"
     assert not any(tmp_path.iterdir())
 

@@ -18,7 +18,7 @@ from ddln.config.experiment import (
     numeric_leaves,
     substitute,
 )
-from ddln.config.schema import BalancedInitConfig, FileDataConfig, UniformLawConfig
+from ddln.config.schema import FileDataConfig, UniformLawConfig, ZeroFirstLayerInitConfig
 from ddln.config.sweep_axes import axis_values
 
 ROOT = Path(__file__).parent.parent
@@ -219,7 +219,7 @@ def test_with_validates_accepts_arrays_and_copies():
 def test_substitute_does_not_validate():
     marker = object()
     changed = substitute(load(FIGURE4), {"network.init.law.low": marker, "network.scale": marker})
-    assert isinstance(changed.network.init, BalancedInitConfig)
+    assert isinstance(changed.network.init, ZeroFirstLayerInitConfig)
     assert isinstance(changed.network.init.law, UniformLawConfig)
     assert changed.network.init.law.low is marker
     assert changed.network.scale is marker
