@@ -2,5 +2,6 @@
 
 `validation` checks and converts user input; `files` writes files atomically and reads untrusted
 ones; `random` makes keys from seeds; `compiled_programs` bounds the memory maps of JAX's programs;
-`text` formats numbers; `display` finds the notebook display of an object in `ddln.plotting`.
+`program_store` keeps traced programs for later processes; `text` formats numbers; `display` finds
+the notebook display of an object in `ddln.plotting`.
 """

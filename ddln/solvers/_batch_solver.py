@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ddln._internal.program_store import StoredJit
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
 from ddln.problems.base import Problem
@@ -107,7 +108,7 @@ def _place(
     )
 
 
-@eqx.filter_jit
+@StoredJit
 def _solve_batch(
     method: tuple[type[Tsit5] | type[Rodas5P], type[Reduced] | type[Smallest]],
     problem: Problem,

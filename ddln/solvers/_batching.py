@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.program_store import StoredJit
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
@@ -34,7 +34,7 @@ _POWER_ITERATIONS = 8
 """For the largest eigenvalue."""
 
 
-@eqx.filter_jit
+@StoredJit
 def predict(
     problem: Problem,
     layers: Float[Array, "networks depth dim"],

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.compiled_programs import drop_programs
+from ddln._internal.program_store import StoredJit
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
@@ -82,7 +83,7 @@ class Flows(eqx.Module):
         return _trajectories(self)
 
 
-@jax.jit
+@StoredJit
 def _reductions(layers: Float[Array, "networks depth dim"]) -> Reduction:
     return jax.vmap(Reduction)(layers)
 
@@ -124,7 +125,7 @@ def _evaluate(
     return jax.vmap(of_network, (_axis(problem), 0))(problem, theta)
 
 
-@eqx.filter_jit
+@StoredJit
 def _trajectories(flows: Flows) -> Trajectory:
     def of_network(problem: Problem, flows: Flows) -> Trajectory:
         formulation = Smallest(flows.reduction)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.program_store import StoredJit
 from ddln.config.experiment import Experiment, substitute
 from ddln.problems import sharding
 from ddln.problems.base import Problem
@@ -75,9 +76,10 @@ class Runner(ABC):
         experiment: without a sweep; only what determines array shapes is read from it.
         swept: the dotted names of the axes along which the networks of a chunk differ.
         width: how many networks run side by side.
+        key: names the shape among those whose programs are stored.
     """
 
-    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int, key: str = ""):
         self.mesh = build.make_mesh(experiment.devices)
         problem_axis = 0 if any(name.startswith("problem.") for name in swept) else None
         key_axis = 0 if "dynamics.sampling.seed" in swept else None
@@ -90,11 +92,13 @@ class Runner(ABC):
         def measure_one(problem: Problem, run: Runs) -> dict[str, Array]:
             return _diagnostics(experiment.dynamics.measure, problem, run)
 
-        self._build = jax.jit(jax.vmap(build_one, (0, None), self.axes, axis_size=width))
-        self._certify = jax.jit(
-            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), compiler_options=options
+        self._build = StoredJit(
+            jax.vmap(build_one, (0, None), self.axes, axis_size=width), key, options
         )
-        self._measure = jax.jit(jax.vmap(measure_one, (problem_axis, 0)), compiler_options=options)
+        self._certify = StoredJit(
+            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), key, options
+        )
+        self._measure = StoredJit(jax.vmap(measure_one, (problem_axis, 0)), key, options)
 
     def build(self, varying: Mapping[str, np.ndarray], shared: Mapping[str, np.ndarray]) -> Inputs:
         """Build the problems, initial layers and controls of all networks.

@@ -6,6 +6,7 @@ them by diffrax, and `DescentRunner` trains step by step.
 
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import cast
 
 import diffrax
@@ -15,6 +16,8 @@ import numpy as np
 import optimistix
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.files import digest_of
+from ddln._internal.program_store import StoredJit
 from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import (
     Experiment,
@@ -23,6 +26,7 @@ from ddln.config.experiment import (
     substitute,
     value_of,
 )
+from ddln.config.schema import FileDataConfig
 from ddln.problems.base import Problem
 from ddln.solvers import batched_flow, gradient_descent, gradient_flow
 from ddln.solvers.gradient_descent import Descent
@@ -57,8 +61,8 @@ _DIFFRAX_SOLVERS = {
 class _FlowRunner(Runner):
     """What both runners of flows share."""
 
-    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
-        super().__init__(experiment, swept, width)
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int, key: str = ""):
+        super().__init__(experiment, swept, width, key)
         self.dynamics = cast(FlowConfig, experiment.dynamics)
 
     def recompute(self, inputs: Inputs) -> Float[Array, "networks times dim"]:
@@ -124,8 +128,8 @@ class BatchedFlowRunner(_FlowRunner):
 class DiffraxFlowRunner(_FlowRunner):
     """Gradient or mirror flows by diffrax, under `jax.vmap`."""
 
-    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
-        super().__init__(experiment, swept, width)
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int, key: str = ""):
+        super().__init__(experiment, swept, width, key)
         flow = self.dynamics
         solve = gradient_flow.mirror_flow
         if flow.kind == "gradient_flow":
@@ -144,7 +148,7 @@ class DiffraxFlowRunner(_FlowRunner):
                 throw=False,
             )
 
-        self._integrate = jax.jit(jax.vmap(integrate_one, (self.axes.problem, 0, 0)))
+        self._integrate = StoredJit(jax.vmap(integrate_one, (self.axes.problem, 0, 0)), key)
 
     def integrate(
         self, inputs: Inputs, report: ReportShare | None = None
@@ -163,8 +167,8 @@ class DescentRunner(Runner):
     again as a whole.
     """
 
-    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int):
-        super().__init__(experiment, swept, width)
+    def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int, key: str = ""):
+        super().__init__(experiment, swept, width, key)
         self.dynamics = cast(DescentConfig, experiment.dynamics)
 
     def integrate(
@@ -242,6 +246,13 @@ class _Shape:
     dtype: str
     experiment: Experiment = field(compare=False)
 
+    @property
+    def key(self) -> str:
+        """Names the shape in every process: a data file by its content."""
+        data = self.experiment.problem.data
+        content = digest_of(Path(data.path)) if isinstance(data, FileDataConfig) else ""
+        return f"{self.form} {self.swept} {self.width} {content}"
+
 
 def runner_of(chunk: Chunk) -> Runner:
     """The runner of a chunk, shared by the chunks of its shape."""
@@ -260,7 +271,7 @@ def make_runner(shape: _Shape) -> Runner:
         kind = DescentRunner
     else:
         kind = BatchedFlowRunner if dynamics.is_batched else DiffraxFlowRunner
-    return kind(shape.experiment, shape.swept, shape.width)
+    return kind(shape.experiment, shape.swept, shape.width, shape.key)
 
 
 def shared_numbers(experiment: Experiment, swept: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -30,13 +30,20 @@ def start_jax() -> None:
     fix_generator()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # If no folder can be written to, every process compiles for itself.
-        with contextlib.suppress(OSError, RuntimeError):
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            folder = home / "ddln" / f"xla-{_cpu()}"
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+    # If no folder can be written to, every process compiles for itself.
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache())
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        from ddln._internal import program_store
+
+        program_store.open_store(folder / "traced")
+
+
+def _cache() -> Path:
+    """The folder of compiled programs for this type of processor."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "ddln" / f"xla-{_cpu()}"
 
 
 def _cpu() -> str:
