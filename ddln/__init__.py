@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from ddln.solvers.gradient_descent import descend as descend
     from ddln.solvers.gradient_estimators import Sampling as Sampling
     from ddln.solvers.gradient_estimators import SharpnessAware as SharpnessAware
-    from ddln.solvers.gradient_flow import Trajectory as Trajectory
     from ddln.solvers.gradient_flow import gradient_flow as gradient_flow
     from ddln.solvers.gradient_flow import mirror_flow as mirror_flow
     from ddln.solvers.mirror_descent import mirror_descent as mirror_descent
     from ddln.solvers.optimisers import optimiser as optimiser
     from ddln.solvers.sde import Diffusion as Diffusion
     from ddln.solvers.sde import stochastic_flow as stochastic_flow
+    from ddln.solvers.trajectory import Trajectory as Trajectory
     from ddln.sweeps.compute import run as run
     from ddln.sweeps.compute import sweep as sweep
     from ddln.theory import asymptotic_rate as asymptotic_rate
@@ -77,7 +77,8 @@ _HOMES = {
     "config.experiment": ("Experiment", "load"),
     "solvers.gradient_descent": ("Descent", "descend"),
     "solvers.batched_flow": ("Flows", "gradient_flows"),
-    "solvers.gradient_flow": ("Trajectory", "gradient_flow", "mirror_flow"),
+    "solvers.gradient_flow": ("gradient_flow", "mirror_flow"),
+    "solvers.trajectory": ("Trajectory",),
     "solvers.mirror_descent": ("mirror_descent",),
     "solvers.optimisers": ("optimiser",),
     "solvers.gradient_estimators": ("Sampling", "SharpnessAware"),

@@ -1,3 +1,4 @@
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,14 @@ def test_batched_flows_agree_with_scipy(problem, layers, solver, transform):
         expected = by_layers(problem, layers[network], TIMES)
         np.testing.assert_allclose(flows.theta[network], expected.prod(1), atol=AGREES)
         np.testing.assert_allclose(flows.trajectories().layers[network], expected, atol=AGREES)
+
+
+def test_coefficients_of_tsit5_are_those_of_diffrax():
+    tableau = diffrax.Tsit5.tableau
+    for stage, expected in zip(Tsit5._STAGES, tableau.a_lower, strict=True):
+        np.testing.assert_array_equal(stage, expected)
+    np.testing.assert_array_equal(Tsit5._END, tableau.b_sol)
+    np.testing.assert_array_equal(Tsit5._ERROR, tableau.b_error)
 
 
 def test_trajectories_agree_with_gradient_flow_in_every_field(problem, layers):

@@ -11,7 +11,7 @@ import pytest
 import ddln
 from ddln._internal.text import number
 from ddln.plotting import figures, svg
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from tests.reading import find
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"

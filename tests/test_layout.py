@@ -79,6 +79,15 @@ def test_every_argument_is_annotated_and_every_array_has_a_shape(package):
     assert faults == []
 
 
+def test_sweeps_load_no_library_that_few_of_them_need():
+    program = "import sys, ddln.sweeps.compute\nprint(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "ddln.solvers.batched_flow" in loaded
+    assert {"diffrax", "optimistix", "scipy.special", "matplotlib"}.isdisjoint(loaded)
+
+
 def test_no_class_name_is_defined_twice():
     modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):

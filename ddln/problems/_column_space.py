@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 NOISE, SIGNAL = 32.0, 256.0
@@ -87,6 +86,8 @@ def column_basis(features: Float[np.ndarray, "samples dim"], precision: float) -
     Raises:
         ValueError: rounding hides whether a column depends linearly on the others.
     """
+    import scipy.linalg
+
     samples, dim = features.shape
     sizes = np.max(np.abs(features), axis=0, initial=0.0)
     exponents = np.frexp(sizes)[1]
@@ -140,6 +141,8 @@ def _clear_pivots(triangle: Float[np.ndarray, "rank dim"], precision: float) -> 
 
     The rounding of a pivot is amplified by the inverse of the unit triangle before it.
     """
+    import scipy.linalg
+
     pivots = np.abs(np.diagonal(triangle))
     count = int(np.sum(pivots > precision * SIGNAL))
     if not count:
@@ -154,6 +157,8 @@ def _orthonormal(
     columns: Float[np.ndarray, "samples rank"], triangle: Float[np.ndarray, "rank rank"]
 ) -> tuple[Float[np.ndarray, "samples rank"], Float[np.ndarray, "rank rank"]]:
     """Q and T with Q = columns · T, from the R of the columns' QR factorisation."""
+    import scipy.linalg
+
     transform = scipy.linalg.solve_triangular(triangle, np.eye(triangle.shape[0]))
     for _ in range(2):
         spanning = product(columns, transform)
@@ -220,6 +225,8 @@ def least_squares(
     With rows sorted by size and column pivoting, the backward error of each row is relative to that
     row (Cox and Higham, BIT 38, 1998).
     """
+    import scipy.linalg
+
     order = np.argsort(-np.max(np.abs(matrix), axis=1, initial=0.0), kind="stable")
     factors: Any = scipy.linalg.qr(
         matrix[order], mode="economic", pivoting=True, check_finite=False

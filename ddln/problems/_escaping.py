@@ -13,7 +13,6 @@ Aw > 0, in Mangasarian, Nonlinear Programming (1969), section 2.4.
 """
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Bool, Float, Int
 
 from ddln.problems._column_space import NOISE, SIGNAL, ColumnBasis, column_basis
@@ -116,6 +115,8 @@ def _shortest(
     admits rows with c_iᵀw < 0 by rounding alone and then fails on opposite rows, such as those of
     held samples. The caller verifies the result.
     """
+    import scipy.linalg
+
     base = np.sum(cone, axis=0)
     extra, direction, passive = np.zeros(len(cone)), base, []
     for _ in range(3 * len(cone)):

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy.special import expit
 
 from ddln._internal.validation import is_concrete
 from ddln.problems._column_space import ColumnBasis, column_basis, least_squares
@@ -251,6 +250,8 @@ def _line_minimum(delta: float, residual: Values, change: Values) -> float:
 
 def logistic(y: Values, z: Values) -> tuple[Values, Values, Values]:
     """log(1 + exp(−yz))."""
+    from scipy.special import expit
+
     return np.logaddexp(0.0, -y * z), -y * expit(-y * z), expit(z) * expit(-z)
 
 

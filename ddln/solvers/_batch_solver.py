@@ -20,8 +20,8 @@ from ddln.solvers._batching import NetworkBatch, concurrent_devices, plan_batche
 from ddln.solvers._integrate import BatchSolution, integrate
 from ddln.solvers._steppers import Rodas5P, Tsit5
 from ddln.solvers.formulations import Reduced, Smallest, first_step
-from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.status import Status
+from ddln.solvers.trajectory import Trajectory
 
 
 class FlowInputs(NamedTuple):

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln.solvers._steppers import Rodas5P, StepperSystem, Tsit5
 from ddln.solvers.formulations import smallest_step
-from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.status import Status
+from ddln.solvers.trajectory import Trajectory
 
 _BUFFER_BYTES = 1_000_000
 

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +55,40 @@ class Tsit5:
     Source: Tsitouras 2011, Computers & Mathematics with Applications 62, 770–775.
     """
 
-    _STAGES = diffrax.Tsit5.tableau.a_lower
-    _END = diffrax.Tsit5.tableau.b_sol
-    _ERROR = diffrax.Tsit5.tableau.b_error
+    # As in diffrax, which would take long to load for these numbers alone.
+    _STAGES = (
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
+        (
+            0.09646076681806523,
+            0.01,
+            0.4798896504144996,
+            1.379008574103742,
+            -3.290069515436081,
+            2.324710524099774,
+        ),
+    )
+    _END = np.array([*_STAGES[-1], 0.0])
+    _ERROR = np.array(
+        [
+            0.0017800110522257773,
+            0.0008164344596567463,
+            -0.007880878010261994,
+            0.1447110071732629,
+            -0.5823571654525552,
+            0.45808210592918686,
+            -0.015151515151515152,
+        ]
+    )
     # Minus the leading coefficients of the stages' weights in the dense output.
     _LAST = np.array(
         [

@@ -29,7 +29,7 @@ from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
 from ddln.solvers._batch_solver import FlowInputs, solve_in_batches
 from ddln.solvers.formulations import Smallest, observe
-from ddln.solvers.gradient_flow import Trajectory, as_times, as_tolerances
+from ddln.solvers.trajectory import Trajectory, as_times, as_tolerances
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 

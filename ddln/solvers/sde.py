@@ -35,9 +35,9 @@ from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 from ddln.solvers._sde_terms import Brownian, State, System
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling
-from ddln.solvers.gradient_flow import as_times
 from ddln.solvers.result import Run, raise_on_failure
 from ddln.solvers.status import Status
+from ddln.solvers.trajectory import as_times
 
 _SLACK = 1e-3
 """A step may exceed `dt` by this fraction of it, so that rounding does not add a step."""

@@ -19,8 +19,8 @@ from ddln.problems import sharding
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_estimators import GradientEstimator
-from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.optimisers import Optimiser
+from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
 from ddln.verification import claims, diagnostics

@@ -7,13 +7,11 @@ them by diffrax, and `DescentRunner` trains step by step.
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.files import digest_of
@@ -28,9 +26,9 @@ from ddln.config.experiment import (
 )
 from ddln.config.schema import FileDataConfig
 from ddln.problems.base import Problem
-from ddln.solvers import batched_flow, gradient_descent, gradient_flow
+from ddln.solvers import batched_flow, gradient_descent
 from ddln.solvers.gradient_descent import Descent
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
 from ddln.sweeps._runner_base import (
     Claims,
@@ -46,16 +44,11 @@ from ddln.sweeps.dataset_schema import FINER
 from ddln.sweeps.plan import Chunk
 from ddln.verification import error_estimate, flow_certificates
 
+if TYPE_CHECKING:
+    import diffrax
+
 MAX_COMPILED_SHAPES = 16
 """Chunk shapes whose compiled programs are kept; chunks of one shape follow each other."""
-
-_DIFFRAX_SOLVERS = {
-    "auto": diffrax.Tsit5,
-    "tsit5": diffrax.Tsit5,
-    "dopri8": diffrax.Dopri8,
-    # With its own root finder half the steps are rejected (docs/decisions.md).
-    "kvaerno5": partial(diffrax.Kvaerno5, root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12)),
-}
 
 
 class _FlowRunner(Runner):
@@ -129,12 +122,14 @@ class DiffraxFlowRunner(_FlowRunner):
     """Gradient or mirror flows by diffrax, under `jax.vmap`."""
 
     def __init__(self, experiment: Experiment, swept: tuple[str, ...], width: int, key: str = ""):
+        from ddln.solvers import gradient_flow  # loads diffrax
+
         super().__init__(experiment, swept, width, key)
         flow = self.dynamics
         solve = gradient_flow.mirror_flow
         if flow.kind == "gradient_flow":
             solve = partial(gradient_flow.gradient_flow, coordinates=flow.coordinates)
-        solver = _DIFFRAX_SOLVERS[flow.solver]()
+        solver = _diffrax_solver(flow.solver)
 
         def integrate_one(problem: Problem, layers: Array, controls: FlowControls) -> Trajectory:
             return solve(
@@ -158,6 +153,16 @@ class DiffraxFlowRunner(_FlowRunner):
             return runs, _loop_iterations(runs)
 
         return self._on_mesh(integrate, inputs)
+
+
+def _diffrax_solver(name: str) -> "diffrax.AbstractSolver":
+    import diffrax
+    import optimistix
+
+    if name == "kvaerno5":
+        # With its own root finder half the steps are rejected (docs/decisions.md).
+        return diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=1e-9, atol=1e-12))
+    return {"auto": diffrax.Tsit5, "tsit5": diffrax.Tsit5, "dopri8": diffrax.Dopri8}[name]()
 
 
 class DescentRunner(Runner):

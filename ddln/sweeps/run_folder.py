@@ -343,6 +343,8 @@ class RunFolder(FolderFiles):
                 with rc_context({"svg.hashsalt": name}):
                     draw = partial(figure.savefig, format=kind, **options, **fit)
                     self._record_file(path, self._write(path, draw))
+                # The layout of the first file serves the others.
+                figure.set_layout_engine("none")
                 paths.append(self.path / path)
         for old in set((self.path / "figures").glob("*")) - set(paths):
             old.unlink()

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 from ddln.networks.layers import OPEN, coordinate_kinds
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -17,7 +17,7 @@ from ddln.networks.entropy import Entropy
 from ddln.networks.layers import imbalance, mobility_of_squares
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.theory import _hermite
 
 

@@ -7,7 +7,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import solve_triangular
 
 from ddln._internal.validation import Number
 from ddln.problems._column_space import product
@@ -224,6 +223,8 @@ class _ActiveSet:
         Returns:
             False if rounding leaves no step to take.
         """
+        from scipy.linalg import solve_triangular
+
         while True:
             basis, triangle = np.linalg.qr(self.rows[[*self.active, row]].T)
             count = len(self.active)
@@ -264,6 +265,8 @@ class _ActiveSet:
 
     def refine(self) -> None:
         """Recompute θ and the multipliers from the active rows, with iterative refinement."""
+        from scipy.linalg import solve_triangular
+
         rows = self.rows[self.active]
         basis, triangle = np.linalg.qr(rows.T)
         coefficients = solve_triangular(triangle.T, np.ones(len(self.active)), lower=True)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.verification._tolerances import (
     CONSERVED,
     IDENTITY,

@@ -8,7 +8,7 @@ from ddln import theory
 from ddln._internal.validation import Number, largest, smallest
 from ddln.networks.layers import OPEN, coordinate_kinds, mobility
 from ddln.problems.base import Problem
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.verification._tolerances import LOOSEST, root_of_gap
 from ddln.verification.claims import Claim
 

@@ -12,7 +12,7 @@ from ddln.networks.entropy import Entropy
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.theory import _hermite
 from ddln.verification._tolerances import LOOSEST, gradient_noise, relative_error, sample_points
 from ddln.verification.claims import Claim

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ddln._internal.validation import Number, largest
 from ddln.problems.base import Problem
 from ddln.problems.signed import Signed
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.verification.error_estimate import expected_error, relative_accuracy
 
 IDENTITY = 450_000

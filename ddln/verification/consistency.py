@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
-from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.result import Run
+from ddln.solvers.trajectory import Trajectory
 from ddln.theory import _hermite
 from ddln.verification._tolerances import (
     CONSERVED,

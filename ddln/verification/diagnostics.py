@@ -33,7 +33,6 @@ from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
-from ddln.solvers.gradient_flow import gradient_flow
 from ddln.solvers.result import Run
 
 
@@ -199,5 +198,7 @@ def distance_to_flow(problem: Problem, run: Run) -> Float[Array, " records"]:
     >>> [round(float(x), 4) for x in distance_to_flow(problem, run)]
     [0.0, 0.0012, 0.0043]
     """
+    from ddln.solvers.gradient_flow import gradient_flow  # loads diffrax
+
     flow = gradient_flow(problem, run.layers[0], run.times, throw=False)
     return jnp.linalg.norm(run.theta - flow.theta, axis=1)

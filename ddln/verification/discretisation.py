@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 from ddln._internal.validation import ArrayLike, Number, as_layers, as_positive, largest
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import descend
-from ddln.solvers.gradient_flow import Trajectory, gradient_flow
+from ddln.solvers.gradient_flow import gradient_flow
 from ddln.solvers.optimisers import optimiser
+from ddln.solvers.trajectory import Trajectory
 from ddln.verification import diagnostics
 from ddln.verification.claims import Claim
 

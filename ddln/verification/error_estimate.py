@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
 from ddln.networks.reparametrisation import Reduction
-from ddln.solvers.gradient_flow import Trajectory
 from ddln.solvers.status import Status
+from ddln.solvers.trajectory import Trajectory
 
 _ACCUMULATION = 10
 

@@ -19,7 +19,7 @@ from ddln._internal.validation import ArrayLike, as_layers, largest
 from ddln.networks.entropy import Entropy
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
-from ddln.solvers.gradient_flow import Trajectory
+from ddln.solvers.trajectory import Trajectory
 from ddln.verification._conservation_laws import conservation, dissipation, monotone_loss, signs
 from ddln.verification._convergence_bounds import (
     asymptotic_rate,
