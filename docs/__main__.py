@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import ddln
+from ddln.config.axis_kinds import FORMS
 from ddln.config.experiment import Experiment, changes_shape, units_of
-from ddln.config.sweep_schema import FORMS
 
 ROOT = Path(__file__).parent.parent
 WHOLE = ("init", "theory", "claim", "diagnostics", "figures")

@@ -1,7 +1,7 @@
 """Experiments as TOML files: parse, validate, override and sweep.
 
 `experiment` turns a file and its overrides into an immutable `Experiment`; `schema`, `dynamics` and
-`sweep_schema` define its tables, `sweep_axes` the values of the axes of a sweep, and `datasets` the
+`axis_kinds` define its tables, `sweep_axes` the values of the axes of a sweep, and `datasets` the
 data sets that a configuration can name. Nothing here imports JAX at its top, so that `ddln check`
 answers at once.
 

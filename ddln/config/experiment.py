@@ -31,6 +31,7 @@ from ddln.config._toml import (
     resolve_data_path,
     set_path,
 )
+from ddln.config.axis_kinds import AxisConfig
 from ddln.config.dynamics import OF_DEPTH_2, DescentConfig, DynamicsConfig
 from ddln.config.schema import (
     NAME,
@@ -43,7 +44,6 @@ from ddln.config.schema import (
     ProblemConfig,
     Table,
 )
-from ddln.config.sweep_schema import AxisConfig
 
 _SWEPT = ("problem", "network", "dynamics")
 """The tables whose numbers can be swept; the other keys are about the machine."""

@@ -2,7 +2,7 @@
 
 Validation is strict: text is not a number, and unknown keys are errors. A key that determines the
 shape of an array is marked `SHAPE`; a sweep over it compiles one program per value. The tables
-of `[dynamics]` are in `ddln.config.dynamics`, those of `[sweep]` in `ddln.config.sweep_schema`.
+of `[dynamics]` are in `ddln.config.dynamics`, those of `[sweep]` in `ddln.config.axis_kinds`.
 
 To add a loss, an initialiser or a data set, define its table here with a new `kind`, add the table
 to `LossConfig`, `InitConfig` or `DataConfig`, and give the kind its constructor in

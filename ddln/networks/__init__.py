@@ -4,7 +4,7 @@ A network is an array of layers, shape (depth, dim), with effective parameter θ
 `layers` defines θ, its chain rule, the imbalances and the mobility; `reparametrisation` reduces
 each coordinate to one number; `init` draws initial layers; `entropy` evaluates the entropy Q of
 Theorem 1, its mirror map, conjugate and divergence, by way of `_coordinate_maps`,
-`_inverse_mirror_map` and `_quadrature`.
+`_inverse_mirror_map`, `_quadrature` and `_closed_forms`.
 
 Public: `ddln.effective_parameter`, `ddln.imbalance`, `ddln.mobility`, `ddln.coordinate_kinds`,
 `ddln.describe`, `ddln.Reduction`, `ddln.init`, `ddln.Entropy`.

@@ -4,7 +4,7 @@ Integrals run over the *outward* coordinate x, in which |w| grows: x = |v| on th
 even in v, and x = ± v on a half-line. Their value over [low, low + length] is
 
     length                      at depth 2,
-    Carlson's R_F               at depths 3 and 4,
+    Carlson's R_F               at depths 3 and 4 (`_closed_forms`),
     Gauss–Legendre on pieces    from depth 5 on.
 
 1/R is analytic in the strip |Im τ| < π/2 and decays at the rate κ = R'/R. So 16 nodes integrate it
@@ -19,16 +19,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from ddln._internal.validation import Number
+from ddln.networks._closed_forms import elliptic
 from ddln.networks.reparametrisation import Reduction
 
 Vector = Float[Array, " dim"]
 Mask = Bool[Array, " dim"]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _LONGEST, _FALL = 2.0, 4.0
-_MAX_DUPLICATIONS = 60
 
 
 def outward(v: Vector, reduction: Reduction) -> Vector:
@@ -86,7 +85,9 @@ def integral(low: Vector, length: Vector, reduction: Reduction) -> Vector:
     depth = reduction.other_imbalances.shape[0] + 2
     if depth == 2:
         return length
-    return (_elliptic if depth <= 4 else _piecewise)(low, length, reduction)
+    if depth <= 4:
+        return elliptic(from_outward(low, reduction), from_outward(length, reduction), reduction)
+    return _piecewise(low, length, reduction)
 
 
 class _PartialIntegral(NamedTuple):
@@ -116,74 +117,3 @@ def _add_piece(state: _PartialIntegral, *, reduction: Reduction) -> _PartialInte
     length, total = state.length - piece, state.total + part
     is_active = state.is_active & (length > 0) & (part > precision * total)
     return _PartialIntegral(state.x + piece, length, total, is_active)
-
-
-def _elliptic(low: Vector, length: Vector, reduction: Reduction) -> Vector:
-    """∫ dx / R over [low, low + length] at depths 3 and 4, from the ratios of layers at both ends.
-
-    With t = w² it is ½ ∫ dt / √(t (t + λ₁) (t + λ₂) (t + λ₃)); depth 3 has no last factor.
-
-    Source: DLMF 19.29.4.
-    """
-    ends = from_outward(low, reduction), from_outward(low + length, reduction)
-    near, far = (
-        (jnp.abs(point.smallest), point.second, *jnp.sqrt(point.remaining_squares))
-        for point in map(reduction.at, ends)
-    )
-    p, q, r, *s = (a / jnp.where(b > 0, b, 1.0) for a, b in zip(near, far, strict=True))
-    s = s[0] if s else jnp.ones_like(p)
-    is_positive = length > 0
-    growth = jnp.abs(reduction.smallest_change(ends[0], from_outward(length, reduction)))
-    fraction = growth / far[1] * ((far[0] + near[0]) / jnp.where(is_positive, far[0], 1.0))
-    scale = jnp.prod(jnp.stack(far[2:]), axis=0)
-    roots = r * s + p * q, q * s + p * r, p * s + q * r
-    whole = _carlson_rf(*(jnp.where(is_positive, root, 1.0) for root in roots))
-    return jnp.where(is_positive, jnp.where(is_positive, fraction, 0.0) / scale * whole, 0.0)
-
-
-class _Roots(NamedTuple):
-    """Square roots of the arguments of R_F, and the number of duplications."""
-
-    a: Vector
-    b: Vector
-    c: Vector
-    count: Int[Array, ""]
-
-
-def _carlson_rf(a: Vector, b: Vector, c: Vector) -> Vector:
-    """R_F(a², b², c²) = ½ ∫₀^∞ dt / √((t+a²)(t+b²)(t+c²)) by duplication; at most one may be 0.
-
-    It takes the roots, since the squares of small ones underflow.
-
-    Source: Carlson, Numerical computation of real or complex elliptic integrals (1995).
-    """
-    # The truncated series has an error of the sixth power of the differences.
-    tolerance = (3 * jnp.finfo(a.dtype).eps) ** (1 / 6) / 2
-    roots = jax.lax.while_loop(
-        partial(_is_unequal, tolerance=tolerance),
-        _duplicate,
-        _duplicate(_Roots(a, b, c, jnp.zeros((), jnp.int32))),
-    )
-    x, y, z = _relative_differences(roots)
-    second, third = x * y - z * z, x * y * z
-    series = 1 - second / 10 + third / 14 + second**2 / 24 - 3 * second * third / 44
-    return series / jnp.sqrt(jnp.mean(jnp.stack(roots[:3]) ** 2, axis=0))
-
-
-def _duplicate(roots: _Roots) -> _Roots:
-    """Roots of (a² + m, b² + m, c² + m)/4, with m = ab + ac + bc: R_F of them is the same."""
-    a, b, c, count = roots
-    mixed = a * (b + c) + b * c
-    a, b, c = (jnp.sqrt(root**2 + mixed) / 2 for root in (a, b, c))
-    return _Roots(a, b, c, count + 1)
-
-
-def _relative_differences(roots: _Roots) -> Float[Array, "3 dim"]:
-    """1 − a²/mean, 1 − b²/mean, 1 − c²/mean."""
-    squares = jnp.stack(roots[:3]) ** 2
-    return 1 - squares / jnp.mean(squares, axis=0)[None]
-
-
-def _is_unequal(roots: _Roots, *, tolerance: Number) -> Bool[Array, ""]:
-    is_large = jnp.abs(_relative_differences(roots)) > tolerance
-    return jnp.any(is_large) & (roots.count < _MAX_DUPLICATIONS)

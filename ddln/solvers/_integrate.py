@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ddln.solvers._step_size_controller import error_norm, step_factor
 from ddln.solvers._steppers import Rodas5P, StepperSystem, Tsit5
 from ddln.solvers.formulations import smallest_step
 from ddln.solvers.status import Status
@@ -212,15 +213,13 @@ def _step(
     is_last = state.step_size >= 0.999 * remaining
     size = jnp.where(active, jnp.where(is_last, remaining, state.step_size), 1.0)
     step = stepper.step(system, state.y, state.carry, size)
-    magnitude = jnp.maximum(jnp.abs(state.y), jnp.abs(step.end))
-    scale = controls.atol + controls.rtol[None] * magnitude
-    error = jnp.sqrt(jnp.mean((step.error / scale) ** 2, axis=0))
+    error = error_norm(state.y, step.end, step.error, rtol=controls.rtol, atol=controls.atol)
     accepted = active & (error <= 1)
     rejected = active & ~accepted
     end_time = jnp.where(is_last, controls.horizon, state.time + size)
     time = jnp.where(accepted, end_time, state.time)
     y = jnp.where(accepted[None], step.end, state.y)
-    next_size = jnp.where(active, size * _growth(error, accepted), state.step_size)
+    next_size = jnp.where(active, size * step_factor(error, accepted), state.step_size)
     carry = jax.tree.map(
         lambda new, old: jnp.where(accepted[None], new, old), step.carry, state.carry
     )
@@ -235,14 +234,6 @@ def _step(
         terminated=system.is_terminated(y),
     )
     return state, _DenseOutput(time, y, step.coefficients)
-
-
-def _growth(
-    error: Float[Array, " batch"], accepted: Bool[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """Factor from a step's size to the next one's, for a method with a local error of order 5."""
-    growth = jnp.where(error < 1e8, 0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.0)
-    return jnp.clip(growth, 0.2, jnp.where(accepted, 6.0, 0.9))
 
 
 def _interpolate(
