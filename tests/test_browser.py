@@ -218,7 +218,7 @@ def test_run_is_browsed_and_its_networks_are_compared(tab, tmp_path):
             np.testing.assert_allclose(logs, expected, atol=PIXEL * pixel)
         tab.get_by_text("Keep", exact=True).click()
         tab.wait_for_selector("#kept")
-        move(tab, 0, "#lane", ["scale = 1.4", "scale = 1.8"])
+        move(tab, 0, "#network", ["scale = 1.4", "scale = 1.8"])
         lane = dataset.sel({"network.scale": 1.8, "network.init.seed": 1})
         gap = figures.resolved(lane).dropna("time")
 

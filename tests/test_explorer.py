@@ -34,7 +34,7 @@ def seen(base):
 @pytest.mark.slow
 def test_charts_match_an_independent_integration(seen):
     _, view = seen
-    times = view.lane["time"].values
+    times = view.data["time"].values
     theta, gap = flow(view.problem.features, view.problem.targets, view.layers, times)
     t, logs, pixel = curve_of(network_view.gap_chart(view), "loss gap")
     np.testing.assert_allclose(t, times[: t.size], atol=PIXEL * times[-1] / 100)

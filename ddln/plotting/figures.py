@@ -38,7 +38,7 @@ NAMED = 8
 """Most curves named in a legend; of more, it names every other one, every third, and so on."""
 
 
-def lanes(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
+def single_networks(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
     """The data set at each value of its dimension `over`; the data set itself if `over` is None.
 
     At most `CURVES` values, evenly spaced from the first to the last. The coordinate `time` of each
@@ -144,7 +144,7 @@ def gap_against_time(
     if slope:
         kinds["asymptotic rate"] = DOTS
     target = canvas()[1] if axes is None else axes
-    networks = lanes(dataset, over)
+    networks = single_networks(dataset, over)
     if against != "time":
         networks = [network.assign_coords(time=network[against].variable) for network in networks]
     label_every = -(-len(networks) // NAMED)
@@ -202,7 +202,7 @@ def nodes_against_time(
     Source: Proposition 1, arXiv 2412.16765.
     """
     target = canvas()[1] if axes is None else axes
-    (network,) = lanes(dataset, None)
+    (network,) = single_networks(dataset, None)
     nodes = network["layers"].isel(coordinate=coordinate).dropna("layer", how="all")
     levels, k = floor(nodes).values, coordinate + 1
     target.axhline(0, color="0.6", linewidth=0.7, zorder=0)

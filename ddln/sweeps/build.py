@@ -93,11 +93,11 @@ INITIALISERS: Mapping[str, Callable[[Any, int, int], Float[Array, "depth width"]
 """By kind: a function of the table, the depth and the number of features."""
 
 
-def reconstruct(lane: xr.Dataset) -> tuple[Problem, Float[Array, "depth width"]]:
+def reconstruct(network: xr.Dataset) -> tuple[Problem, Float[Array, "depth width"]]:
     """The problem and the initial layers of one network of a data set.
 
     Args:
-        lane: from `ddln.run`, with one value of every axis of its sweep:
+        network: from `ddln.run`, with one value of every axis of its sweep:
             `dataset.sel({"network.scale": 1.4})`.
 
     Returns:
@@ -111,11 +111,11 @@ def reconstruct(lane: xr.Dataset) -> tuple[Problem, Float[Array, "depth width"]]
     >>> problem.dim, layers.shape
     (8, (6, 8))
     """
-    experiment = parse(lane.attrs["config"])
-    left = [name for name in experiment.sweep if lane[name].size != 1]
+    experiment = parse(network.attrs["config"])
+    left = [name for name in experiment.sweep if network[name].size != 1]
     if left:
-        raise ValueError(f"`lane` must have one value of each swept axis, got more of {left}.")
-    values = {name: lane[name].values.item() for name in experiment.sweep}
+        raise ValueError(f"`network` must have one value of each swept axis, got more of {left}.")
+    values = {name: network[name].values.item() for name in experiment.sweep}
     experiment = at_point(experiment, values)
     return build_problem(experiment), build_layers(experiment)
 

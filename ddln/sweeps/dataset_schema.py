@@ -132,12 +132,12 @@ def sizes(experiment: Experiment) -> dict[str, int]:
     }
 
 
-def lane_bytes(experiment: Experiment) -> int:
+def network_bytes(experiment: Experiment) -> int:
     """Bytes of one network in a file.
 
     >>> from ddln.config.experiment import load
     >>> figure4 = load("configs/figure4.toml")
-    >>> lane_bytes(figure4), lane_bytes(figure4.with_({"dynamics.save": "loss"}))
+    >>> network_bytes(figure4), network_bytes(figure4.with_({"dynamics.save": "loss"}))
     (168976, 14864)
     """
     return _bytes(experiment, saved_variables(experiment))

@@ -22,7 +22,7 @@ from ddln.config.experiment import (
     units_of,
 )
 from ddln.config.sweep_axes import columns
-from ddln.sweeps.dataset_schema import lane_bytes, working_bytes
+from ddln.sweeps.dataset_schema import network_bytes, working_bytes
 
 MAX_LANES = 10_000_000
 MAX_PROGRAMS = 5_000
@@ -125,9 +125,11 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the chunks' files: the saved variables of all lanes."""
-        of_lane = {id(chunk.experiment): lane_bytes(chunk.experiment) for chunk in self.programs}
-        return sum(chunk.lanes.size * of_lane[id(chunk.experiment)] for chunk in self.chunks)
+        """Bytes of the chunks' files: the saved variables of all networks."""
+        of_network = {
+            id(chunk.experiment): network_bytes(chunk.experiment) for chunk in self.programs
+        }
+        return sum(chunk.lanes.size * of_network[id(chunk.experiment)] for chunk in self.chunks)
 
     @property
     def peak_bytes(self) -> int:

@@ -35,16 +35,16 @@ _GRID = "display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minma
 class View:
     """A network with its run."""
 
-    lane: xr.Dataset
+    data: xr.Dataset
     """The run: one network of a data set from `ddln.run`."""
     problem: Problem
     layers: Float[Array, "depth width"]
     """The initial layers."""
 
     @classmethod
-    def of(cls, lane: xr.Dataset, problem: Problem, layers: Float[Array, "depth width"]) -> View:
+    def of(cls, network: xr.Dataset, problem: Problem, layers: Float[Array, "depth width"]) -> View:
         """The view, with flow time as the coordinate `time` of the run."""
-        return cls(figures.lanes(lane, None)[0], problem, layers)
+        return cls(figures.single_networks(network, None)[0], problem, layers)
 
     @property
     def depth(self) -> int:
@@ -59,21 +59,21 @@ class View:
     @property
     def is_stepwise(self) -> bool:
         """Whether the run is a descent."""
-        return "step" in self.lane
+        return "step" in self.data
 
     @property
     def theta(self) -> np.ndarray | None:
         """θ at each point of the run, shape (points, width); None if the data set lacks it."""
-        return self.lane["theta"].values if "theta" in self.lane else None
+        return self.data["theta"].values if "theta" in self.data else None
 
 
-def view(lane: xr.Dataset) -> View:
+def view(network: xr.Dataset) -> View:
     """The view of one network of a data set, with its problem and layers rebuilt from the config.
 
     Raises:
         ValueError: the data set has more than one network.
     """
-    return View.of(lane.load(), *build.reconstruct(lane))
+    return View.of(network.load(), *build.reconstruct(network))
 
 
 @jax.jit
@@ -98,27 +98,27 @@ def limit(view: View) -> np.ndarray | None:
 
 def rate(view: View) -> float:
     """The asymptotic rate r, or NaN; of a descent, that of the flow from its last layers."""
-    if "asymptotic_rate" in view.lane:
-        return view.lane["asymptotic_rate"].item()
+    if "asymptotic_rate" in view.data:
+        return view.data["asymptotic_rate"].item()
     if view.theta is None or not np.isfinite(view.theta[-1]).all():
         return np.nan
-    last = jnp.asarray(view.lane["layers"].values[-1])
+    last = jnp.asarray(view.data["layers"].values[-1])
     return float(_rate(view.problem, jnp.asarray(view.theta[-1]), last))
 
 
 def facts(view: View) -> dict[str, str]:
     """Numbers that summarise the run, as text by name."""
-    lane = view.lane
-    statuses = lane["status"].attrs["flag_meanings"].split()
+    data = view.data
+    statuses = data["status"].attrs["flag_meanings"].split()
     numbers = {
-        "ended": statuses[lane["status"].item()],
-        "steps": f"{lane['steps'].item():,}",
-        "flow time": number(float(lane["time"].where(lane["gap"].notnull()).max())),
-        "gap at the end": number(float(lane["gap"][-1])),
+        "ended": statuses[data["status"].item()],
+        "steps": f"{data['steps'].item():,}",
+        "flow time": number(float(data["time"].where(data["gap"].notnull()).max())),
+        "gap at the end": number(float(data["gap"][-1])),
         "asymptotic rate r": number(rate(view)),
     }
-    if "rate_bound" in lane:
-        numbers["guaranteed rate μc"] = number(lane["rate_bound"].item())
+    if "rate_bound" in data:
+        numbers["guaranteed rate μc"] = number(data["rate_bound"].item())
     else:
         start = float(theory.largest_stable_step(view.problem, view.layers))
         numbers["largest stable step at the start"] = number(start)
@@ -131,7 +131,7 @@ def facts(view: View) -> dict[str, str]:
 
 def certificates(view: View) -> Markup:
     """The certificates of the run as a table."""
-    return displays.claims_table(claims.summary(view.lane))
+    return displays.claims_table(claims.summary(view.data))
 
 
 def grid(panels: Mapping[str, Markup | str]) -> Markup:
@@ -175,9 +175,9 @@ def overview(view: View, k: int = 0, others: Mapping[str, View] | None = None) -
 def _along(view: View, in_time: bool = False) -> tuple[np.ndarray, Axis]:
     """The abscissae and their axis: steps of a descent, unless `in_time`, or else flow times."""
     if view.is_stepwise and not in_time:
-        steps = view.lane["step"].values.astype(float)
+        steps = view.data["step"].values.astype(float)
         return steps, Axis("step k", 0.0, float(steps.max()))
-    times = view.lane["time"].values
+    times = view.data["time"].values
     return times, Axis("flow time t", 0.0, float(np.nanmax(times)))
 
 
@@ -192,10 +192,10 @@ def gap_chart(view: View, others: Mapping[str, View] | None = None) -> Markup:
     others = others or {}
     in_time = any(other.is_stepwise != view.is_stepwise for other in others.values())
     x, axis = _along(view, in_time)
-    gap = figures.resolved(view.lane).values
+    gap = figures.resolved(view.data).values
     gaps = [Curve(x, gap, "loss gap", 0, shape=0)]
     for i, (name, other) in enumerate(others.items()):
-        other_gap = figures.resolved(other.lane).values
+        other_gap = figures.resolved(other.data).values
         gaps.append(Curve(_along(other, in_time)[0], other_gap, name, 2 + i, shape=1 + i))
     heights = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in gaps])
     heights = heights[heights > 0]
@@ -211,9 +211,9 @@ def _bound_curves(view: View, x: np.ndarray) -> list[Curve]:
         ("divergence_bound", "D_Q(θ*, θ(0)) / t", DASH_DOTTED),
     )
     return [
-        Curve(x, view.lane[variable].values, name, 1, dashes)
+        Curve(x, view.data[variable].values, name, 1, dashes)
         for variable, name, dashes in bounds
-        if variable in view.lane and np.isfinite(view.lane[variable]).any()
+        if variable in view.data and np.isfinite(view.data[variable]).any()
     ]
 
 
@@ -222,7 +222,7 @@ def _slope_curve(view: View, x: np.ndarray, gap: np.ndarray) -> list[Curve]:
     known, r = np.flatnonzero(np.isfinite(gap)), rate(view)
     if known.size <= 2 or not np.isfinite(r):
         return []
-    last, times = known[-1], view.lane["time"].values
+    last, times = known[-1], view.data["time"].values
     slope = gap[last] * np.exp(-2 * r * (times - times[last]).clip(max=0.0))
     slope = np.where(np.arange(slope.size) <= last, slope, np.nan)
     return [Curve(x, slope, "slope exp(−2rt)", None, DOTTED)]
@@ -230,10 +230,10 @@ def _slope_curve(view: View, x: np.ndarray, gap: np.ndarray) -> list[Curve]:
 
 def nodes_chart(view: View, k: int) -> Markup | str:
     """The nodes u^j_k of every layer j; dashed lines mark the levels that nodes do not cross."""
-    if "layers" not in view.lane:
+    if "layers" not in view.data:
         return "This run did not save its layers."
     x, axis = _along(view)
-    nodes = view.lane["layers"].isel(coordinate=k).dropna("layer", how="all")
+    nodes = view.data["layers"].isel(coordinate=k).dropna("layer", how="all")
     curves = []
     for j, level in enumerate(figures.floor(nodes).values):
         name = f"u{_superscript(j + 1)}" + (" (smallest)" if np.isnan(level) else "")

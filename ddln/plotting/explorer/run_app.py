@@ -65,15 +65,15 @@ def _(axes, run_browser, dataset, element, mo, run):
 
 @app.cell
 def _(run_browser, dataset, latest, indices, run, read_error, network_view):
-    lane_name, view, run_error = "", None, read_error
+    network_name, view, run_error = "", None, read_error
     if dataset is not None:
-        lane_name = run_browser.name_of(dataset, indices.value)
+        network_name = run_browser.name_of(dataset, indices.value)
         try:
             view = network_view.view(run_browser.pick(dataset, indices.value))
         except ValueError as _error:
             run_error = str(_error)
-        latest.update(name=f"{run.value}: {lane_name}", view=view)
-    return run_error, lane_name, view
+        latest.update(name=f"{run.value}: {network_name}", view=view)
+    return run_error, network_name, view
 
 
 @app.cell
@@ -92,8 +92,8 @@ def _(latest, mo, set_kept):
 
 
 @app.cell
-def _(element, lane_name, mo):
-    mo.Html(str(element("code", lane_name, {"id": "lane"})))
+def _(element, network_name, mo):
+    mo.Html(str(element("code", network_name, {"id": "network"})))
     return
 
 
