@@ -305,7 +305,7 @@ def test_manifest_too_large_or_too_deep_is_refused(folder, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(StoreError, match="recursion"):
         folder.manifest()
-    monkeypatch.setattr(_manifest, "_LARGEST", 1000)
+    monkeypatch.setattr(_manifest, "LARGEST_FILE", 1000)
     with pytest.raises(StoreError, match=r"larger than 1,000 bytes"):
         folder.manifest()
 

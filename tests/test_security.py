@@ -267,7 +267,7 @@ def test_page_of_a_folder_that_is_no_run_gives_one_message(hostile_run):
 
 
 def test_oversized_file_is_not_embedded_in_the_page(hostile_run, monkeypatch):
-    monkeypatch.setattr(report, "LARGEST", 1000)
+    monkeypatch.setattr(report, "LARGEST_FILE", 1000)
     (hostile_run.path / "config.toml").write_bytes(bytes(2000))
     with pytest.raises(OSError, match="larger than 1,000 bytes"):
         report.write(hostile_run.path)

@@ -23,8 +23,8 @@ from ddln.sweeps.plan import Plan
 
 FORMAT = 2
 FIGURE = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-_LARGEST = 2**26
-"""The largest record that is read, in bytes."""
+LARGEST_FILE = 2**26
+"""The largest record, claims.json, config or figure of a run that is read, in bytes."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[
@@ -171,7 +171,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         RecordError: the record has another format, is too large, or has impossible values.
     """
     try:
-        facts = json.loads(read_limited(path, _LARGEST))
+        facts = json.loads(read_limited(path, LARGEST_FILE))
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         return None
     except (OSError, ValueError, RecursionError) as error:

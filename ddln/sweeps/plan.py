@@ -1,8 +1,8 @@
 """Plan a sweep: its grid of networks, cut into chunks of one array shape each.
 
-A *lane* is one network of the grid; lanes are numbered with the last dimension fastest. Zipped axes
-share a dimension. Axes that change the shape of arrays are looped over, with one compiled program
-for each of their values; along all other axes, networks run side by side.
+The networks are numbered with the last dimension fastest; files call this number `lane`. Zipped
+axes share a dimension. Axes that change the shape of arrays are looped over, with one compiled
+program for each of their values; along all other axes, networks run side by side.
 """
 
 import math

@@ -22,11 +22,10 @@ from PIL import Image
 from ddln._internal.files import read_limited, write_whole
 from ddln._internal.text import count, number
 from ddln.solvers.status import FINISHED, Status
+from ddln.sweeps._manifest import LARGEST_FILE
 from ddln.sweeps.dataset_schema import accuracy_in_words, count_recomputed
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
-LARGEST = 2**26
-"""The largest figure or config that goes into the page, in bytes."""
 LISTED = 50
 """How many unfinished networks are listed by name; the others are counted."""
 
@@ -104,7 +103,7 @@ def _environment() -> jinja2.Environment:
 def _values(folder: RunFolder) -> dict[str, Any]:
     """The values of the template, by name."""
     manifest, tables, dataset = folder.manifest(), folder.read_claims(), folder.read_dataset()
-    config = read_limited(folder.path / "config.toml", LARGEST).decode()
+    config = read_limited(folder.path / "config.toml", LARGEST_FILE).decode()
     recomputed, inexact = count_recomputed(dataset)
     figures = sorted((folder.path / "figures").glob("*.png"))
     versions = {**manifest["versions"], "device": manifest["device"], "numbers": manifest["dtype"]}
@@ -135,13 +134,13 @@ def _verdict(checks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _figure(path: Path) -> dict[str, Any]:
-    content = read_limited(path, LARGEST)
+    content = read_limited(path, LARGEST_FILE)
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         text = str(image.info.get("Description") or path.stem)
         width, height = image.size
     drawing, kind = path.with_suffix(".svg"), "png"
     if drawing.is_file():  # runs of earlier versions have none
-        content, kind = read_limited(drawing, LARGEST), "svg+xml"
+        content, kind = read_limited(drawing, LARGEST_FILE), "svg+xml"
     return {
         "name": path.stem,
         "text": text,

@@ -26,6 +26,7 @@ from ddln.sweeps._folder_files import FolderFiles, as_store_error, chunk_file, p
 from ddln.sweeps._folder_files import StoreError as StoreError
 from ddln.sweeps._manifest import (
     FIGURE,
+    LARGEST_FILE,
     ChunkRecord,
     Manifest,
     RunProvenance,
@@ -41,8 +42,6 @@ from ddln.sweeps.plan import Chunk, Plan
 if TYPE_CHECKING:
     import xarray as xr
 
-_LARGEST = 2**26
-"""The largest claims.json that is read, in bytes."""
 # Without a date, and with a salt that follows from its name, a figure is the same file again.
 _FIGURE_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"dpi": 200},
@@ -319,7 +318,7 @@ class RunFolder(FolderFiles):
             )
         with as_store_error(f"{self.path}/claims.json: "):
             return parse_claims(
-                files.read_limited(self._own_path("claims.json"), _LARGEST).decode()
+                files.read_limited(self._own_path("claims.json"), LARGEST_FILE).decode()
             )
 
     def write_figures(self, figures: Mapping[str, Any]) -> list[Path]:
