@@ -213,7 +213,7 @@ def _diabetes(quadratic: bool) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]
 def _draw_digits(data: Any) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    pixels, digits = load_digits(return_X_y=True)
+    pixels, digits = map(np.asarray, load_digits(return_X_y=True))
     chosen = np.isin(digits, (data.positive, data.negative))
     return pixels[chosen] / 16, np.where(digits[chosen] == data.positive, 1.0, -1.0)
 
