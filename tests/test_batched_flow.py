@@ -313,3 +313,11 @@ def test_flows_with_infinite_loss_are_not_ok(solver):
     assert np.isfinite(flows.theta).all()
     names = flows.trajectories().status_names
     assert [names[code] for code in flows.status] == ["diverged", "ok"]
+
+
+def test_flows_have_the_precision_of_the_calling_thread():
+    with jax.enable_x64(False):
+        problem = ddln.least_squares([[1.0]], [2.0])
+        run = ddln.gradient_flows(problem, [[[0.0], [1.0]]], [0.0, 20.0]).trajectories()
+    assert run.theta.dtype == np.float32
+    assert float(run.theta[0, -1, 0]) == pytest.approx(2.0, rel=1e-4)

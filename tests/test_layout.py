@@ -97,9 +97,9 @@ def test_no_class_name_is_defined_twice():
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_top_level_holds_packages_only():
+def test_top_level_holds_packages_and_the_scikit_learn_adapter():
     names = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "shipped"}
-    assert names == PACKAGES | {"__init__.py", "py.typed"}
+    assert names == PACKAGES | {"__init__.py", "py.typed", "sklearn.py"}
     assert len(PACKAGES) <= 10
 
 

@@ -63,10 +63,14 @@ def solve_in_batches(
     for device in devices:
         idle.put(device)
 
+    # `with jax.enable_x64(True)` holds for its own thread only.
+    is_double = jnp.result_type(float) == jnp.float64
+
     def solve(batch: NetworkBatch) -> BatchSolution:
         device = idle.get()
         try:
-            return _solve_on(device, problem, inputs, batch, max_steps=max_steps)
+            with jax.enable_x64(is_double):
+                return _solve_on(device, problem, inputs, batch, max_steps=max_steps)
         finally:
             idle.put(device)
 
