@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ddln.config.experiment import load as load
     from ddln.networks import init as init
     from ddln.networks.entropy import Entropy as Entropy
+    from ddln.networks.factorised import Factorised as Factorised
+    from ddln.networks.factorised import collapse as collapse
+    from ddln.networks.factorised import factorise as factorise
     from ddln.networks.layers import coordinate_kinds as coordinate_kinds
     from ddln.networks.layers import describe as describe
     from ddln.networks.layers import effective_parameter as effective_parameter
@@ -61,6 +64,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "networks.entropy": ("Entropy",),
+    "networks.factorised": ("Factorised", "collapse", "factorise"),
     "networks.reparametrisation": ("Reduction",),
     "networks.layers": (
         "coordinate_kinds",
