@@ -12,8 +12,8 @@ import pytest
 import ddln
 from ddln._internal import compiled_programs
 
-ROOM = 600
-"""Maps beyond those at the start at which programs are dropped."""
+ROOM = 250
+"""Maps beyond those at the start at which programs are dropped; fewer than the first flow adds."""
 ONE = 1200
 """The most maps that a flow of a new shape adds; 380 were measured."""
 
