@@ -99,7 +99,7 @@ def test_gap_is_accurate_near_the_minimum(problems, name, distance):
 @pytest.mark.parametrize("at", [0.0, 4.0])
 def test_derivatives_match_finite_differences_of_the_loss(problems, name, at):
     problem = problems[name]
-    theta = jnp.array([0.4, 1.1, -0.7]) * at + problem.minimiser * (at == 0)
+    theta = jnp.array([0.4, 1.1, -0.7]) * at + problem.minimiser * float(at == 0)
     step = 1e-6
     differences = [
         (problem.loss(theta + step * e) - problem.loss(theta - step * e)) / (2 * step)

@@ -127,7 +127,9 @@ def test_gain_of_a_constant_gradient_has_its_closed_form():
     problem = ddln.huber([[1.0, 0.0], [0.0, 2.0]], [1e6, 1e6], delta=0.1)
     run = ddln.descend(problem, np.array([[1.0, 1.0], [0.0, 0.5]]), sgd(0.2), steps=50)
     each = -np.log(1 - (0.2 * 0.1 * np.array([1.0, 2.0])) ** 2)
-    np.testing.assert_allclose(diagnostics.gain(run), np.outer(run.steps, each), atol=1e-13)
+    np.testing.assert_allclose(
+        diagnostics.gain(run), np.outer(np.asarray(run.steps), each), atol=1e-13
+    )
 
 
 def test_flow_has_no_gain(flow):

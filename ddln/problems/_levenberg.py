@@ -248,7 +248,7 @@ def _is_bounded(function: Loss, search: Search, direction: Float[Array, " dim"])
     If ℒ only approaches its infimum at infinity, it falls before θ, has nearly the same slope at θ
     as shortly before, and no positive slope beyond.
     """
-    lengths = jnp.concatenate([jnp.array([-1.0, -1e-3, 0.0]), 2.0 ** jnp.arange(11)])
+    lengths = jnp.concatenate([jnp.array([-1.0, -1e-3, 0.0]), 2.0 ** jnp.arange(11.0)])
 
     def slope(length: Float[Array, ""]):
         point = search.theta + length.astype(direction.dtype) * direction

@@ -74,18 +74,22 @@ def mirror_descent(
     if not callable(learning_rate):
         rate = as_floats("learning_rate", learning_rate, 0)
         learning_rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
-    return optax.chain(optax.scale_by_learning_rate(learning_rate), _through(entropy))
+    return _through(entropy, optax.scale_by_learning_rate(learning_rate))
 
 
-def _through(entropy: MirrorMap) -> optax.GradientTransformation:
-    """Turn updates of ∇Q(θ) into updates of θ."""
+def _through(
+    entropy: MirrorMap, scaling: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Scale a gradient to an update of ∇Q(θ), and turn it into an update of θ."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("`params` must be the current θ, got None.")
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
+            updates, state = scaling.update(updates, state, params)
         xi = jax.tree.map(
             lambda xi, change: xi + change.astype(xi.dtype), entropy.mirror_map(params), updates
         )
         return jax.tree.map(lambda new, old: new - old, entropy.inverse(xi), params), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(scaling.init, update)
