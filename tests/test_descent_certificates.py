@@ -68,6 +68,23 @@ def test_identities_hold_for_signed_models_and_other_losses():
         assert np.asarray(certificates["exact identity"].measured) < EXACT
 
 
+def test_exact_identity_allows_for_amplified_rounding_and_for_no_more():
+    """Steps multiply u ± v by −1.5 and 3.5; u² − v², nearly 0 at first, grows with its error."""
+    problem = ddln.huber([[1.0]], [0.0], delta=1.0)
+    run = train(2.5, steps=25, layers=[[1.2], [1.2 * (1 - 1e-9)]], problem=problem)
+    amplified = jnp.sqrt(run.ledger.squares[:, 0]) / jnp.sum(run.layers**2, axis=(1, 2))
+    assert amplified[-1] > 1e8
+
+    def claim(layers):
+        return ddln.certify(problem, dataclasses.replace(run, layers=layers))["exact identity"]
+
+    certify = jax.jit(jax.vmap(claim))
+    records = jnp.array([1, 5, 10, 15])
+    shares = jnp.maximum(1e-10, 1e-13 * amplified[records])
+    moved = [run.layers.at[k, 0].multiply(1 + x) for k, x in zip(records, shares, strict=True)]
+    assert certify(jnp.stack([run.layers, *moved])).holds.tolist() == [True, *4 * [False]]
+
+
 def test_continued_run_is_certified_from_its_first_record(run):
     rule = ddln.optimiser("sgd", learning_rate=0.1)
     later = ddln.descend(PROBLEM, train(steps=30).state, rule, steps=3000)

@@ -53,14 +53,19 @@ def test_gradient_descent_agrees_with_a_numpy_loop(depth):
 
 def test_ledger_accumulates_the_steps():
     run = ddln.descend(PROBLEM, LAYERS, sgd(0.2), steps=150, record_every=150)
-    layers, growth, dual = LAYERS, np.ones((2, 6)), np.zeros(6)
-    for _ in range(150):
+    layers, growth, dual, squares = LAYERS, np.ones((2, 6)), np.zeros(6), np.zeros(6)
+    for k in range(150):
         step = 0.2 * FEATURES.T @ (FEATURES @ layers.prod(axis=0) - TARGETS) / 4
         growth, dual = growth * np.stack([1 - step, 1 + step]), dual - step
+        block = np.stack([1 - step, 1 + step]) * (1 if k % 64 == 0 else block)
+        change = (layers[0] ** 2 - layers[1] ** 2) * (1 - step**2) / block
+        rounding = (1 + step**2) * (layers**2).sum(axis=0) + np.abs(change).sum(axis=0)
+        squares = (1 - step**2) ** 2 * squares + rounding**2
         layers = layers - 0.2 * gradient(layers)
     assert run.ledger is not None
     np.testing.assert_allclose(run.ledger.growth[-1], growth, rtol=SAME)
     np.testing.assert_allclose(run.ledger.dual[-1], dual, rtol=1e-10)
+    np.testing.assert_allclose(run.ledger.squares[-1], squares, rtol=SAME)
     assert ddln.descend(PROBLEM, LAYERS, sgd(), steps=1, ledger=False).ledger is None
 
 

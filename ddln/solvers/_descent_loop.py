@@ -150,8 +150,8 @@ def _block(
     def body(_: Any, carry: tuple[State, AccumulatedSteps]) -> tuple[State, AccumulatedSteps]:
         state, block = carry
         rate = jnp.asarray(optimiser.learning_rate(state.step), state.layers.dtype)
-        state, slope = take_step(problem, optimiser, estimator, state)
-        return state, add_step(block, rate, slope)
+        after, slope = take_step(problem, optimiser, estimator, state)
+        return after, add_step(block, state.layers, rate, slope)
 
     state, block = jax.lax.fori_loop(0, count, body, (state, ledger.block))
     return state, ledger.with_block(block, state.step)

@@ -31,6 +31,9 @@ class AccumulatedSteps(eqx.Module):
     """Π_k (1 − γ_k ∇ℓ_k) and Π_k (1 + γ_k ∇ℓ_k), the growth factors of u + v and u − v."""
     dual: Float[Array, "*records dim"]
     """−Σ_k γ_k ∇ℓ_k."""
+    squares: Float[Array, "*records dim"]
+    """Σ_k r_k² Π_{j>k} (1 − x_j²)² for x = γ ∇ℓ, with r_k the rounding error, in units of ε, that
+    step k makes in u² − v² or in its product of growth factors."""
 
 
 class StepAccumulator(eqx.Module):
@@ -49,14 +52,20 @@ class StepAccumulator(eqx.Module):
     @classmethod
     def start(cls, layers: Float[Array, "2 dim"]) -> "StepAccumulator":
         """The accumulator before the first step."""
-        nothing = AccumulatedSteps(jnp.ones_like(layers), jnp.zeros_like(layers[0]))
+        zero = jnp.zeros_like(layers[0])
+        nothing = AccumulatedSteps(jnp.ones_like(layers), zero, zero)
         return cls(nothing, jax.tree.map(jnp.zeros_like, nothing))
 
     @property
     def total(self) -> AccumulatedSteps:
         """All steps so far."""
         growth, dual = self.completed.growth, self.completed.dual
-        return AccumulatedSteps(growth + growth * self.block.growth, dual + self.block.dual)
+        factor = jnp.prod(1 + self.block.growth, axis=0)
+        return AccumulatedSteps(
+            growth + growth * self.block.growth,
+            dual + self.block.dual,
+            factor**2 * self.completed.squares + self.block.squares,
+        )
 
     def with_block(self, block: AccumulatedSteps, step: Int[Array, ""]) -> "StepAccumulator":
         """Replace the current block; begin a new one if the number of steps completes it."""
@@ -66,13 +75,31 @@ class StepAccumulator(eqx.Module):
 
 
 def add_step(
-    block: AccumulatedSteps, rate: Float[Array, ""], gradient: Float[Array, " dim"]
+    block: AccumulatedSteps,
+    layers: Float[Array, "2 dim"],
+    rate: Float[Array, ""],
+    gradient: Float[Array, " dim"],
 ) -> AccumulatedSteps:
-    """Add a step of the given learning rate and ∇ℓ(θ) to a block."""
-    sign = jnp.asarray([[-1.0], [1.0]], gradient.dtype)
-    factor = sign * (rate * gradient)[None]
+    """Add a step from these layers, of the given learning rate and ∇ℓ(θ), to a block."""
+    step = rate * gradient
+    factor = jnp.asarray([[-1.0], [1.0]], gradient.dtype) * step[None]
     growth = block.growth + (factor + block.growth * factor)
-    return AccumulatedSteps(growth, block.dual - rate * gradient)
+    squares = (1 - step**2) ** 2 * block.squares + _rounding(layers, step, 1 + growth) ** 2
+    return AccumulatedSteps(growth, block.dual - step, squares)
+
+
+def _rounding(
+    layers: Float[Array, "2 dim"], step: Float[Array, " dim"], product: Float[Array, "2 dim"]
+) -> Float[Array, " dim"]:
+    """Bound, in units of ε, on the rounding errors of a step in u² − v² and in its growth factors.
+
+    They are (1 + x²)(u² + v²), and u² − v² over the block's product, which is stored less 1.
+    """
+    u, v = layers
+    difference = jnp.abs((u - v) * (u + v) * (1 - step**2))
+    plus, minus = jnp.abs(product)
+    whole = jnp.where(plus * minus == 0, 1.0, plus * minus)
+    return (1 + step**2) * (u**2 + v**2) + difference * ((plus + minus) / whole)
 
 
 class State(eqx.Module):
