@@ -65,9 +65,9 @@ class Fakes:
     def render(self, rows, title="Hypotheses"):
         return f"{title}: {[row['holds'] for row in rows]}"
 
-    def write(self, folder):
+    def write(self, folder, faults=()):
         path = folder / "report.html"
-        path.write_text("<html>")
+        path.write_text(f"<html>{faults}", encoding="utf-8")
         return path
 
 
@@ -337,7 +337,11 @@ def test_failing_study_leaves_certificates_and_report(
     assert failed.code == 2
     assert expected in failed.err.splitlines()[-1]
     assert ("Certificates: [True]" in failed.out, "Claims: [True]" in failed.out) == (True, claimed)
-    assert (folder / "report.html").is_file()
+    assert expected.split(":")[0] in (folder / "report.html").read_text(encoding="utf-8")
+    assert call("report", folder.name).code == 0
+    assert "says why" in (folder / "report.html").read_text(encoding="utf-8")
+    event = json.loads(call("run", FIGURE4, "--json-lines").out.splitlines()[-1])
+    assert (event["event"], expected in event["error"]) == ("failed", True)
     assert (folder / "figures" / "figure4.png").is_file() == (kind == "claims")
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
     vars(study).update(claims=lambda _: fakes.claims, draw=lambda _: Figure())

@@ -47,6 +47,18 @@ def test_invalid_cluster_option_is_refused(where, message):
         pass
 
 
+def test_local_workers_that_do_not_start_are_reported(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def start(**_):
+        raise RuntimeError("Cluster failed to start: Nanny failed")
+
+    monkeypatch.setattr(distributed, "LocalCluster", start)
+    told = "2 local workers did not start: Cluster failed to start: Nanny failed"
+    with pytest.raises(OSError, match=told), dask_executor.open_executor("local:2"):
+        pass
+
+
 def test_unreachable_scheduler_gives_advice():
     def connect():
         raise OSError("nobody there")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ddln
 from ddln.config.experiment import ConfigError, load
 from ddln.sweeps.dataset_schema import working_bytes
 from ddln.sweeps.plan import is_long, is_recomputed, make_plan
@@ -81,7 +82,10 @@ def test_memory_limits_the_width_of_chunks():
         assert plan.peak_bytes <= memory * 1e9
         wider = -(-700 // (len(plan.chunks) - 1))
         assert wider * working_bytes(PLAIN) > memory * 1e9
-    assert make_plan(PLAIN.with_({**seeds, "memory": 1e-6})).chunks[0].width == 1
+    small = PLAIN.with_({**seeds, "memory": 1e-6})
+    assert make_plan(small).chunks[0].width == 1
+    with pytest.raises(ConfigError, match="cannot have fewer lanes, more than memory = 1e-06"):
+        ddln.run(small)
 
 
 def test_every_fiftieth_chunk_and_a_small_first_one_are_recomputed():

@@ -166,6 +166,11 @@ def test_verdict_of_a_run_without_failures(folder):
     assert "Theorems" not in page.text.replace("Theorems, checked on every network", "", 1)
 
 
+def test_errors_of_the_study_are_shown_beside_the_verdict(folder):
+    page = Page(report.page(folder, ["mine.py:3: <b>KeyError</b>"]))
+    assert "✗ The study failed: mine.py:3: <b>KeyError</b>" in page.text
+
+
 def test_unfinished_networks_are_located_and_explained(page):
     assert "network.scale = 3" in page.text
     assert Status.DIVERGED.advice in page.text

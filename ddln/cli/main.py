@@ -86,7 +86,7 @@ def run(
     exit status is 1 if a theorem or claim that applies fails; 2 after bad input, after chunks that
     could not be computed and after a study that failed; 130 after Ctrl-C and 143 after SIGTERM.
     """
-    from ddln.sweeps import executor, studies
+    from ddln.sweeps import executor, progress, studies
     from ddln.sweeps.dask_executor import open_executor
     from ddln.sweeps.run_folder import RunFolder
 
@@ -109,8 +109,10 @@ def run(
         with exit_on_error():
             try:
                 executor.publish(folder, plan, study, fingerprint, log)
-            except studies.StudyError:
-                if not json_lines:
+            except studies.StudyError as error:
+                if json_lines:
+                    progress.event("failed", run=str(folder.path), error=str(error))
+                else:
                     output.print_run(folder, folder.read_claims())
                 raise
         _conclude(folder, json_lines)
@@ -205,7 +207,8 @@ def report(run: arguments.Run, out: arguments.Out = Path("runs")) -> None:
 
     with exit_on_error(), contextlib.ExitStack() as stack:
         folder = _open(run, out, stack)
-        path = report.write(folder.path)
+        unfinished = ["`ddln run` with the same config says why"]
+        path = report.write(folder.path, [] if folder.manifest()["complete"] else unfinished)
         folder.record(path)
         typer.echo(path)
 

@@ -47,13 +47,15 @@ def run(experiment: Experiment) -> xr.Dataset:
         network that fails is NaN from there on, and its `status` says why.
 
     Raises:
-        ValueError: the data and the network do not fit together.
+        ValueError: the data and the network do not fit together, or a chunk does not fit into the
+            experiment's `memory`.
 
     >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
     >>> dict(ddln.run(experiment)["gap"].sizes)
     {'network.scale': 3, 'time': 11}
     """
     plan = make_plan(experiment)
+    plan.check_memory()
     for chunk in plan.programs:
         validate(chunk)
     computed = {chunk.index: compute(chunk) for chunk in plan.chunks}

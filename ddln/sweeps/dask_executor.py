@@ -258,7 +258,7 @@ def open_executor(where: str | None) -> Iterator[Executor]:
 
     Raises:
         ValueError: `where` is none of these, or Dask is not installed.
-        OSError: no scheduler answers.
+        OSError: no scheduler answers, or the workers of this machine do not start.
     """
     if where is None:
         yield LocalExecutor()
@@ -281,16 +281,7 @@ def open_executor(where: str | None) -> Iterator[Executor]:
         }
         stack.enter_context(config.set(settings))
         if count := local_workers(where):
-            local = distributed.LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                memory_limit=None,
-                silence_logs=logging.CRITICAL,
-                preload=["ddln.sweeps.dask_executor"],
-            )
+            local = _local_cluster(count)
             stack.callback(_close, local)
             address = local.scheduler_address
         else:
@@ -300,6 +291,29 @@ def open_executor(where: str | None) -> Iterator[Executor]:
         )
         stack.callback(executor.close)
         yield executor
+
+
+def _local_cluster(count: int) -> Any:
+    """Workers on this machine.
+
+    Raises:
+        OSError: they do not start.
+    """
+    import distributed
+
+    try:
+        return distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=None,
+            silence_logs=logging.CRITICAL,
+            preload=["ddln.sweeps.dask_executor"],
+        )
+    except RuntimeError as error:  # Dask's for whatever went wrong in a process
+        raise OSError(f"--cluster: {count} local workers did not start: {error}") from error
 
 
 def _await_visible(folder: RunFolder, chunks: Sequence[Chunk]) -> None:

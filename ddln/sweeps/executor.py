@@ -165,9 +165,10 @@ def publish(
     except studies.StudyError as error:
         folder.write_figures({})
         faults.append(str(error))
-    folder.record(report.write(folder.path))
+    faults = list(dict.fromkeys(faults))
+    folder.record(report.write(folder.path, faults))
     if faults:
-        raise studies.StudyError("\n".join(dict.fromkeys(faults)))
+        raise studies.StudyError("\n".join(faults))
     folder.finish(fingerprint)
 
 

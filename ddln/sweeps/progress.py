@@ -7,6 +7,7 @@
      "lanes_done": …, "lanes_failed": …, "chunks_done": …}
     {"event": "steps", "chunk": …, "share": …}   of a long descent's steps, some twenty a chunk
     {"event": "finished", "run": …, "ok": …, "failed": [the certificates and claims that fail]}
+    {"event": "failed", "run": …, "error": the study's}
     {"event": "stopped", "exit": …}
 """
 

@@ -53,11 +53,12 @@ MEANINGS = {
 """Plain statements of the certificates."""
 
 
-def write(run_folder: str | Path) -> Path:
+def write(run_folder: str | Path, faults: Sequence[str] = ()) -> Path:
     """Write report.html into a run's folder.
 
     Args:
         run_folder: with the manifest, config, dataset, claims and figures that `ddln run` writes.
+        faults: errors of the study, shown beside the verdict.
 
     Returns:
         The page's path.
@@ -67,12 +68,12 @@ def write(run_folder: str | Path) -> Path:
             them.
     """
     folder = RunFolder(run_folder)
-    target, text = folder.path / "report.html", page(folder)
+    target, text = folder.path / "report.html", page(folder, faults)
     write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 
-def page(folder: RunFolder) -> str:
+def page(folder: RunFolder, faults: Sequence[str] = ()) -> str:
     """The page as a string, from the files of a run folder.
 
     Raises:
@@ -80,7 +81,7 @@ def page(folder: RunFolder) -> str:
     """
     template = _environment().get_template("report.html.j2")
     try:
-        return template.render(_values(folder))
+        return template.render(_values(folder), faults=faults)
     except (
         *(AttributeError, LookupError, TypeError),
         *(Image.DecompressionBombError, jinja2.TemplateError),

@@ -4,7 +4,6 @@
 `network_view` and `run_browser` compute and draw what they show.
 """
 
-import contextlib
 import json
 import os
 import socket
@@ -102,7 +101,12 @@ def serve(page: str, subject: Sequence[str], *, port: int, window: bool) -> None
         if window:
             Timer(1.0, webbrowser.open, [address]).start()
         config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=1)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after stopping
-            uvicorn.Server(config).run([listener])
+        server = uvicorn.Server(config)
+        try:
+            server.run([listener])
+        except KeyboardInterrupt:
+            pass  # uvicorn raises it again after stopping
+        except SystemExit as error:
+            raise ServerError("the page's application failed as it started; see above") from error
     # A page that is still open has a thread that Python would wait for.
     os._exit(0)
