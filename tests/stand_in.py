@@ -117,7 +117,7 @@ def _prepare() -> Any:
     """Import what a run imports, with stand-ins for the numerical modules."""
     from ddln.sweeps import environment as runtime
 
-    runtime.start_jax = lambda: None
+    runtime.start_jax = lambda *_: None
     runtime.provenance = lambda: {"versions": {"jax": "0"}, "device": "cpu", "dtype": "float64"}
     stand_ins = {
         "sweeps.compute": {"validate": lambda chunk: None, "compute": _compute},

@@ -92,7 +92,7 @@ def fakes(tmp_path, monkeypatch):
     vars(study).update(claims=lambda _: fakes.claims, draw=lambda _: Figure())
     monkeypatch.setattr(tables, "render", fakes.render)
     monkeypatch.setattr(studies, "find", lambda *_: study)
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(cli, "start_jax", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     return fakes
 

@@ -455,7 +455,7 @@ def test_check_and_run_refuse_data_with_the_same_message(
     tmp_path, monkeypatch, loss, text, standardise, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ddln.cli.main.start_jax", lambda: None)
+    monkeypatch.setattr("ddln.cli.main.start_jax", lambda *_: None)
     write(tmp_path, "a,target\n" + text)
     config = CONFIG.replace("LOSS", loss).replace("PATH", "data.csv")
     write(tmp_path, config.replace("STANDARDISE", str(standardise).lower()), "own.toml")

@@ -83,7 +83,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     shutil.copy(ROOT / "configs" / "figure4.toml", tmp_path / "configs")
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(cli, "start_jax", lambda *_: None)
 
     def call(arguments):
         done = CliRunner().invoke(cli.app, arguments, prog_name="ddln")

@@ -50,7 +50,7 @@ def test_gallery_example_runs_in_a_few_lines(tmp_path, monkeypatch):
     blocks = BLOCK.findall((GALLERY / "README.md").read_text(encoding="utf-8"))
     assert sum(len(text.splitlines()) for _, text in blocks) <= LONGEST
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(cli, "start_jax", lambda *_: None)
     for kind, text in blocks:
         if kind == "console":
             for command in text.splitlines():

@@ -17,6 +17,7 @@ import ddln
 from ddln._internal import program_store
 from ddln._internal.program_store import ProgramStore, StoredJit
 from ddln.sweeps import _runners
+from ddln.verification import flow_certificates
 
 DESCENT = {
     "kind": "descent",
@@ -262,3 +263,15 @@ def test_run_with_a_store_has_the_same_bytes(folder, changes):
     alone, *stored = ({name: x.values.tobytes() for name, x in run.items()} for run in runs)
     assert stored == [alone, alone]
     assert len(list(folder.iterdir())) > 2
+
+
+@pytest.mark.slow
+def test_certificates_are_traced_once_while_the_flow_is_integrated(folder, monkeypatch):
+    calls = []
+    certify = flow_certificates.certify
+    monkeypatch.setattr(
+        flow_certificates, "certify", lambda *a, **k: calls.append(1) or certify(*a, **k)
+    )
+    _runners.make_runner.cache_clear()
+    ddln.run(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))
+    assert len(calls) == 1

@@ -130,6 +130,6 @@ def test_worker_with_different_settings_is_refused(monkeypatch):
     ground = {**environment.provenance(), "settings": {"XLA_FLAGS": "--xla_a=2"}}
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(dask_executor, "_refuse_profiler", lambda: None)
-    monkeypatch.setattr(dask_executor, "start_jax", lambda: None)
+    monkeypatch.setattr(dask_executor, "start_jax", lambda *_: None)
     with pytest.raises(RuntimeError, match="begun with XLA_FLAGS --xla_a=2, now as it comes; a"):
         dask_executor.compute_chunk("nowhere", 0, ground)

@@ -106,11 +106,23 @@ class _Opened:
     """The store of this process."""
 
     store: ProgramStore | None = None
+    log: Callable[[str], None] | None = None
 
 
-def open_store(folder: Path | None) -> None:
-    """Keep the programs of this process in a folder; with `None`, keep none."""
+def open_store(folder: Path | None, log: Callable[[str], None] | None = None) -> None:
+    """Keep the programs of this process in a folder.
+
+    Args:
+        folder: with `None`, none are kept.
+        log: called with a message when a program that has a title is not in the store.
+    """
     _Opened.store = None if folder is None else ProgramStore(folder)
+    _Opened.log = log
+
+
+def is_open() -> bool:
+    """Whether the programs of this process are kept."""
+    return _Opened.store is not None
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
@@ -153,7 +165,7 @@ class _Program(NamedTuple):
     """A program for arguments of one form."""
 
     run: Any
-    """From arrays to a list of arrays, compiled by `jax.jit`."""
+    """From arrays to a list of arrays: a `jax.stages.Wrapped`, or `Compiled` once prepared."""
     result: Any
     """The result, with a `jax.ShapeDtypeStruct` in place of each array."""
 
@@ -166,6 +178,7 @@ class StoredJit(Generic[R]):
             depends on its arguments and on `key` only.
         key: tells functions of the same name apart.
         compiler_options: as for `jax.jit`.
+        title: what messages call it.
 
     >>> double = StoredJit(lambda x: 2 * x)
     >>> double.prepare(jax.ShapeDtypeStruct((3,), "float32")).shape, float(double(jnp.ones(())))
@@ -177,8 +190,10 @@ class StoredJit(Generic[R]):
         function: Callable[..., R],
         key: str = "",
         compiler_options: dict[str, bool | int] | None = None,
+        title: str = "",
     ):
         self._function, self._key, self._options = function, key, compiler_options
+        self._title = title
         self._nested = eqx.filter_jit(function)
         self._programs: dict[Any, _Program] = {}
 
@@ -200,7 +215,9 @@ class StoredJit(Generic[R]):
         """
         form, arrays = _split(args)
         program = self._program(form, arrays)
-        program.run.lower(*arrays).compile()
+        if isinstance(program.run, jax.stages.Wrapped):
+            program = program._replace(run=program.run.lower(*arrays).compile())
+            self._programs[form.signature] = program
         return program.result
 
     def _program(self, form: _Form, arrays: list[Any]) -> _Program:
@@ -211,6 +228,8 @@ class StoredJit(Generic[R]):
         if store is not None and form.is_portable and _are_local(arrays):
             name = self._entry_name(form)
             content = store.read(name)
+            if content is None and self._title and _Opened.log is not None:
+                _Opened.log(f"compiling {self._title}")
             if content is None and (content := self._export(form, arrays)) is not None:
                 store.write(name, content)
         if content is None:

@@ -100,7 +100,7 @@ def run(
                 _conclude(folder, json_lines)
             _check_memory(plan, path)
             chunk_executor = stack.enter_context(open_executor(cluster))
-            start_jax()
+            start_jax(log)
             study = _study_or_error(experiment.study, path)
             _validate(plan, path)
             stack.enter_context(executor.open_run(folder, plan, chunk_executor))
@@ -148,7 +148,7 @@ def verify(
     with exit_on_error():
         experiment, plan, path = _prepare(config, overrides)
         _check_memory(plan, path)
-        start_jax()
+        start_jax(log)
         _validate(plan, path)
         from ddln.sweeps import assemble, build, compute, progress
         from ddln.theory import assumptions

@@ -149,6 +149,40 @@ def _trajectories(flows: Flows) -> Trajectory:
     return jax.vmap(of_network, (_axis(flows.problem), 0))(flows.problem, without_problem)
 
 
+def trajectories_like(
+    problem: Problem,
+    layers: Float[Array, "networks depth dim"],
+    times: Float[Array, "networks times"],
+) -> Trajectory:
+    """`gradient_flows(problem, layers, times).trajectories()`, compiled but not computed.
+
+    Returns:
+        The trajectories, with a `jax.ShapeDtypeStruct` in place of each array.
+    """
+
+    def flows_like(
+        problem: Problem,
+        layers: Float[Array, "networks depth dim"],
+        times: Float[Array, "networks times"],
+    ) -> Flows:
+        networks, _, dim = layers.shape
+        counts = ("num_steps", "num_accepted_steps", "num_rejected_steps", "num_rounds")
+        count = jnp.zeros(networks, int)
+        return Flows(
+            problem=problem,
+            layers=layers,
+            reduction=jax.vmap(Reduction)(layers),
+            times=times,
+            smallest=jnp.zeros((networks, times.shape[-1], dim), layers.dtype),
+            status=count,
+            stats=dict.fromkeys(counts, count),
+            rtol=jnp.zeros(networks, layers.dtype),
+            atol=jnp.zeros(networks, layers.dtype),
+        )
+
+    return _trajectories.prepare(eqx.filter_eval_shape(flows_like, problem, layers, times))
+
+
 def _axis(problem: Problem) -> int | None:
     """The axis of networks in a problem's arrays, None if all networks share the problem."""
     return None if problem.minimum.ndim == 0 else 0

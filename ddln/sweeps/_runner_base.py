@@ -93,11 +93,12 @@ class Runner(ABC):
             return _diagnostics(experiment.dynamics.measure, problem, run)
 
         self._build = StoredJit(
-            jax.vmap(build_one, (0, None), self.axes, axis_size=width), key, options
+            jax.vmap(build_one, (0, None), self.axes, axis_size=width), key, options, "the problem"
         )
         self._certify = StoredJit(
-            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), key, options
+            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), key, options, "the certificates"
         )
+        self._is_prepared = False
         self._measure = StoredJit(jax.vmap(measure_one, (problem_axis, 0)), key, options)
 
     def build(self, varying: Mapping[str, np.ndarray], shared: Mapping[str, np.ndarray]) -> Inputs:
@@ -128,6 +129,14 @@ class Runner(ABC):
             θ of the finer runs.
         """
 
+    def prepare(self, inputs: Inputs) -> None:
+        """Compile the certificates, if the types of the runs are known before the runs are."""
+        if self._is_prepared or self.mesh is not None:
+            return
+        self._is_prepared = True
+        if (runs := self._runs_like(inputs)) is not None:
+            self._certify.prepare(inputs.problem, inputs.layers, runs, runs.theta)
+
     def certify(
         self,
         inputs: Inputs,
@@ -146,6 +155,10 @@ class Runner(ABC):
     def measure(self, inputs: Inputs, runs: Runs) -> dict[str, Array]:
         """Compute the diagnostics that `dynamics.measure` asks for, by name."""
         return self._measure(inputs.problem, runs)
+
+    def _runs_like(self, inputs: Inputs) -> Runs | None:
+        """The runs, with a `jax.ShapeDtypeStruct` in place of each array; None if not known."""
+        return None
 
     def _build_one(self, experiment: Experiment) -> Inputs:
         controls, key = self._controls(experiment)

@@ -117,6 +117,10 @@ class BatchedFlowRunner(_FlowRunner):
         )
         return flows.trajectories(), flows.stats["num_rounds"]
 
+    def _runs_like(self, inputs: Inputs) -> Trajectory:
+        times = inputs.controls.times
+        return batched_flow.trajectories_like(inputs.problem, inputs.layers, times)
+
 
 class DiffraxFlowRunner(_FlowRunner):
     """Gradient or mirror flows by diffrax, under `jax.vmap`."""

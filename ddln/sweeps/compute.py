@@ -7,6 +7,7 @@ the chunks.
 
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from ddln._internal import program_store
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import fixed_generator
 from ddln._internal.validation import ArrayLike, largest
@@ -194,8 +196,13 @@ def _compute_at_once(chunk: Chunk, report: Report | None, recompute: bool) -> xr
     runner = runner_of(chunk)
     inputs = runner.build(padded, shared_numbers(chunk.experiment, tuple(padded)))
     report_share = partial(report, chunk) if report is not None and is_long(chunk) else None
-    runs, loop_iterations = runner.integrate(inputs, report_share)
-    recomputed = runner.recompute(inputs) if recompute else None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Where jax's settings are those of the process, as they are for the command line, another
+        # thread can trace. It takes the second core while this one compiles the flow.
+        if program_store.is_open():
+            pool.submit(fixed_generator()(runner.prepare), inputs)
+        runs, loop_iterations = runner.integrate(inputs, report_share)
+        recomputed = runner.recompute(inputs) if recompute else None
     variables, checked = runner.certify(inputs, runs, recomputed)
     # Wait for them: two batches of eigenvalues at the same time can deadlock (docs/decisions.md).
     numbers = {name: np.asarray(value) for name, value in variables.items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_
 """Flags of XLA that do not change numbers."""
 
 
-def start_jax() -> None:
-    """Configure jax: float64, and a cache of compiled programs that outlives the process."""
+def start_jax(log: Callable[[str], None] | None = None) -> None:
+    """Configure jax: float64, and a cache of compiled programs that outlives the process.
+
+    Args:
+        log: called with a message before a program is compiled that takes long.
+    """
     # Read when equinox is imported. By default equinox puts callbacks into programs, and such
     # programs are not cached. The input is validated before, so that the checks are not needed.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
@@ -37,7 +42,7 @@ def start_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         from ddln._internal import program_store
 
-        program_store.open_store(folder / "traced")
+        program_store.open_store(folder / "traced", log)
 
 
 def _cache() -> Path:
