@@ -1,5 +1,7 @@
 """Printed plans and results: what `check`, `run`, `show` and `verify` print."""
 
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +97,10 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     shown = rows
     if len(rows) > ROWS:
         shown = sorted(rows, key=lambda row: failed([row]), reverse=True)[:ROWS]
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(tables.table(shown, title))
-    else:
-        typer.echo(tables.render(shown, title))
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else 80
+    colour = is_terminal and not os.environ.get("NO_COLOR")
+    typer.echo(tables.render(shown, title, width=width, colour=colour), color=colour)
     if len(rows) > ROWS:
         typer.echo(f"and {len(rows) - ROWS:,} more; failing rows come first")
 

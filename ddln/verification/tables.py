@@ -1,13 +1,13 @@
 """Tables of claims for terminals and Markdown pages."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_STYLES = {"holds": "green", "fails": "bold red", "open": "dim"}
+_STYLES = {"holds": "32", "fails": "1;31", "open": "2"}
+"""ANSI codes: green, bold red, dim."""
 
 
 def plain(text: str) -> str:
@@ -24,35 +24,49 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "open" if not row["applies"] else "holds" if row["holds"] else "fails"
 
 
-def table(rows: Iterable[Mapping[str, Any]], title: str) -> "Table":
-    """A rich table of claims, one row each; it fits 80 columns."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+def render(
+    rows: Iterable[Mapping[str, Any]], title: str, *, width: int = 80, colour: bool = False
+) -> str:
+    """The table as text.
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # Wide cells fold rather than lose digits.
-    result.add_column("claim", overflow="fold")
-    result.add_column("source", max_width=18, overflow="fold")
-    result.add_column("measured", justify="right", overflow="fold")
-    result.add_column("expected", overflow="fold")
-    result.add_column("", overflow="fold")
-    for row in rows:
-        measured, expected, word = cells(row)
-        style = _STYLES[verdict(row)]
-        name, source = (escape(plain(row[key])) for key in ("name", "source"))
-        result.add_row(name, source, measured, expected, f"[{style}]{word}[/]")
-    return result
+    Args:
+        rows: of claims.
+        title: its first line.
+        width: characters in a line, more if the longest words do not fit.
+        colour: whether the verdicts are coloured by ANSI escapes.
+    """
+    rows = list(rows)
+    texts = [(plain(row["name"]), plain(row["source"]), *cells(row)) for row in rows]
+    header = ("claim", "source", "measured", "expected", "")
+    columns = list(zip(header, *texts, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    widths[1] = min(widths[1], 18)
+    gaps = 2 * len(widths) + 1  # two spaces after each column, one before the first
+    for k, column in enumerate(columns):  # no narrower than its longest word
+        longest = max((len(word) for text in column for word in text.split()), default=0)
+        excess = max(sum(widths) + gaps - width, 0)
+        widths[k] = max(widths[k] - excess, min(widths[k], longest))
+    lines = [*([title] if title else []), "", *_lines(header, widths)]
+    lines.append(" " + "─" * (sum(widths) + gaps - 2))
+    for row, cell in zip(rows, texts, strict=True):
+        style = _STYLES[verdict(row)] if colour else None
+        lines += _lines(cell, widths, style)
+    return "\n".join(lines)
 
 
-def render(rows: Iterable[Mapping[str, Any]], title: str) -> str:
-    """The table as plain text, 80 columns wide."""
-    from rich.console import Console
-
-    console = Console(width=80, no_color=True, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table(rows, title))
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+def _lines(cell: Sequence[str], widths: Sequence[int], style: str | None = None) -> list[str]:
+    """The lines of one row, its verdict in a style."""
+    wrapped = [
+        textwrap.wrap(text, max(size, 1), break_on_hyphens=False)
+        for text, size in zip(cell, widths, strict=True)
+    ]
+    lines = []
+    for name, source, measured, expected, word in zip_longest(*wrapped, fillvalue=""):
+        numbers = f"{measured:>{widths[2]}}  {expected:{widths[3]}}"
+        end = f"\x1b[{style}m{word}\x1b[0m" if style and word else word
+        line = f" {name:{widths[0]}}  {source:{widths[1]}}  {numbers}  {end}"
+        lines.append(line.rstrip())
+    return lines
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
