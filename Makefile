@@ -68,7 +68,8 @@ COMPILE := uv pip compile --no-strip-extras -q --universal --python-version 3.11
   --no-header --annotation-style line
 
 lock: ## resolve requirements/*.txt afresh (needs uv): [ARGS=--upgrade]
-	@$(COMPILE) $(ARGS) -o requirements/run.txt pyproject.toml --group build
+	@$(COMPILE) $(ARGS) -o requirements/run.txt pyproject.toml --extra run --group build
+	@$(COMPILE) $(ARGS) -o requirements/core.txt pyproject.toml -c requirements/run.txt
 	@$(COMPILE) $(ARGS) -o requirements/dev.txt --group dev -c requirements/run.txt
 	@$(COMPILE) $(ARGS) -o requirements/bench.txt --group bench -c requirements/run.txt
 	@$(COMPILE) $(ARGS) -o requirements/docs.txt --group docs -c requirements/run.txt -c requirements/dev.txt
@@ -83,7 +84,13 @@ wheel: $(VENV)/.run ## build the wheel, install it into an empty environment and
 	$(call install,"$$tmp/venv/bin/python",requirements/run.txt); \
 	"$$tmp/venv/bin/python" $(PIP) install -qq --no-deps --no-index "$$wheel"; \
 	"$$tmp/venv/bin/python" $(PIP) check; \
-	cd "$$tmp" && venv/bin/ddln list
+	(cd "$$tmp" && venv/bin/ddln list); \
+	echo "→ installing it with the numerical packages alone, to run the README's Python"; \
+	$(PY) -m venv "$$tmp/core"; \
+	$(call install,"$$tmp/core/bin/python",requirements/core.txt); \
+	"$$tmp/core/bin/python" $(PIP) install -qq --no-deps --no-index "$$wheel"; \
+	"$$tmp/core/bin/python" $(PIP) check; \
+	cp README.md "$$tmp"; cd "$$tmp"; core/bin/python -m doctest README.md
 
 clean: ## remove the environment, caches and builds; runs/ stays
 	@rm -rf $(VENV) dist build site htmlcov .coverage* .pytest_cache .ruff_cache .hypothesis

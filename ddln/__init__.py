@@ -6,6 +6,8 @@ Names are imported on first use, so that `import ddln` and `ddln --help` are fas
 import importlib
 from typing import TYPE_CHECKING
 
+from ddln._internal.extras import needed_for
+
 if TYPE_CHECKING:
     from ddln import theory as theory
     from ddln.config.experiment import Experiment as Experiment
@@ -107,12 +109,14 @@ __all__ = [*_MODULE_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsup
 
 
 def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return importlib.import_module(f"ddln.{_MODULES[name]}")
-    if name not in _MODULE_OF:
+    home = _MODULES.get(name) or _MODULE_OF.get(name)
+    if home is None:
         raise AttributeError(f"module 'ddln' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ddln.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
+    with needed_for(f"ddln.{name}", "run"):
+        module = importlib.import_module(f"ddln.{home}")
+    if name in _MODULES:
+        return module
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -17,13 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ddln._internal.extras import needed_for
 from ddln.networks import init
 from ddln.networks.entropy import Entropy
 from ddln.problems.base import Problem
@@ -31,6 +26,14 @@ from ddln.problems.convex import logistic
 from ddln.problems.least_squares import least_squares
 from ddln.problems.signed import Signed
 from ddln.solvers.batched_flow import gradient_flows
+
+with needed_for("ddln.sklearn", "sklearn"):
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, _fit_context
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils._param_validation import Interval, StrOptions
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 Number = float | int | np.number
 

@@ -6,6 +6,13 @@
 import importlib
 
 
-def html(value: object) -> str:
-    """The HTML that a notebook shows for a problem, a run, an entropy or certificates."""
-    return importlib.import_module("ddln.plotting.displays").html(value)
+def html(value: object) -> str | None:
+    """The HTML that a notebook shows for a problem, a run, an entropy or certificates.
+
+    Without the packages of the extra `run` there is none, and notebooks show the text.
+    """
+    try:
+        displays = importlib.import_module("ddln.plotting.displays")
+    except ModuleNotFoundError:
+        return None
+    return displays.html(value)

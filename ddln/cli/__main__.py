@@ -1,5 +1,19 @@
-"""`python -m ddln.cli`."""
+"""The entry point of `ddln` and of `python -m ddln.cli`."""
 
-from ddln.cli.main import main
+import sys
 
-main()
+from ddln._internal.extras import needed_for
+
+
+def start() -> None:
+    """Run the command, or name the packages that it lacks."""
+    try:
+        with needed_for("the command ddln", "run"):
+            from ddln.cli.main import main
+    except ImportError as error:
+        sys.exit(str(error))
+    main()
+
+
+if __name__ == "__main__":
+    start()

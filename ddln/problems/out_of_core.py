@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ddln._internal.extras import needed_for
 from ddln._internal.validation import ArrayLike, as_numpy_floats, refuse_infinite
 from ddln.problems.base import AnyArray, Normalisation, as_data
 from ddln.problems.least_squares import LeastSquares
@@ -279,8 +280,8 @@ def _arrays(path: Path) -> tuple[Any, Any]:
         case ".npz":
             return _mapped_member(path, "features"), _mapped_member(path, "targets")
         case ".h5" | ".hdf5" | ".nc":
-            import h5py
-
+            with needed_for("HDF5 files", "run"):
+                import h5py
             return _members(h5py.File(path), h5py.Dataset)
         case ".zarr":
             try:

@@ -22,12 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddln._internal.extras import install_command
 from ddln._internal.files import remove_unfinished
 from ddln.config.experiment import load
 from ddln.config.schema import DevicesConfig
 from ddln.sweeps._dask_address import local_workers, log, scheduler_address
 from ddln.sweeps._manifest import differences
-from ddln.sweeps.environment import install_command, provenance, start_jax
+from ddln.sweeps.environment import provenance, start_jax
 from ddln.sweeps.executor import Executor, LocalExecutor, LostChunks
 from ddln.sweeps.plan import Chunk, Plan, make_plan
 from ddln.sweeps.run_folder import RunFolder

@@ -94,21 +94,6 @@ def _settings() -> dict[str, str]:
     return {name: str(value) for name, value in settings.items() if value}
 
 
-def install_command(extra: str) -> str:
-    """The command that installs the packages of an extra; `ddln` itself is on no index.
-
-    >>> install_command("explore").endswith(" -m pip install 'marimo>=0.25'")
-    True
-    """
-    import shlex
-    import sys
-    from importlib.metadata import requires
-
-    named = [each.partition(";") for each in requires("ddln") or ()]
-    parts = [part.strip() for part, _, marker in named if f"extra == '{extra}'" in marker]
-    return shlex.join([sys.executable, "-m", "pip", "install", *parts])
-
-
 def relative_path(path: Path) -> Path:
     """The path relative to the working directory, if it is below it; otherwise as it is."""
     absolute = path.absolute()

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float
 
+from ddln._internal.extras import needed_for
 from ddln._internal.validation import Number
 from ddln.problems._column_space import product
 from ddln.problems._escaping import escaping
@@ -99,8 +100,9 @@ def lasso(problem: Problem, penalty: Number) -> Float[np.ndarray, " dim"]:
     >>> ddln.theory.lasso(problem, 0.25).round(9).tolist()  # soft thresholding
     [0.75]
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import Lasso
+    with needed_for("ddln.theory.lasso", "sklearn"):
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import Lasso
 
     problem = _least_squares(problem)
     weight = float(np.asarray(penalty))

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 
+from ddln._internal.extras import install_command
 from ddln.config.experiment import add_source, load
 from ddln.plotting.explorer import run_browser
 from ddln.sweeps import studies
-from ddln.sweeps.environment import install_command
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
 
