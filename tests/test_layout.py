@@ -118,6 +118,7 @@ def test_names_for_type_checkers_are_those_imported_at_run_time():
         for node in imports
         if (node.module or "").startswith("ddln")
         for alias in node.names
+        if alias.asname
     }
     modules = {name: home.rpartition(".")[0] for name, home in ddln._MODULES.items()}
     assert static == ddln._MODULE_OF | modules
