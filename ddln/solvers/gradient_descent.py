@@ -175,7 +175,8 @@ def descend(
         key: for the draws of the estimator; a run that continues has its own.
         target_gap: stop at the first record with at most this gap.
         largest_loss: losses from here on count as divergence; infinite by default.
-        ledger: accumulate what the certificates need at depth 2, in up to a quarter more time.
+        ledger: accumulate what the certificates need at depth 2. A step of plain gradient descent
+            then takes up to twice as long.
         progress: called after each twentieth of the run with that part of it, a `Descent` whose
             `state` can be saved; not available under transformations.
         throw: raise an error if the run diverges; otherwise `status` tells.
