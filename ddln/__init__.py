@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ddln.problems.custom import from_function as from_function
     from ddln.problems.least_squares import LeastSquares as LeastSquares
     from ddln.problems.least_squares import least_squares as least_squares
+    from ddln.problems.piecewise_linear import hinge as hinge
+    from ddln.problems.piecewise_linear import quantile as quantile
     from ddln.problems.signed import Signed as Signed
     from ddln.problems.signed import signed as signed
     from ddln.solvers.batched_flow import Flows as Flows
@@ -81,6 +83,7 @@ _HOMES = {
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "problems.base": ("Problem",),
     "problems.least_squares": ("LeastSquares", "least_squares"),
+    "problems.piecewise_linear": ("hinge", "quantile"),
     "problems.signed": ("Signed", "signed"),
     "config.experiment": ("Experiment", "load"),
     "solvers.gradient_descent": ("Descent", "descend"),

@@ -72,7 +72,7 @@ def test_dataset_has_hypotheses_and_the_predictor_of_a_signed_network(signed):
     dataset = ddln.run(experiment)
     assert dataset.sizes["coordinate"] == (6 if signed else 3)
     rows = assumptions.summary(dataset)
-    assert [row["holds"] for row in rows] == [True] * 4
+    assert [row["holds"] for row in rows] == [True] * 5
     assert all(len(line) <= 80 for line in assumptions.render(rows).splitlines())
     if signed:
         positive, negative = np.split(dataset["theta"].values, 2, axis=-1)

@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 
 import ddln
 from ddln.config import datasets
+from ddln.config.data_schema import CountsDataConfig
 from ddln.config.experiment import ConfigError
-from ddln.config.schema import CountsDataConfig
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 3))

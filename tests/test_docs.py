@@ -160,6 +160,13 @@ def test_quick_start_ends_with_a_sweep_on_the_users_file(call, tmp_path):
     assert {path.suffix for path in (run / "figures").iterdir()} >= {".png", ".pdf"}
 
 
+def test_the_page_on_data_shows_what_check_prints(call):
+    page = DOCS / "data.md"
+    shown = [block.text for block in blocks(page.read_text(encoding="utf-8"))]
+    plan, *_ = [text for text in shown if text.startswith("  problem")]
+    assert any(plan in told for told in follow(page, call))
+
+
 def slug(heading):
     """A heading's anchor, as Python-Markdown makes it."""
     text = re.sub(r"[`*]|[^\w\s-]", "", heading, flags=re.ASCII)

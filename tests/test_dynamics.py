@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddln.config.dynamics import DescentConfig
+from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import ConfigError, changes_shape, load, numeric_leaves
+from ddln.sweeps import build
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 DESCENT = load(FIGURE4, ["sweep={}"]).with_(
@@ -45,6 +46,20 @@ DESCENT = load(FIGURE4, ["sweep={}"]).with_(
         ({"measure": ["gain"]}, "dynamics.measure: gain requires depth 2, got depth 6"),
         ({"measure": ["speed"]}, r"dynamics.measure\[0\]: must be one of 'sharpness'"),
         ({"sharpness_aware.rho": -1}, "dynamics.sharpness_aware.rho: must be ≥ 0, got -1"),
+        ({"times": [5, 5, 10]}, r"times: must increase, from above 0 to below 1000, got \[5, 5"),
+        ({"times": [5, 10, 1000]}, r"times: must increase, from above 0 to below 1000"),
+        ({"times": [5, 10]}, "dynamics.times: must have 3 or more values"),
+        ({"patience": 3}, "dynamics.patience: needs held-out rows, problem.data.test"),
+        ({"measure": ["held_out_loss"]}, "dynamics.measure: needs held-out rows"),
+        ({"optimiser.clip": 0}, "dynamics.optimiser.clip: must be > 0, got 0"),
+        (
+            {"optimiser.schedule": {"kind": "linear", "warm_up": 1000}},
+            "optimiser.schedule.warm_up: must be < steps, got 1000 and 1000",
+        ),
+        (
+            {"optimiser.schedule": {"kind": "linear"}, "optimiser.drops": [[5, 0.1]]},
+            "optimiser: takes `schedule` or `drops`, got both",
+        ),
     ],
     ids=lambda case: next(iter(case), "") if isinstance(case, dict) else "",
 )
@@ -58,6 +73,16 @@ def test_flow_integrated_by_diffrax_takes_no_target_gap(changes):
     flow = {"kind": "gradient_flow", "until": 1.0, "target_gap": 1e-3}
     with pytest.raises(ConfigError, match="target_gap: is for the gradient flow in reduced"):
         DESCENT.with_({"dynamics": flow | changes})
+
+
+def test_chosen_times_are_saved_between_the_first_and_the_last():
+    descent = DESCENT.with_({"dynamics.times": [3, 10, 999]}).dynamics
+    assert isinstance(descent, DescentConfig)
+    assert descent.records.tolist() == [0, 3, 10, 999, 1000]
+    flow = load(FIGURE4, ["dynamics.times=[0.1, 0.2, 2.5]", "sweep={}"]).dynamics
+    assert isinstance(flow, FlowConfig)
+    assert build.saved_times(flow).tolist() == [0.0, 0.1, 0.2, 2.5, 3.0]
+    assert flow.saved == 5
 
 
 def test_batch_fits_at_every_point_of_a_sweep():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddln.config.data_schema import FileDataConfig
 from ddln.config.dynamics import FlowConfig
 from ddln.config.experiment import (
     ConfigError,
@@ -18,7 +19,7 @@ from ddln.config.experiment import (
     numeric_leaves,
     substitute,
 )
-from ddln.config.schema import FileDataConfig, UniformLawConfig, ZeroFirstLayerInitConfig
+from ddln.config.schema import UniformLawConfig, ZeroFirstLayerInitConfig
 from ddln.config.sweep_axes import axis_values
 
 ROOT = Path(__file__).parent.parent

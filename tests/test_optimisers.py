@@ -59,6 +59,23 @@ def decayed():
     return u
 
 
+def adamw(omega=0.3, b1=0.9, b2=0.999, eps=1e-8):
+    u, m, v = START, 0.0, 0.0
+    for k in range(1, STEPS + 1):
+        m, v = b1 * m + (1 - b1) * slope(u), b2 * v + (1 - b2) * slope(u) ** 2
+        u = u - RATE * ((m / (1 - b1**k)) / (np.sqrt(v / (1 - b2**k)) + eps) + omega * u)
+    return u
+
+
+def clipped():
+    """The norm is that of all layers together; the decay is added after it is bounded."""
+    u = START
+    for _ in range(STEPS):
+        g = slope(u)
+        u = u - RATE * (g * min(1, 5.0 / np.linalg.norm(g)) + 0.3 * u)
+    return u
+
+
 def dropped():
     u = START
     for k in range(STEPS):
@@ -72,6 +89,8 @@ CASES = {
     "adam": (adam, ("adam",), {}),
     "sign": (sign, ("sign",), {}),
     "weight decay": (decayed, ("sgd",), {"weight_decay": 0.3}),
+    "adamw": (adamw, ("adamw",), {"weight_decay": 0.3}),
+    "clip": (clipped, ("sgd",), {"clip": 5.0, "weight_decay": 0.3}),
     "drops": (dropped, ("sgd",), {"drops": [(10, 0.5), (30, 0.1)]}),
     "of optax": (adam, (optax.adam,), {"b1": 0.9}),
 }
@@ -148,7 +167,7 @@ def test_options_go_to_a_rule_with_such_arguments(case):
     np.testing.assert_allclose(end, by_hand(make(**numbers)), rtol=SAME, atol=SAME)
 
 
-@pytest.mark.parametrize("number", [{"weight_decay": 0.1}, {"drops": [(1, 0.5)]}])
+@pytest.mark.parametrize("number", [{"weight_decay": 0.1}, {"drops": [(1, 0.5)]}, {"clip": 1.0}])
 def test_ambiguous_options_are_errors(number):
     def rule(learning_rate, **options):
         return optax.adamw(learning_rate, **options)
@@ -186,8 +205,9 @@ def test_only_plain_steps_are_gradient_descent():
         (
             "newton",
             {},
-            '`rule` "newton" is unknown, known are sgd, heavy_ball, nesterov, adam, sign',
+            '`rule` "newton" is unknown, known are sgd, heavy_ball, nesterov, adam, adamw, sign',
         ),
+        ("sgd", {"learning_rate": 0.1, "clip": 0.0}, "`clip` must be > 0, got 0"),
         ("sgd", {}, "must be arguments of sgd: missing a required argument: 'learning_rate'"),
         ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, "arguments of sgd: .* 'momentum'"),
         ("sgd", {"learning_rate": -0.1}, "`learning_rate` must be > 0, got -0.1"),
@@ -229,6 +249,23 @@ def test_flow_time_follows_the_step_schedule():
         ddln.least_squares([[1.0]], [2.0]), jnp.ones((2, 1)), rule, steps=6, record_every=2
     )
     np.testing.assert_allclose(run.times, [0.0, 0.2, 0.4, 0.5], rtol=SAME)
+
+
+@pytest.mark.parametrize("warm_up", [0, 4])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_step_size_warms_up_and_then_falls_to_its_final_fraction(kind, warm_up):
+    rate, final, steps = 0.3, 0.1, 20
+    schedule = optimisers.DecayingSteps(jnp.array(rate), jnp.array(final), kind, warm_up, steps)
+    step = np.arange(steps + 1)
+    share = np.clip((step - warm_up) / (steps - warm_up), 0, 1)
+    fall = {
+        "constant": 1 + 0 * share,
+        "linear": 1 - share,
+        "cosine": np.cos(np.pi * share / 2) ** 2,
+    }
+    after = final + (1 - final) * fall[kind]
+    expected = rate * np.where(step < warm_up, step / max(warm_up, 1), after)
+    np.testing.assert_allclose(jax.vmap(schedule)(step), expected, rtol=SAME, atol=SAME)
 
 
 def test_invalid_traced_numbers_become_nan():

@@ -9,9 +9,12 @@ import pytest
 
 from ddln._internal import random
 from ddln.config import datasets
+from ddln.config.data_schema import CountsDataConfig, SparseDataConfig
 from ddln.config.experiment import load
-from ddln.config.schema import CountsDataConfig, SparseDataConfig
 from ddln.sweeps import build, compute, dask_executor, environment
+from ddln.sweeps._manifest import differences
+from ddln.sweeps.plan import make_plan
+from ddln.sweeps.run_folder import RunFolder, StoreError
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
@@ -124,6 +127,38 @@ def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
         "XLA_FLAGS": "--xla_a=2 --xla_b=1",
         "jax_default_matmul_precision": "highest",
     }
+
+
+def effort():
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", 0.5)
+    return lambda: jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def test_a_run_that_began_under_other_settings_is_not_resumed_and_names_them(tmp_path):
+    plan = make_plan(load(FIGURE4, ["sweep={}"]))
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        folder.open(plan, **environment.provenance())
+    restore = effort()
+    try:
+        now = environment.provenance()
+    finally:
+        restore()
+    changed = "begun with jax_exec_time_optimization_effort as it comes, now 0.5; its chunks"
+    with folder.locked(), pytest.raises(StoreError, match=changed):
+        folder.open(plan, **now)
+    with folder.locked():
+        folder.open(plan, **environment.provenance())
+
+
+def test_versions_that_an_older_run_did_not_record_say_nothing():
+    now = environment.provenance()
+    older = {name: version for name, version in now["versions"].items() if name != "scipy"}
+    assert differences({**now, "versions": older}, now) == []
+    assert differences({**now, "versions": older | {"scipy": "0"}}, now) == [
+        f"scipy 0, now {now['versions']['scipy']}"
+    ]
 
 
 def test_worker_with_different_settings_is_refused(monkeypatch):

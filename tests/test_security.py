@@ -17,7 +17,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from ddln.config import data_files
+from ddln.config import _array_files
 from ddln.config.data_files import DataError, read_table
 from ddln.config.experiment import ConfigError, load
 from ddln.sweeps import _netcdf, report
@@ -38,7 +38,7 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
         for words in RUNS_CODE
         if words in path.read_text(encoding="utf-8").replace("np.random", "")
     }
-    names = ("studies.py", "data_files.py")  # the first of them in a comment
+    names = ("studies.py", "data_files.py", "_array_files.py")  # the first of them in a comment
     assert found == {(name, "pickle") for name in names}
 
 
@@ -128,7 +128,7 @@ def zipped(path, **members):
 
 
 def test_zip_bomb_is_refused_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_files, "LARGEST_NPZ", 10**6)
+    monkeypatch.setattr(_array_files, "LARGEST_ARRAYS", 10**6)
     bomb = header((10**6, 1)) + bytes(8 * 10**6)
     path = zipped(tmp_path / "bomb.npz", features=bomb, targets=bomb)
     assert path.stat().st_size < 40_000

@@ -21,7 +21,7 @@ ROWS = 40
 
 def print_plan(plan: "Plan") -> None:
     """A plan's problem, network, dynamics, axes and cost, one line each."""
-    from ddln.config.datasets import shape_of
+    from ddln.config.datasets import describe_file, shape_of
 
     experiment = plan.experiment
     network, dynamics, data = experiment.network, experiment.dynamics, experiment.problem.data
@@ -37,6 +37,7 @@ def print_plan(plan: "Plan") -> None:
         "study": experiment.study,
         "digest": experiment.digest(),
         "problem": f"{data.kind}, {samples} samples × {features} features",
+        **describe_file(data, experiment.problem.loss.kind),
         "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
         f"{network.init.kind} layers",
         "dynamics": f"{dynamics.summary}, {dynamics.saved:,} points",

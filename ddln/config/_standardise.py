@@ -15,6 +15,7 @@ def standardise(
     names: Sequence[str],
     source: str,
     exact: Mapping[int, np.ndarray] | None = None,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Standardise columns to mean 0 and deviation 1, in any units and with any offset.
 
@@ -23,15 +24,17 @@ def standardise(
         names: their names.
         source: the name of the data, for errors.
         exact: columns of large integers, as in `DataFile`.
+        rows: whether mean and deviation are to include each row, shape (n,); all by default.
     """
     exact, standardised = exact or {}, np.empty_like(table)
+    chosen = slice(None) if rows is None or rows.all() else rows
     for j, name in enumerate(names):
         change = _shifted(exact.get(j, table[:, j]))
-        if not change.any():
+        if np.ptp(change[chosen]) == 0:
             raise DataError(f'{source}: column "{name}" is constant, it cannot be standardised')
         change = _scaled(change)
-        change -= change.mean()
-        standardised[:, j] = change / change.std()
+        change -= change[chosen].mean()
+        standardised[:, j] = change / change[chosen].std()
     return standardised
 
 

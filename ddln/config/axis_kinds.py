@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ddln.config import _expressions
-from ddln.config.schema import Table
+from ddln.config._table import Table
 
 MAX_VALUES = 1_000_000
 

@@ -1,28 +1,50 @@
-"""Read CSV and NPZ data files with NumPy alone; errors name the row and column."""
+"""Read data files of every form into named columns of numbers; errors name the row and column.
 
-import csv
+`_text_files` and `_array_files` read a file's columns as they stand. Here they are chosen, turned
+into numbers and checked.
+"""
+
 import difflib
-import math
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from ddln._internal.files import write_whole
+from ddln.config._array_files import load_arrays as load_arrays
+from ddln.config._array_files import read_arrays, read_parquet, read_svmlight, table_of
+from ddln.config._columns import (
+    Numbers,
+    as_classes,
+    as_numbers,
+    exact_integers,
+    is_number,
+    is_text,
+    one_hot,
+)
+from ddln.config._raw_table import SHOWN, FileOptions, RawTable, first_of, refuse_all
+from ddln.config._raw_table import DataError as DataError
+from ddln.config._text_files import is_packed, read_text
 
-_SHOWN = 5
-"""The number of faults listed per file; the message counts the others."""
-_LARGE = 2.0**48
-"""Integers from here on are also kept as integers: in float64 their differences lose digits."""
-LARGEST_CSV, LARGEST_NPZ = 2**28, 2**32
-"""The largest size of a file in bytes; for an NPZ file, its size once unpacked."""
-
-
-class DataError(ValueError):
-    """An unusable data set; the message says where the fault is."""
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv", ".txt", ".dat", ".data"),
+    "npz": (".npz",),
+    "hdf5": (".h5", ".hdf5", ".he5"),
+    "zarr": (".zarr",),
+    "mat": (".mat",),
+    "parquet": (".parquet", ".pq"),
+    "svmlight": (".svm", ".svmlight", ".libsvm"),
+}
+"""By format: the suffixes that select it; any other suffix is read as text."""
+_READERS: Mapping[str, Callable[[Path, FileOptions], RawTable]] = {
+    "csv": read_text,
+    "parquet": read_parquet,
+    "svmlight": read_svmlight,
+    **{form: partial(read_arrays, form=form) for form in ("npz", "hdf5", "zarr", "mat")},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +54,39 @@ class DataFile:
     Attributes:
         source: the name of the file.
         names: the names of the features.
-        features: shape (n, d), float64.
-        targets: shape (n,), float64.
+        features: shape (n, d), float64; NaN for a value that its column's mean is to replace.
+        targets: shape (n,), float64; the number of the class if `classes` has any.
+        weights, exposure: shape (n,), float64, or None.
         truth: θ*, shape (d,), or None if the file does not contain it.
         exact: columns of large integers as integers, shape (n,) each, by their index among
             features and targets.
         target: the name of the target.
-        first_row: the number that a reader of the file gives to the first row of data.
+        rows: the number that a reader of the file gives to each row, shape (n,).
+        classes: the words among the targets, sorted; empty if they are numbers.
+        form: how the file was read, in words.
+        ignored: the columns that are not used.
+        categories: the columns that became one column for each of their words.
+        dropped: the number of rows left out for a missing value.
     """
 
     source: str
     names: tuple[str, ...]
     features: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray | None
+    exposure: np.ndarray | None
     truth: np.ndarray | None
     exact: Mapping[int, np.ndarray]
     target: str
-    first_row: int
+    rows: np.ndarray
+    classes: tuple[str, ...] = ()
+    form: str = ""
+    ignored: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    dropped: int = 0
 
     def __post_init__(self):
-        for array in (self.features, self.targets, self.truth):
+        for array in (self.features, self.targets, self.weights, self.exposure, self.truth):
             if array is not None:
                 array.setflags(write=False)  # the cache shares it
 
@@ -60,16 +95,16 @@ class DataFile:
 
         Args:
             wrong: whether each target is invalid, shape (n,).
-            values: the targets, shape (n,).
+            values: the targets, shape (n,), numbers or words.
             rule: what must hold.
         """
         rows = np.flatnonzero(wrong)
+        shown = [str(value).removesuffix(".0") for value in values[rows[:SHOWN]].tolist()]
         faults = [
-            f'row {row + self.first_row}, column "{self.target}": {rule}, '
-            f"got {str(float(values[row])).removesuffix('.0')}"
-            for row in rows[:_SHOWN]
+            f'row {self.rows[row]}, column "{self.target}": {rule}, got {value}'
+            for row, value in zip(rows, shown, strict=False)
         ]
-        _refuse(self.source, faults, rows.size)
+        refuse_all(self.source, faults, rows.size)
 
 
 def read_table(
@@ -78,35 +113,47 @@ def read_table(
     """Read a data file into named columns.
 
     Args:
-        path: a CSV file with a header (UTF-8, commas, no cell over more than one line, decimal
-            numbers with a point and ASCII digits), or an NPZ file with arrays `features` of shape
-            (n, d) and `targets` of shape (n,), whose columns are called x1 … xd.
-        target: the CSV column of the targets.
+        path: a file of one of `FORMATS`. In a table of text, the separator, the decimal mark, the
+            encoding and whether there is a header are found from its first lines. The columns of an
+            array `features` (n, d) and of a file without a header are called x1 … xd.
+        target: the column of the targets; an array file has an array `targets`.
         features: the columns of the features, in this order; by default all except `target`.
 
     Returns:
         The names of the features, the features (n, d) and the targets (n,) in float64.
 
     Raises:
-        DataError: an invalid file; the message names row and column. The header is row 1, as in a
-            spreadsheet.
+        DataError: an invalid file; the message names row and column. The rows of text are numbered
+            as its lines.
     """
-    file = read_file(Path(path), target, features)
+    chosen = None if features is None else tuple(features)
+    file = read_file(Path(path), FileOptions(target=target, features=chosen))
+    if file.classes:
+        file.refuse(np.ones(len(file.targets), bool), class_words(file), "must be a number")
     return file.names, file.features, file.targets
 
 
-def read_file(path: Path, target: str, features: Sequence[str] | None) -> DataFile:
+def class_words(file: DataFile) -> np.ndarray:
+    """The words among the targets, shape (n,)."""
+    return np.array(file.classes, object)[file.targets.astype(int)]
+
+
+def read_file(path: Path, options: FileOptions) -> DataFile:
     """The content of a data file, from a cache unless the file has changed."""
     try:
-        if not path.is_file():
+        if not (path.is_file() or (path.is_dir() and _format(path, options) == "zarr")):
             raise DataError(f"{path}: no such file")
-        stamp = path.stat()
+        stamps = [each.stat() for each in content_files(path)]
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    chosen = None if features is None else tuple(features)
-    return _read(path, target, chosen, (stamp.st_mtime_ns, stamp.st_size))
+    return _read(path, options, tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps))
+
+
+def content_files(path: Path) -> list[Path]:
+    """The files that hold the content of a data file; those of a Zarr folder, in order."""
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -119,7 +166,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         DataError: invalid features or targets; nothing is written.
     """
-    _columns(path, arrays, None)
+    options = FileOptions(target="targets")
+    _assemble(path, table_of(path, dict(arrays), options), options)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(temporary: Path) -> None:
@@ -129,212 +177,138 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_whole(path, write)
 
 
+def _format(path: Path, options: FileOptions) -> str:
+    suffix = path.with_suffix("").suffix if is_packed(path) else path.suffix
+    found = (form for form, suffixes in FORMATS.items() if suffix.lower() in suffixes)
+    return options.format or next(found, "csv")
+
+
 @lru_cache(maxsize=4)
-def _read(
-    path: Path, target: str, features: tuple[str, ...] | None, stamp: tuple[int, int]
-) -> DataFile:
-    read = _read_npz if path.suffix == ".npz" else _read_csv
-    return read(path, target, features)
+def _read(path: Path, options: FileOptions, stamps: tuple[tuple[int, int], ...]) -> DataFile:
+    form = _format(path, options)
+    raw = _READERS[form](path, options)
+    if form in ("npz", "hdf5", "zarr", "mat"):
+        options = options._replace(target=options.targets_array)
+    return _assemble(path, raw, options)
 
 
-def _choose(
-    path: Path, header: Sequence[str], target: str | None, features: tuple[str, ...] | None
-) -> tuple[str, ...]:
-    if features == ():
-        raise DataError(f"{path.name}: `features` must name at least one column, got []")
-    wanted, known = features or tuple(name for name in header if name != target), set(header)
-    for name in (*wanted, *(() if target is None else (target,))):
-        if name not in known:
-            near = difflib.get_close_matches(name, header[:1000], n=1)
-            hint = f', did you mean "{near[0]}"?' if near else f" (it has {_first_of(header)})"
-            raise DataError(f'{path.name}: no column "{name}"{hint}')
-    if target in wanted:
-        raise DataError(f'{path.name}: the target "{target}" cannot be a feature too')
-    if not wanted:
-        raise DataError(f"{path.name}: there is no feature column")
-    return wanted
-
-
-def _read_csv(path: Path, target: str, features: tuple[str, ...] | None) -> DataFile:
-    _limit(path, path.stat().st_size, LARGEST_CSV)
-    rows = _rows(path)
-    while rows and not any(rows[-1]):
-        rows.pop()
-    if len(rows) < 2:
-        raise DataError(f"{path.name}: needs a header and at least one row, has {len(rows)} row(s)")
-    header, place = rows[0], {name: k for k, name in enumerate(rows[0])}
-    for k, name in enumerate(header):
-        if not name or place[name] != k:
-            fault = f'column "{name}" appears twice' if name else "a column has no name"
-            raise DataError(f"{path.name}: row 1, {fault}")
-    names = _choose(path, header, target, features)
-    columns = [(place[name], name) for name in (*names, target)]
-    table = np.empty((len(rows) - 1, len(columns)))
-    faults = []
-    for i, row in enumerate(rows[1:]):
-        if len(row) != len(header):
-            faults.append(f"row {i + 2}: {len(row)} value(s) where the header names {len(header)}")
-            continue
-        for j, (k, name) in enumerate(columns):
-            try:
-                table[i, j] = _number(row[k])
-            except ValueError as error:
-                faults.append(f'row {i + 2}, column "{name}": {error}')
-    _refuse(path.name, faults)
-    large = np.flatnonzero(np.abs(table).max(axis=0) >= _LARGE)
-    whole = {j: _whole([row[columns[j][0]] for row in rows[1:]]) for j in large.tolist()}
-    exact = {j: column for j, column in whole.items() if column is not None}
+def _assemble(path: Path, raw: RawTable, options: FileOptions) -> DataFile:
+    """Choose the columns, turn them into numbers, and refuse or drop what is not one."""
+    names, ignored = _choose(path, raw, options)
+    place = {name: k for k, name in reversed(list(enumerate(raw.names)))}
+    target = raw.columns[place[options.target]]
+    features: list[tuple[str, Numbers, np.ndarray | None]] = []
+    categories = []
+    for name in names:
+        column = raw.columns[place[name]]
+        numbers = as_numbers(column, options.missing)
+        if _is_category(name, column, options):
+            categories.append(name)
+            features += one_hot(path, name, column, options)
+        else:
+            features.append((name, numbers, exact_integers(column, numbers)))
+    classes: tuple[str, ...] = ()
+    if is_text(target) and not any(is_number(cell) for cell in set(target)):
+        classes, targets = as_classes(target, options.missing)
+    else:
+        targets = as_numbers(target, options.missing)
+    others = {
+        key: as_numbers(raw.columns[place[name]], options.missing)
+        for key in ("weights", "exposure")
+        if (name := getattr(options, key)) is not None
+    }
+    used = [*((name, numbers) for name, numbers, _ in features), (options.target, targets)]
+    used += [(getattr(options, key), numbers) for key, numbers in others.items()]
+    single = [numbers.values for _, numbers in used[len(features) :]]
+    whole = np.asarray(np.isfinite(single).all(axis=0))
+    if options.missing == "drop":
+        whole &= np.isfinite([numbers.values for _, numbers in used]).all(axis=0)
+    _refuse_faults(path, raw, used, whole | (options.missing != "mean"), len(features))
+    kept = whole if options.missing == "drop" else np.ones(len(raw.rows), bool)
+    if not kept.any():
+        raise DataError(f"{path.name}: every one of its {kept.size} rows has a missing value")
+    exact = [column for _, _, column in features] + [exact_integers(target, targets)]
     return DataFile(
-        path.name, names, table[:, :-1].copy(), table[:, -1].copy(), None, exact, target, 2
+        source=path.name,
+        names=tuple(name for name, _, _ in features),
+        features=np.column_stack([numbers.values for _, numbers, _ in features])[kept],
+        targets=targets.values[kept],
+        weights=others["weights"].values[kept] if "weights" in others else None,
+        exposure=others["exposure"].values[kept] if "exposure" in others else None,
+        truth=None if raw.truth is None or categories else raw.truth[[place[x] for x in names]],
+        exact={j: column[kept] for j, column in enumerate(exact) if column is not None},
+        target=options.target,
+        rows=raw.rows[kept],
+        classes=classes,
+        form=raw.form,
+        ignored=ignored,
+        categories=tuple(categories),
+        dropped=int((~kept).sum()),
     )
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The cells of a CSV file; a cell must not span several lines."""
-    rows: list[list[str]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                if reader.line_num != len(rows) + 1:
-                    raise csv.Error("a cell goes over more than one line")
-                rows.append([cell.strip(" \t") for cell in row])
-    except csv.Error as error:
-        where = f"{path.name}: row {len(rows) + 1}"
-        raise DataError(f"{where}: {error}; is a quote not closed?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: not a CSV file in UTF-8: {error}") from None
-    return rows
+def _refuse_faults(
+    path: Path,
+    raw: RawTable,
+    used: Sequence[tuple[str, Numbers]],
+    whole: np.ndarray,
+    features: int,
+) -> None:
+    """Raise the faults of all cells, in the order of rows and columns.
 
-
-def _number(cell: str) -> float:
-    """A decimal number; unlike `float`, without underscores and non-ASCII digits."""
-    if not cell:
-        raise ValueError("missing value")
-    try:
-        value = float(cell) if cell.isascii() and "_" not in cell else None
-    except ValueError:
-        value = None
-    if value is None:
-        raise ValueError(f'not a number: "{cell}"')
-    if not math.isfinite(value):
-        raise ValueError(f'not a finite number: "{cell}"')
-    if value == 0 and any(digit in "123456789" for digit in cell.lower().partition("e")[0]):
-        raise ValueError(f'too small for float64: "{cell}"')
-    return value
-
-
-def _whole(cells: Sequence[str]) -> np.ndarray | None:
-    """The cells as 64-bit integers; None if one of them is not."""
-    try:
-        column = np.array([int(cell) for cell in cells])
-    except ValueError:
-        return None
-    return column if column.dtype.kind in "iu" else None
-
-
-def _read_npz(path: Path, target: str, features: tuple[str, ...] | None) -> DataFile:
-    return _columns(path, load_arrays(path), features)
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file.
-
-    The header of each array is checked before unpacking, so that no array can claim more memory
-    than the size of its member.
+    Args:
+        whole: whether the target and its like are there in each row, shape (n,).
+        features: the number of features, which come first.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _limit(path, sum(member.file_size for member in members), LARGEST_NPZ)
-            arrays = {
-                member.filename.removesuffix(".npy"): _unpack(archive, member) for member in members
-            }
-            if len(arrays) < len(members):
-                raise ValueError("two of its arrays have one name")
-            return arrays
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for corrupt bytes
-        raise DataError(f"{path.name}: not an NPZ file of numbers: {error}") from None
-
-
-def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-    if math.prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(f"{member.filename} claims shape {shape}, more than it contains")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _columns(
-    path: Path, arrays: Mapping[str, np.ndarray], features: tuple[str, ...] | None
-) -> DataFile:
-    for name, ndim, shape in (("features", 2, "(n, d)"), ("targets", 1, "(n,)")):
-        if name not in arrays:
-            has = _first_of(list(arrays)) or "none"
-            raise DataError(f'{path.name}: no array "{name}" (it has {has})')
-        array = arrays[name]
-        if array.ndim != ndim or array.size == 0:
-            raise DataError(f'{path.name}: "{name}" must have shape {shape}, got {array.shape}')
-        if array.dtype.kind not in "fiub":
-            raise DataError(f'{path.name}: "{name}" must hold real numbers, got {array.dtype}')
-    with np.errstate(over="ignore"):  # overflowing long doubles are refused below
-        inputs, targets = (arrays[name].astype(np.float64) for name in ("features", "targets"))
-    if len(inputs) != len(targets):
-        raise DataError(
-            f"{path.name}: features {inputs.shape} and targets {targets.shape} differ in rows"
-        )
-    names = tuple(f"x{k + 1}" for k in range(inputs.shape[1]))
-    wanted = _choose(path, names, None, features)
-    chosen = [names.index(name) for name in wanted]
-    inputs = inputs[:, chosen]
-    table = np.column_stack([inputs, targets])
-    faults = np.argwhere(~np.isfinite(table))
-    shown = [
-        f'row {i + 1}, column "{(*wanted, "targets")[j]}": not a finite number: "{table[i, j]}"'
-        for i, j in faults[:_SHOWN]
+    found = [
+        (row, j, fault)
+        for j, (_, numbers) in enumerate(used)
+        for row, fault in numbers.faults.items()
     ]
-    _refuse(path.name, shown, len(faults))
-    columns = [*(arrays["features"][:, k] for k in chosen), arrays["targets"]]
-    exact = {
-        j: columns[j]
-        for j in np.flatnonzero(np.abs(table).max(axis=0) >= _LARGE).tolist()
-        if columns[j].dtype.kind in "iu"
-    }
-    truth = _truth(path, arrays.get("truth"), len(names))
-    best = None if truth is None else truth[chosen]
-    return DataFile(path.name, wanted, inputs, targets, best, exact, "targets", 1)
+    for j, (_, numbers) in enumerate(used[features:], features):
+        absent = np.flatnonzero(~whole & np.isnan(numbers.values)).tolist()
+        fault = "missing value, for which a mean cannot stand"
+        found += [(row, j, fault) for row in absent if row not in numbers.faults]
+    faults = [f'row {raw.rows[i]}, column "{used[j][0]}": {fault}' for i, j, fault in sorted(found)]
+    refuse_all(path.name, faults)
 
 
-def _truth(path: Path, truth: np.ndarray | None, size: int) -> np.ndarray | None:
-    """Validate θ*."""
-    if truth is None:
-        return None
-    if truth.dtype.kind in "fiub" and truth.shape == (size,):
-        with np.errstate(over="ignore"):  # long doubles may overflow
-            truth = truth.astype(np.float64)
-        if np.isfinite(truth).all():
-            return truth
-    raise DataError(f'{path.name}: "truth" must be {size} finite numbers, one for each feature')
+def _choose(
+    path: Path, raw: RawTable, options: FileOptions
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the features, and of the columns that are ignored."""
+    if options.features == ():
+        raise DataError(f"{path.name}: `features` must name at least one column, got []")
+    single = [
+        name for name in (options.target, options.weights, options.exposure) if name is not None
+    ]
+    named = tuple(dict.fromkeys(name for name in raw.names if name))
+    others = tuple(name for name in named if name not in {*single, *options.ignore})
+    wanted = options.features or others
+    chosen = options.categories if isinstance(options.categories, tuple) else ()
+    for name in dict.fromkeys((*wanted, *single, *options.ignore, *chosen)):
+        if name not in named:
+            near = difflib.get_close_matches(name, named[:1000], n=1)
+            hint = f', did you mean "{near[0]}"?' if near else f" (it has {first_of(named)})"
+            raise DataError(f'{path.name}: no column "{name}"{hint}')
+    for key in ("target", "weights", "exposure"):
+        if (name := getattr(options, key)) in wanted:
+            raise DataError(f'{path.name}: the {key} "{name}" cannot be a feature too')
+    if not wanted:
+        raise DataError(f"{path.name}: there is no feature column")
+    repeated = [name for name, count in Counter(raw.names).items() if name and count > 1]
+    for name in set(repeated) & {*wanted, *single}:
+        first, *rest = (raw.columns[k] for k, other in enumerate(raw.names) if other == name)
+        if not all(np.array_equal(first, other) for other in rest):
+            raise DataError(
+                f'{path.name}: row {raw.rows[0] - 1}, column "{name}" appears twice with different '
+                "cells; rename one, or leave it out of `features`"
+            )
+    unnamed = raw.names.count("")
+    again = [f"{name} (repeated)" for name in repeated if name in {*wanted, *single}]
+    left = [name for name in named if name not in {*wanted, *single}]
+    return wanted, (*([f"{unnamed} without a name"] if unnamed else []), *left, *again)
 
 
-def _first_of(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *more])
-
-
-def _limit(path: Path, size: int, most: int) -> None:
-    if size > most:
-        raise DataError(f"{path.name}: must have at most {most:,} bytes, got {size:,}")
-
-
-def _refuse(source: str, faults: Sequence[str], count: int | None = None) -> None:
-    """Raise a DataError if there are faults; `count` is their number if `faults` lists fewer."""
-    if faults:
-        more = (len(faults) if count is None else count) - _SHOWN
-        shown = [*faults[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        raise DataError("\n".join(f"{source}: {fault}" for fault in shown))
+def _is_category(name: str, column: Sequence[str] | np.ndarray, options: FileOptions) -> bool:
+    return is_text(column) if options.categories == "text" else name in options.categories

@@ -6,7 +6,6 @@ Random kinds draw with JAX inside the function, so one compiled program can swee
 import math
 import tomllib
 from collections.abc import Callable, Collection
-from functools import lru_cache
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ddln._internal.random import fixed_generator, key_from_seed
+from ddln.config._preparation import RULES, TWO_CLASSES, Prepared, describe, prepare
 from ddln.config._standardise import standardise
 from ddln.config.data_files import DataError as DataError
-from ddln.config.data_files import DataFile, load_arrays, read_file
+from ddln.config.data_files import DataFile, FileOptions, load_arrays, read_file
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ddln.config.schema import DataConfig
+    from ddln.config.data_schema import DataConfig
 
 DIABETES_SHAPE, QUADRATIC = (442, 10), 64
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -30,26 +30,23 @@ _LARGEST_MEAN = 2.0**30
 """The largest mean of counts: JAX draws 32-bit integers and saturates or returns 0 beyond."""
 _MAX_ENTRY, _MAX_OFFSET, _MAX_EXPONENT = 1e6, 1e4, 100.0
 """Safe bounds on entries, on offsets relative to the spread, and on exponents in float64."""
-_LABELS = ("must be -1 or 1", lambda y: np.abs(y) == 1)
-_RULES = {
-    "logistic": _LABELS,
-    "exponential": _LABELS,
-    "poisson": ("must be a whole number ≥ 0", lambda y: (y >= 0) & (y == np.floor(y))),
+_LOSSES_WITH = {
+    "weights": ("least_squares", "logistic", "exponential", "poisson", "hinge", "quantile"),
+    "exposure": ("poisson",),
 }
-"""The condition that a loss imposes on each target, in words and as a test."""
-_SIGNS = frozenset({"logistic", "exponential"})
+"""The losses that take a column of the file beside the targets."""
 
 
 def shape_of(data: "DataConfig") -> tuple[int, int]:
     """(samples, features) of a `problem.data` table, without importing JAX.
 
     Args:
-        data: the table, one of the kinds in `ddln.config.schema`.
+        data: the table, one of the kinds in `ddln.config.data_schema`.
 
     Raises:
         DataError: a file that cannot be read.
 
-    >>> from ddln.config.schema import GaussianDataConfig
+    >>> from ddln.config.data_schema import GaussianDataConfig
     >>> shape_of(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     (10, 8)
     """
@@ -67,22 +64,21 @@ def validate(data: "DataConfig", loss: str) -> None:
         DataError: a file that cannot be read, a constant column to be standardised, or targets
             outside the domain of the loss.
 
-    >>> from ddln.config.schema import GaussianDataConfig
+    >>> from ddln.config.data_schema import GaussianDataConfig
     >>> validate(GaussianDataConfig(kind="gaussian", samples=10, features=8), "least_squares")
     """
     losses = _KINDS[data.kind].losses
     if losses is None:
         _validate_file(data, loss)
-    elif loss in _RULES and loss not in losses(data):
-        raise DataError(f'targets of {loss} loss {_RULES[loss][0]}: not of kind "{data.kind}"')
+    elif loss in RULES and loss not in losses(data):
+        raise DataError(f'targets of {loss} loss {RULES[loss][0]}: not of kind "{data.kind}"')
 
 
 def _validate_file(data: Any, loss: str) -> None:
-    _, targets = _draw_file(data)
-    if loss in _RULES:
-        rule, holds = _RULES[loss]
-        rule += " once standardised" if data.standardise else ""
-        _file(data).refuse(~holds(targets), targets, rule)
+    for key, losses in _LOSSES_WITH.items():
+        if getattr(data, key) is not None and loss not in losses:
+            raise DataError(f"{key}: is for loss {', '.join(losses)}, got {loss}")
+    prepared(data, loss)
 
 
 def is_tame(data: "DataConfig", loss: str) -> bool:
@@ -90,7 +86,7 @@ def is_tame(data: "DataConfig", loss: str) -> bool:
 
     For other data, `ddln check` builds the problem, as `ddln run` does.
 
-    >>> from ddln.config.schema import SparseDataConfig
+    >>> from ddln.config.data_schema import SparseDataConfig
     >>> table = SparseDataConfig(kind="sparse", samples=10, features=8, nonzeros=3, noise=1e200)
     >>> is_tame(table, "least_squares")
     False
@@ -98,11 +94,34 @@ def is_tame(data: "DataConfig", loss: str) -> bool:
     return _KINDS[data.kind].is_tame(data, loss)
 
 
-def draw(data: "DataConfig") -> tuple[Any, Any]:
+def prepared(data: Any, loss: str) -> Prepared:
+    """The data of a file, as a problem with this loss has them.
+
+    Raises:
+        DataError: a file that cannot be read or prepared.
+    """
+    return prepare(_file(data), data, loss)
+
+
+def sample_options(data: "DataConfig", loss: str) -> dict[str, np.ndarray]:
+    """The weights and exposures of the samples, by the name of the argument of the loss."""
+    if data.kind != "file":
+        return {}
+    found = prepared(data, loss).train._asdict()
+    return {key: found[key] for key in _LOSSES_WITH if found[key] is not None}
+
+
+def describe_file(data: "DataConfig", loss: str) -> dict[str, str]:
+    """What was understood of a data file, in words, by topic; empty for other data."""
+    return describe(_file(data), data, loss) if data.kind == "file" else {}
+
+
+def draw(data: "DataConfig", loss: str = "least_squares") -> tuple[Any, Any]:
     """Features (samples, features) and targets (samples,) of a `problem.data` table.
 
     Args:
         data: the table; its `seed`, `noise`, `nonzeros` and `strength` may be traced.
+        loss: the `kind` of the loss, for which words and numbers of a file become labels.
 
     Returns:
         JAX arrays for the random kinds, float64 NumPy arrays for the others. The entries of X are
@@ -114,18 +133,19 @@ def draw(data: "DataConfig") -> tuple[Any, Any]:
     Raises:
         DataError: a file that cannot be read, or a constant column to be standardised.
 
-    >>> from ddln.config.schema import SparseDataConfig
+    >>> from ddln.config.data_schema import SparseDataConfig
     >>> table = SparseDataConfig(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> [array.shape for array in draw(table)]
     [(10, 30), (10,)]
     """
-    return _KINDS[data.kind].draw(data)
+    kind = _KINDS[data.kind]
+    return _draw_file(data, loss) if kind.losses is None else kind.draw(data)
 
 
 def has_truth(data: "DataConfig") -> bool:
     """Whether the θ* that generated the targets is known in the units of the features.
 
-    >>> from ddln.config.schema import GaussianDataConfig
+    >>> from ddln.config.data_schema import GaussianDataConfig
     >>> has_truth(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     False
     """
@@ -135,7 +155,7 @@ def has_truth(data: "DataConfig") -> bool:
 def truth(data: "DataConfig") -> Any:
     """θ*, shape (features,), of data with a known one; see `has_truth`.
 
-    >>> from ddln.config.schema import SparseDataConfig
+    >>> from ddln.config.data_schema import SparseDataConfig
     >>> table = SparseDataConfig(kind="sparse", samples=10, features=30, nonzeros=3)
     >>> int(abs(truth(table)).sum())
     3
@@ -164,16 +184,27 @@ def arrays_of(dataset: "xr.Dataset") -> dict[str, np.ndarray]:
 
 
 def _file(data: Any) -> DataFile:
-    return read_file(Path(data.path), data.target, data.features)
+    keys = {name: getattr(data, name) for name in FileOptions._fields}
+    return read_file(Path(data.path), FileOptions(**keys))
 
 
-def _draw_file(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    file = _file(data)
-    return _standardised(file) if data.standardise else (file.features, file.targets)
+def _draw_file(data: Any, loss: str = "least_squares") -> tuple[np.ndarray, np.ndarray]:
+    samples = prepared(data, loss).train
+    return samples.features, samples.targets
+
+
+def _shape_of_file(data: Any) -> tuple[int, int]:
+    samples, features = _file(data).features.shape
+    held_out = 0 if data.test is None else round(data.test * samples)
+    return samples - held_out, features + bool(data.intercept)
+
+
+def _file_has_truth(data: Any) -> bool:
+    return not (data.standardise or data.intercept) and _file(data).truth is not None
 
 
 def _is_tame_file(data: Any, loss: str) -> bool:
-    features, targets = _draw_file(data)
+    features, targets = _draw_file(data, loss)
     size = np.abs(features).max(axis=0)
     largest = max(size.max(), np.abs(targets).max())
     smallest = size.min(where=size > 0, initial=1.0)
@@ -286,21 +317,13 @@ def _are_counts_tame(data: Any, loss: str) -> bool:
     return abs(data.strength) * 8 * math.sqrt(max(data.nonzeros, 1)) < math.log(_LARGEST_MEAN)
 
 
-@lru_cache(maxsize=1)
-def _standardised(file: DataFile) -> tuple[np.ndarray, np.ndarray]:
-    joined = np.column_stack([file.features, file.targets])
-    joined = standardise(joined, (*file.names, file.target), file.source, file.exact)
-    joined.setflags(write=False)
-    return joined[:, :-1], joined[:, -1]
-
-
 class _Kind(NamedTuple):
     """How to handle the tables of one kind.
 
     Attributes:
         draw: features and targets.
         shape: (samples, features), without drawing.
-        losses: of `_RULES`, those that accept the targets; None if only the targets can tell.
+        losses: of `RULES`, those that accept the targets; None if only the targets can tell.
         is_tame: see `is_tame`.
         has_truth: see `has_truth`.
         truth: θ*, if `has_truth`.
@@ -323,16 +346,16 @@ _SPARSE = _Kind(
 _KINDS = {
     "gaussian": _Kind(_draw_gaussian),
     "sparse": _SPARSE,
-    "classification": _SPARSE._replace(draw=_draw_classification, losses=lambda data: _SIGNS),
+    "classification": _SPARSE._replace(draw=_draw_classification, losses=lambda data: TWO_CLASSES),
     "counts": _SPARSE._replace(
         draw=_draw_counts, losses=lambda data: {"poisson"}, is_tame=_are_counts_tame
     ),
     "file": _Kind(
         _draw_file,
-        shape=lambda data: _file(data).features.shape,
+        shape=_shape_of_file,
         losses=None,
         is_tame=_is_tame_file,
-        has_truth=lambda data: not data.standardise and _file(data).truth is not None,
+        has_truth=_file_has_truth,
         truth=lambda data: _file(data).truth,
     ),
     "diabetes": _Kind(
@@ -343,6 +366,6 @@ _KINDS = {
     "digits": _Kind(
         _draw_digits,
         shape=lambda data: (DIGITS[data.positive] + DIGITS[data.negative], 64),
-        losses=lambda data: _SIGNS,
+        losses=lambda data: TWO_CLASSES,
     ),
 }

@@ -3,19 +3,20 @@
 Both save a number of points of their trajectory; the other keys depend on `kind`.
 """
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, Strict, model_validator
 
-from ddln.config.schema import SHAPE, Seed, Table, Whole, default_kind
+from ddln.config._table import SHAPE, Seed, Table, Whole, default_kind
 
 OF_DEPTH_2 = {"gain", "effective_initialisation"}
 """Measures that are defined for two layers only."""
 
 # `default_kind` hands on what was read from JSON, where a tuple is a list.
 _LISTED = Strict(False)
-Measure = Literal["sharpness", "gain", "effective_initialisation"]
+Measure = Literal["sharpness", "gain", "effective_initialisation", "held_out_loss"]
 Drop = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0)]], _LISTED]
 
 
@@ -36,18 +37,35 @@ class _TrajectoryConfig(Table):
         "velocity; `all` adds the layers",
     )
     measure: Annotated[tuple[Measure, ...], _LISTED] = Field(
-        default=(), description="further quantities of `ddln.diagnostics` to save"
+        default=(),
+        description="further quantities of `ddln.diagnostics` to save; `held_out_loss` is that of "
+        "the rows that `problem.data.test` holds out",
     )
     target_gap: float | None = Field(
         default=None,
         gt=0,
         description="stop once the gap is at most this; a descent checks it at its saved points",
     )
+    target_norm: float | None = Field(
+        default=None, gt=0, description="stop at the first saved point with ‖θ‖₁ at least this"
+    )
+    patience: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="stop once the held-out loss has not fallen below its least value for so many "
+        "saved points",
+        json_schema_extra=SHAPE,
+    )
 
     @property
     def saved(self) -> int:
         """Number of saved points."""
         return self.points
+
+    @property
+    def uses_held_out(self) -> bool:
+        """Whether the run needs held-out samples."""
+        return self.patience is not None or "held_out_loss" in self.measure
 
 
 class FlowConfig(_TrajectoryConfig):
@@ -58,6 +76,12 @@ class FlowConfig(_TrajectoryConfig):
         gt=0,
         description="final flow time; k steps of size η reach kη",
         json_schema_extra={"units": "flow time"},
+    )
+    times: Annotated[tuple[float, ...], _LISTED] | None = Field(
+        default=None,
+        min_length=3,
+        description="saved flow times between 0 and `until`, which are saved too, instead of "
+        "`points` and `spacing`",
     )
     decades: float = Field(
         default=8.0,
@@ -82,6 +106,12 @@ class FlowConfig(_TrajectoryConfig):
     )
 
     @model_validator(mode="after")
+    def _times_increase(self):
+        if self.times is not None:
+            _check_marks("times", self.times, self.until)
+        return self
+
+    @model_validator(mode="after")
     def _solver_fits(self):
         if self.solver == "rodas5p" and not self.is_reduced:
             raise ValueError("solver: rodas5p is for the gradient flow in reduced coordinates")
@@ -91,6 +121,11 @@ class FlowConfig(_TrajectoryConfig):
                 "auto, tsit5 or rodas5p"
             )
         return self
+
+    @property
+    def saved(self) -> int:
+        """Number of saved points."""
+        return self.points if self.times is None else len(self.times) + 2
 
     @property
     def summary(self) -> str:
@@ -113,7 +148,30 @@ class FlowConfig(_TrajectoryConfig):
         return self.is_reduced and self.solver in ("auto", "tsit5", "rodas5p")
 
 
+def _check_marks(name: str, marks: tuple[float | int, ...], end: float | int) -> None:
+    """Refuse saved times or steps that do not increase between 0 and the end."""
+    if not all(one < other for one, other in pairwise((0, *marks, end))):
+        raise ValueError(f"{name}: must increase, from above 0 to below {end:g}, got {list(marks)}")
+
+
+class ScheduleConfig(Table):
+    """The factor of the step size γ: from 0 to 1 over the warm-up, then as `kind` says until the
+    last step. For steps of γ at chosen times see `drops`."""
+
+    kind: Literal["constant", "linear", "cosine"]
+    warm_up: Whole = Field(
+        default=0, ge=0, description="steps of linear warm-up", json_schema_extra=SHAPE
+    )
+    final: float = Field(default=0.0, ge=0, description="the factor at the end; 1 if constant")
+
+
 class _StepConfig(Table):
+    schedule: ScheduleConfig | None = Field(
+        default=None, description="of the step size; constant by default"
+    )
+    clip: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradient in all layers together"
+    )
     weight_decay: float | None = Field(
         default=None, ge=0, description="ω: adds ω u to the gradient in each layer u"
     )
@@ -147,17 +205,29 @@ class MomentumOptimiserConfig(_StepConfig):
         return self
 
 
-class AdamOptimiserConfig(_StepConfig):
-    """u ← u − γ m̂ / (√v̂ + ε), with m̂ and v̂ the bias-corrected running means of g and g²."""
-
-    kind: Literal["adam"]
+class _AdamConfig(_StepConfig):
     learning_rate: float = Field(gt=0, description="step size γ")
     b1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of g")
     b2: float = Field(default=0.999, ge=0, lt=1, description="decay of the mean of g²")
     eps: float = Field(default=1e-8, gt=0, description="ε, added to √v̂")
 
 
-OptimiserConfig = PlainOptimiserConfig | MomentumOptimiserConfig | AdamOptimiserConfig
+class AdamOptimiserConfig(_AdamConfig):
+    """u ← u − γ m̂ / (√v̂ + ε), with m̂ and v̂ the bias-corrected running means of g and g²."""
+
+    kind: Literal["adam"]
+
+
+class AdamWOptimiserConfig(_AdamConfig):
+    """Adam's u ← u − γ [m̂ / (√v̂ + ε) + ω u]: weight decay apart from the gradient."""
+
+    kind: Literal["adamw"]
+    weight_decay: float | None = Field(default=1e-4, ge=0, description="ω")
+
+
+OptimiserConfig = (
+    PlainOptimiserConfig | MomentumOptimiserConfig | AdamOptimiserConfig | AdamWOptimiserConfig
+)
 
 
 class SamplingConfig(Table):
@@ -218,12 +288,33 @@ class DescentConfig(_TrajectoryConfig):
     kind: Literal["descent"]
     steps: int = Field(ge=1, lt=2**31, description="number of steps", json_schema_extra=SHAPE)
     optimiser: Annotated[OptimiserConfig, Field(discriminator="kind")]
+    times: Annotated[tuple[int, ...], _LISTED] | None = Field(
+        default=None,
+        min_length=3,
+        description="saved steps between 0 and `steps`, which are saved too, instead of `points` "
+        "and `spacing`",
+    )
     sampling: SamplingConfig | None = Field(
         default=None, description="how steps sample the data; by default, every step uses all of it"
     )
     sharpness_aware: SharpnessAwareConfig | None = Field(
         default=None, description="sharpness-aware gradient; by default, the gradient at the layers"
     )
+
+    @model_validator(mode="after")
+    def _marks_fit(self):
+        if self.times is not None:
+            _check_marks("times", self.times, self.steps)
+        schedule = self.optimiser.schedule
+        if schedule is not None:
+            if schedule.warm_up >= self.steps:
+                raise ValueError(
+                    f"optimiser.schedule.warm_up: must be < steps, got {schedule.warm_up} and "
+                    f"{self.steps}"
+                )
+            if self.optimiser.drops:
+                raise ValueError("optimiser: takes `schedule` or `drops`, got both")
+        return self
 
     @property
     def summary(self) -> str:
@@ -238,11 +329,13 @@ class DescentConfig(_TrajectoryConfig):
     @property
     def saved(self) -> int:
         """Number of saved points."""
-        return min(self.points, self.steps + 1)
+        return len(self.records) if self.times else min(self.points, self.steps + 1)
 
     @property
     def records(self) -> np.ndarray:
         """The saved steps, increasing from 0 to the last one."""
+        if self.times is not None:
+            return np.array([0, *self.times, self.steps])
         if self.spacing == "linear":
             return np.rint(np.linspace(0, self.steps, self.saved)).astype(int)
         # Where the spacing is below one step, every step is saved.

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ddln.config import datasets, sweep_axes
 from ddln.config._errors import explain, members_of
+from ddln.config._table import NAME, REAL, WHOLE, Table
 from ddln.config._toml import ConfigError as ConfigError
 from ddln.config._toml import add_source as add_source
 from ddln.config._toml import (
@@ -32,17 +33,15 @@ from ddln.config._toml import (
     set_path,
 )
 from ddln.config.axis_kinds import AxisConfig
+from ddln.config.data_files import content_files
+from ddln.config.data_schema import FileDataConfig
 from ddln.config.dynamics import OF_DEPTH_2, DescentConfig, DynamicsConfig
 from ddln.config.schema import (
-    NAME,
-    REAL,
-    WHOLE,
+    NOT_DIFFERENTIABLE,
     DevicesConfig,
     ExplicitInitConfig,
-    FileDataConfig,
     NetworkConfig,
     ProblemConfig,
-    Table,
 )
 
 _SWEPT = ("problem", "network", "dynamics")
@@ -112,7 +111,8 @@ class Experiment(Table):
         """A hash of the experiment and the content of its data file, ten hexadecimal digits."""
         document = self._document()
         if isinstance(self.problem.data, FileDataConfig):
-            content = Path(self.problem.data.path).read_bytes()
+            files = content_files(Path(self.problem.data.path))
+            content = b"".join(file.read_bytes() for file in files)
             document["problem"]["data"]["path"] = hashlib.sha256(content).hexdigest()
         # The order of the axes is that of the grid's dimensions; other keys have no order.
         document["sweep"] = list(document["sweep"].items())
@@ -132,6 +132,14 @@ def _consistency_problems(experiment: Experiment) -> Iterator[str]:
     depth, of_two = experiment.network.depth, OF_DEPTH_2 & set(experiment.dynamics.measure)
     if of_two and depth != 2:
         yield f"dynamics.measure: {min(of_two)} requires depth 2, got depth {depth}"
+    loss = experiment.problem.loss.kind
+    if loss in NOT_DIFFERENTIABLE and not isinstance(experiment.dynamics, DescentConfig):
+        rule = "a flow needs a differentiable loss, and so do the theorems"
+        yield f'dynamics.kind: {rule}, got {loss} loss: train with kind = "descent"'
+    held_out = getattr(experiment.problem.data, "test", None)
+    if experiment.dynamics.uses_held_out and held_out is None:
+        key = "measure" if experiment.dynamics.patience is None else "patience"
+        yield f"dynamics.{key}: needs held-out rows, problem.data.test"
     parts = 1 if experiment.devices is None else experiment.devices.features
     if experiment.features % parts:
         columns = f"{experiment.features}, the number of columns of X"

@@ -4,39 +4,23 @@ Validation is strict: text is not a number, and unknown keys are errors. A key t
 shape of an array is marked `SHAPE`; a sweep over it compiles one program per value. The tables
 of `[dynamics]` are in `ddln.config.dynamics`, those of `[sweep]` in `ddln.config.axis_kinds`.
 
-To add a loss, an initialiser or a data set, define its table here with a new `kind`, add the table
-to `LossConfig`, `InitConfig` or `DataConfig`, and give the kind its constructor in
-`ddln.sweeps.build` or, for data, in `ddln.config.datasets`.
+To add a loss, an initialiser or a data set, define its table here, for data in
+`ddln.config.data_schema`, with a new `kind`, add the table to `LossConfig`, `InitConfig` or
+`DataConfig`, and give the kind its constructor in `ddln.sweeps.build` or, for data, in
+`ddln.config.datasets`.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
-from pydantic.config import JsonDict
 
 from ddln.config import datasets
-
-NAME = r"^[a-z][a-z0-9_]*$"
-WHOLE, REAL = (int, int | None), (float, float | None)
-SHAPE: JsonDict = {"changes_shape": True}
-
-Whole = Annotated[int, Field(lt=2**63)]
-"""An integer of at most 64 bits."""
-Seed = Annotated[int, Field(ge=0, lt=2**32, description="seed of the random numbers")]
-
-
-class Table(BaseModel):
-    """A TOML table: strict types, no unknown keys, immutable."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+from ddln.config._table import SHAPE, Seed, Table, Whole, default_kind
+from ddln.config.data_schema import DataConfig
 
 
 class UniformLawConfig(Table):
@@ -132,116 +116,6 @@ InitConfig = (
 )
 
 
-class _RandomDataConfig(Table):
-    samples: Whole = Field(ge=1, description="rows of X", json_schema_extra=SHAPE)
-    features: Whole = Field(
-        ge=1, description="columns of X: the width of the network", json_schema_extra=SHAPE
-    )
-    design: Literal["normal", "rademacher"] = Field(
-        default="normal",
-        description="distribution of the entries of X: N(0, 1), or ±1 with equal probability",
-    )
-    seed: Seed = 0
-
-
-class GaussianDataConfig(_RandomDataConfig):
-    """Independent features, distributed by `design`; independent standard normal targets."""
-
-    kind: Literal["gaussian"]
-
-
-class _PlantedDataConfig(_RandomDataConfig):
-    nonzeros: Whole = Field(ge=0, description="nonzero entries of θ*")
-
-    @model_validator(mode="after")
-    def _nonzeros_fit(self):
-        if self.nonzeros > self.features:
-            raise ValueError(
-                f"nonzeros must be ≤ features, got {self.nonzeros} and {self.features}"
-            )
-        return self
-
-
-class SparseDataConfig(_PlantedDataConfig):
-    """Independent features; targets Xθ* + noise · N(0, 1), with θ* = ±1 on a few entries."""
-
-    kind: Literal["sparse"]
-    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
-
-
-class ClassificationDataConfig(_PlantedDataConfig):
-    """Independent features; labels ±1, the signs of Xθ* + noise · N(0, 1)."""
-
-    kind: Literal["classification"]
-    noise: float = Field(default=0.0, ge=0, description="standard deviation of the noise")
-
-
-class CountsDataConfig(_PlantedDataConfig):
-    """Independent features; Poisson targets with mean exp(strength · Xθ*)."""
-
-    kind: Literal["counts"]
-    strength: float = Field(default=0.5, description="factor of Xθ*")
-
-
-class FileDataConfig(Table):
-    """A CSV file with a header, or an NPZ file with arrays `features` and `targets` and,
-    optionally, the true parameter θ* as `truth`."""
-
-    kind: Literal["file"]
-    path: str = Field(description="path, relative to the configuration file")
-    target: str = Field(default="target", description="the CSV column to fit")
-    features: tuple[str, ...] | None = Field(
-        default=None, description="columns to fit with; by default, all others"
-    )
-    standardise: bool = Field(
-        default=False,
-        description="scale columns and target to mean 0 and standard deviation 1",
-    )
-
-
-class DiabetesDataConfig(Table):
-    """The diabetes data of scikit-learn: 442 patients, 10 measurements."""
-
-    kind: Literal["diabetes"]
-    quadratic: bool = Field(
-        default=False,
-        description="add products and squares of the measurements, 64 columns in all; the square "
-        "of `sex`, a binary variable, is left out",
-    )
-    standardise: bool = Field(
-        default=True,
-        description="scale columns and target to mean 0 and standard deviation 1",
-    )
-
-
-Digit = Annotated[int, Field(ge=0, le=9)]
-
-
-class DigitsDataConfig(Table):
-    """Two of scikit-learn's handwritten digits: 64 pixels from 0 to 1, labels ±1."""
-
-    kind: Literal["digits"]
-    positive: Digit = Field(description="the digit with label 1", json_schema_extra=SHAPE)
-    negative: Digit = Field(description="the digit with label −1", json_schema_extra=SHAPE)
-
-    @model_validator(mode="after")
-    def _digits_differ(self):
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative must differ, got {self.positive} twice")
-        return self
-
-
-DataConfig = (
-    GaussianDataConfig
-    | SparseDataConfig
-    | ClassificationDataConfig
-    | CountsDataConfig
-    | FileDataConfig
-    | DiabetesDataConfig
-    | DigitsDataConfig
-)
-
-
 class _ScaledLossConfig(Table):
     normalisation: Literal["sum", "half", "mean", "half_mean"] = Field(
         default="sum", description="c = 1 (the paper's), 1/2, 1/n, 1/(2n)"
@@ -279,20 +153,31 @@ class HuberLossConfig(_ScaledLossConfig):
     delta: float = Field(default=1.0, gt=0, description="threshold δ")
 
 
+class HingeLossConfig(_ScaledLossConfig):
+    """ℒ(θ) = c Σ_i max(0, 1 − y_i x_iᵀθ), y_i = ±1. Not differentiable: for a descent only."""
+
+    kind: Literal["hinge"]
+
+
+class QuantileLossConfig(_ScaledLossConfig):
+    """ℒ(θ) = c Σ_i φ(y_i − x_iᵀθ), with φ(r) = τ r for r > 0 and (τ − 1) r below. Not
+    differentiable: for a descent only."""
+
+    kind: Literal["quantile"]
+    level: float = Field(default=0.5, gt=0, lt=1, description="τ, the quantile")
+
+
+NOT_DIFFERENTIABLE = ("hinge", "quantile")
+
 LossConfig = (
     LeastSquaresLossConfig
     | LogisticLossConfig
     | ExponentialLossConfig
     | PoissonLossConfig
     | HuberLossConfig
+    | HingeLossConfig
+    | QuantileLossConfig
 )
-
-
-def default_kind(kind: str) -> BeforeValidator:
-    """Gives a table without a `kind` this one."""
-    return BeforeValidator(
-        lambda table: {"kind": kind, **table} if isinstance(table, Mapping) else table
-    )
 
 
 class ProblemConfig(Table):

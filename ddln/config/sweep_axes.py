@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from ddln.config import _expressions
 from ddln.config._errors import AXIS_FORMS, hint, rule
 from ddln.config._expressions import ExpressionError
+from ddln.config._table import REAL, WHOLE
 from ddln.config._toml import as_json
 from ddln.config.axis_kinds import AxisConfig, ExpressionAxisConfig
-from ddln.config.schema import REAL, WHOLE
 
 _FLOAT_LIMIT = 2**1024
 

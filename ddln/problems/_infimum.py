@@ -49,7 +49,7 @@ def spectral_norm(features: Float[Array, "samples dim"]) -> Float[Array, ""]:
         scaled = np.ldexp(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, -exponent)
         return [np.ldexp(np.sqrt(np.linalg.eigvalsh(scaled @ scaled.T)[-1]), exponent)]
 
-    return _on_host(norm, [()], features)[0]
+    return on_host(norm, [()], features)[0]
 
 
 def infimum(
@@ -58,8 +58,10 @@ def infimum(
     features: Float[Array, "samples dim"],
     targets: Float[Array, " samples"],
     delta: Float[Array, ""] | None = None,
+    *,
+    weights: Float[Array, " samples"] | None = None,
 ) -> Infimum:
-    """The infimum of c Σ_i φ(x_iᵀθ, y_i): at once for concrete data, else in a callback.
+    """The infimum of c Σ_i w_i φ(x_iᵀθ, y_i): at once for concrete data, else in a callback.
 
     Args:
         loss: φ, one of the functions below.
@@ -67,6 +69,7 @@ def infimum(
         features: X, shape (samples, dim).
         targets: y, shape (samples,).
         delta: δ, for `huber`.
+        weights: w > 0, shape (samples,); 1 by default. `huber` takes none.
 
     Raises:
         ValueError: the rounding of X leaves open which samples escape, or Newton's method does not
@@ -74,13 +77,14 @@ def infimum(
     """
     samples, dim = features.shape
     solve = partial(_solve, loss, factor, float(jnp.finfo(features.dtype).eps))
-    inputs = (features, targets) if delta is None else (features, targets, delta)
+    weights = jnp.ones_like(targets) if weights is None else weights
+    inputs = (features, targets, weights, *(() if delta is None else (delta,)))
     shapes = [(samples,), (samples,), (), (dim,)]
-    fitted, escapes, minimum, minimiser = _on_host(solve, shapes, *inputs)
+    fitted, escapes, minimum, minimiser = on_host(solve, shapes, *inputs)
     return Infimum(minimum, minimiser, ~jnp.isnan(minimiser[0]), fitted, escapes > 0)
 
 
-def _on_host(
+def on_host(
     function: Callable, shapes: list[tuple[int, ...]], *inputs: Float[Array, "..."]
 ) -> list[Array]:
     """Call `function` in NumPy's float64: at once for concrete inputs, else in a callback.
@@ -114,13 +118,18 @@ def _solve(
     precision: float,
     features: Float[np.ndarray, "samples dim"],
     targets: Values,
+    weights: Values,
     *delta: Float[np.ndarray, ""],
 ) -> tuple[Values, Bool[np.ndarray, " samples"], float, Float[np.ndarray, " dim"]]:
     """z*, the samples that escape, ℒ* and the minimiser of least norm."""
     samples, dim = features.shape
     escapes, basis = _split(loss, precision, features, targets)
     kept = ~escapes
-    phi = partial(loss, *delta, targets[kept])
+
+    def phi(z: Values) -> tuple[Values, Values, Values]:
+        value, slope, curvature = loss(*delta, targets[kept], z)
+        return weights[kept] * value, weights[kept] * slope, weights[kept] * curvature
+
     if loss is huber:
         coefficients, converged = _huber_minimiser(float(delta[0]), targets, basis.orthonormal)
     else:

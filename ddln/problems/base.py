@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal import display
-from ddln._internal.validation import ArrayLike, as_floats
+from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
 
 Normalisation = Literal["sum", "half", "mean", "half_mean"]
 AnyArray = Array | np.ndarray
@@ -35,6 +35,11 @@ class Problem(eqx.Module):
     smoothness: eqx.AbstractVar[Float[Array, ""] | None]
     """β such that ∇ℒ is β-Lipschitz."""
     convex: eqx.AbstractVar[bool]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether ∇ℒ exists everywhere. If not, flows refuse the problem."""
+        return True
 
     samples: eqx.AbstractVar[int]
     """The number n of samples if ℒ is a sum over samples, else 0."""
@@ -98,7 +103,7 @@ class Problem(eqx.Module):
 
 
 class LinearRisk(Problem):
-    """ℒ(θ) = c Σ_i φ(x_iᵀθ, y_i)."""
+    """ℒ(θ) = c Σ_i w_i φ(x_iᵀθ, y_i)."""
 
     features: eqx.AbstractVar[Float[Array, "samples dim"]]
     """X, with the rows x_i."""
@@ -106,6 +111,8 @@ class LinearRisk(Problem):
     """y."""
     factor: eqx.AbstractVar[float]
     """c."""
+    weights: eqx.AbstractVar[Float[Array, " samples"] | None]
+    """w; None if all are 1."""
 
     @property
     def dim(self) -> int:
@@ -122,7 +129,28 @@ class LinearRisk(Problem):
         """φ(z, y), elementwise."""
 
     def loss(self, theta: Float[AnyArray, " dim"]) -> Float[Array, ""]:
-        return self.factor * jnp.sum(self.pointwise(self.features @ theta, self.targets))
+        values = self.pointwise(self.features @ theta, self.targets)
+        return self.factor * jnp.sum(self._weighted(values))
+
+    def _weighted(
+        self, values: Float[AnyArray, " batch"], rows: Int[AnyArray, " batch"] | None = None
+    ) -> Float[AnyArray, " batch"]:
+        """The values of all samples, or of those in some rows, times their weights."""
+        if self.weights is None:
+            return values
+        return values * (self.weights if rows is None else self.weights[rows])
+
+    def held_out_loss(
+        self,
+        theta: Float[AnyArray, " dim"],
+        features: Float[AnyArray, "others dim"],
+        targets: Float[AnyArray, " others"],
+        weights: Float[AnyArray, " others"] | None = None,
+    ) -> Float[Array, ""]:
+        """The loss on other samples, times the ratio of the numbers of samples: c n/m Σ_i w_i φ."""
+        values = self.pointwise(features @ theta, targets)
+        values = values if weights is None else values * weights
+        return self.factor * self.samples * jnp.mean(values)
 
     def coordinate_arrays(self) -> tuple[Any, ...]:
         return self.features, self.minimiser
@@ -143,7 +171,7 @@ class LinearRisk(Problem):
         features, targets = self.batch(rows)
         targets = targets if noise is None else targets + noise
         weight = self.factor * self.samples / targets.size
-        return weight * jnp.sum(self.pointwise(features @ theta, targets))
+        return weight * jnp.sum(self._weighted(self.pointwise(features @ theta, targets), rows))
 
 
 def as_data(
@@ -166,3 +194,47 @@ def as_data(
         raise ValueError(f"`normalisation` must be one of {names}, got {normalisation!r}.")
     dtype = jnp.promote_types(features.dtype, targets.dtype)
     return features.astype(dtype), targets.astype(dtype), factors[normalisation]
+
+
+def as_weights(
+    name: str, weights: ArrayLike | None, targets: Float[Array, " samples"]
+) -> Float[Array, " samples"] | None:
+    """Validated positive numbers, one for each target; None if none are given.
+
+    >>> as_weights("weights", [1, 2], jnp.zeros(2)).tolist()
+    [1.0, 2.0]
+    """
+    if weights is None:
+        return None
+    weights = as_floats(name, weights, 1).astype(targets.dtype)
+    if weights.shape != targets.shape:
+        raise ValueError(f"`{name}` must have shape {targets.shape}, got {weights.shape}.")
+    return refuse(weights <= 0, f"`{name}` must be > 0.", weights)
+
+
+def refuse_kinks(problem: Problem) -> None:
+    """Refuse a loss that is not differentiable, for what follows its gradient.
+
+    Raises:
+        ValueError: the loss has kinks.
+    """
+    if not problem.differentiable:
+        name = type(problem).__name__
+        raise ValueError(f"`problem` must be differentiable for a flow, got {name}: use `descend`.")
+
+
+def as_labels(targets: Float[Array, " samples"]) -> Float[Array, " samples"]:
+    """Validated labels −1 and 1."""
+    return refuse_targets(jnp.abs(targets) != 1, "must be −1 or 1", targets)
+
+
+def refuse_targets(
+    wrong: Bool[Array, " samples"], rule: str, targets: Float[Array, " samples"]
+) -> Float[Array, " samples"]:
+    """The targets, unless one of them is wrong; see `refuse`."""
+    message = ""
+    if is_concrete(wrong) and np.asarray(wrong).any():
+        row = int(np.argmax(np.asarray(wrong)))
+        value = np.asarray(targets)[row]
+        message = f"`targets` {rule}, got {value:g} at row {row} (rows count from 0)."
+    return refuse(wrong, message, targets)

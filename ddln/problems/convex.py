@@ -6,6 +6,8 @@ infimum is the minimum over the other samples, at predictions z* with Σ_i φ'(z
 gap is a sum of nonnegative terms without cancellation:
 
     ℒ(θ) − ℒ* = c Σ_escaping φ(z_i) + c Σ_others [φ(z_i) − φ(z*_i) − φ'(z*_i)(z_i − z*_i)].
+
+Weights w_i, if there are any, multiply φ in every sum.
 """
 
 from abc import abstractmethod
@@ -16,25 +18,29 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
-from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete, refuse
+from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete
 from ddln.problems import _infimum
 from ddln.problems._infimum import Infimum
-from ddln.problems.base import AnyArray, LinearRisk, Normalisation, as_data
+from ddln.problems._remainders import exponential_remainder, remainder
+from ddln.problems.base import (
+    AnyArray,
+    LinearRisk,
+    Normalisation,
+    as_data,
+    as_labels,
+    as_weights,
+    refuse_targets,
+)
 
 Samples = Float[AnyArray, " samples"]
 """One number for each sample."""
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-# On [0, 1]. Python's numbers, since NumPy's would promote single precision.
-_QUADRATURE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
-
 
 class ConvexRisk(LinearRisk):
-    """ℒ(θ) = c Σ_i φ(x_iᵀθ, y_i) with φ convex in the prediction.
+    """ℒ(θ) = c Σ_i w_i φ(x_iᵀθ, y_i) with φ convex in the prediction.
 
     No PL constant holds on all of R^dim.
     """
@@ -44,6 +50,8 @@ class ConvexRisk(LinearRisk):
     factor: float = eqx.field(static=True)
     smoothness: Float[Array, ""] | None
     infimum: Infimum
+    weights: Float[Array, " samples"] | None
+    """w; None if all are 1."""
 
     @property
     def minimum(self) -> Float[Array, "*batch"]:
@@ -90,12 +98,12 @@ class ConvexRisk(LinearRisk):
     def gap(self, theta: Float[AnyArray, " dim"]) -> Float[Array, ""]:
         z = self.features @ theta
         terms = jnp.where(self.escapes, self.pointwise(z, self.targets), self.remainder(z))
-        return self.factor * jnp.sum(terms)
+        return self.factor * jnp.sum(self._weighted(terms))
 
     def gradient(self, theta: Float[AnyArray, " dim"]) -> Float[Array, " dim"]:
         z = self.features @ theta
         slopes = jnp.where(self.escapes, self.slope(z, self.targets), self.slope_change(z))
-        return self.factor * (slopes @ self.features)
+        return self.factor * (jnp.asarray(self._weighted(slopes)) @ self.features)
 
     def hessian(self, theta: Float[AnyArray, " dim"]) -> Float[Array, "dim dim"]:
         weighted = self._curvature(theta)[:, None] * self.features
@@ -105,10 +113,10 @@ class ConvexRisk(LinearRisk):
         return jnp.sqrt(self.factor * self._curvature(theta))[:, None] * self.features
 
     def _curvature(self, theta: Float[AnyArray, " dim"]) -> Float[Array, " samples"]:
-        """φ'' at each prediction."""
+        """w φ'' at each prediction."""
         z = self.features @ theta
         slope = partial(self.slope, target=self.targets)
-        return jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]
+        return jnp.asarray(self._weighted(jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]))
 
     def minimisers(self) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
         return self._affine_minimisers(self.attained)
@@ -145,7 +153,7 @@ class Logistic(ConvexRisk):
         side = jnp.where(self.targets * self.fitted < 0, 1.0, -1.0) * self.targets
         m, base = side * prediction, side * self.fitted
         far = softplus(m) - softplus(base) - sigmoid(base) * (m - base)
-        return _remainder(lambda z: sigmoid(z) * sigmoid(-z), far, m, base)
+        return remainder(lambda z: sigmoid(z) * sigmoid(-z), far, m, base)
 
 
 class Exponential(ConvexRisk):
@@ -162,7 +170,7 @@ class Exponential(ConvexRisk):
         return -self.targets * jnp.exp(base) * jnp.expm1(-self.targets * prediction - base)
 
     def remainder(self, prediction: Samples) -> Samples:
-        return _exponential_remainder(-self.targets * prediction, -self.targets * self.fitted)
+        return exponential_remainder(-self.targets * prediction, -self.targets * self.fitted)
 
 
 class Poisson(ConvexRisk):
@@ -178,7 +186,7 @@ class Poisson(ConvexRisk):
         return jnp.exp(self.fitted) * jnp.expm1(prediction - self.fitted)
 
     def remainder(self, prediction: Samples) -> Samples:
-        return _exponential_remainder(prediction, self.fitted)
+        return exponential_remainder(prediction, self.fitted)
 
 
 class Huber(ConvexRisk):
@@ -212,23 +220,12 @@ class Huber(ConvexRisk):
         return jnp.abs(prediction - self.targets) < self.delta
 
 
-def _remainder(
-    curvature: Callable[[Samples], Samples], far: Samples, z: Samples, base: Samples
-) -> Samples:
-    """∫ (z − s) φ''(s) ds from `base` to z: by quadrature if |z − base| < 1, else `far`."""
-    step = z - base
-    near = jnp.clip(step, -1.0, 1.0)
-    terms = (w * (1 - s) * curvature(base + s * near) for s, w in _QUADRATURE)
-    return jnp.where(jnp.abs(step) < 1, near**2 * sum(terms), far)
-
-
-def _exponential_remainder(z: Samples, base: Samples) -> Samples:
-    step = z - base
-    return jnp.exp(base) * _remainder(jnp.exp, jnp.expm1(step) - step, step, jnp.zeros_like(step))
-
-
 def logistic(
-    features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    normalisation: Normalisation | str = "sum",
+    weights: ArrayLike | None = None,
 ) -> Logistic:
     """ℒ(θ) = c Σ_i log(1 + exp(−y_i x_iᵀθ)) with labels y_i = ±1.
 
@@ -239,9 +236,10 @@ def logistic(
         features: X, shape (samples, dim).
         targets: y, −1 or 1, shape (samples,).
         normalisation: "sum" (c = 1), "half" (½), "mean" (1/n) or "half_mean" (1/(2n)).
+        weights: w > 0, shape (samples,): the loss is c Σ_i w_i log(1 + exp(−y_i x_iᵀθ)).
 
     Returns:
-        The problem: convex, β = c σ²_max(X)/4, no PL constant. The host computes ℒ* and the
+        The problem: convex, β = c σ²_max(√w X)/4, no PL constant. The host computes ℒ* and the
         minimiser of least norm (NaN if none exists), for traced data in a callback; they have no
         derivative with respect to the data.
 
@@ -259,11 +257,16 @@ def logistic(
     (0.0, False)
     """
     features, targets, factor = _as_labelled_data(features, targets, normalisation)
-    return _make(Logistic, _infimum.logistic, 0.25, features, targets, factor)
+    weights = as_weights("weights", weights, targets)
+    return _make(Logistic, _infimum.logistic, 0.25, features, targets, factor, weights)
 
 
 def exponential(
-    features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    normalisation: Normalisation | str = "sum",
+    weights: ArrayLike | None = None,
 ) -> Exponential:
     """ℒ(θ) = c Σ_i exp(−y_i x_iᵀθ) with labels y_i = ±1.
 
@@ -275,15 +278,23 @@ def exponential(
     (2.0, None)
     """
     features, targets, factor = _as_labelled_data(features, targets, normalisation)
-    return _make(Exponential, _infimum.exponential, None, features, targets, factor)
+    weights = as_weights("weights", weights, targets)
+    return _make(Exponential, _infimum.exponential, None, features, targets, factor, weights)
 
 
 def poisson(
-    features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    normalisation: Normalisation | str = "sum",
+    weights: ArrayLike | None = None,
+    exposure: ArrayLike | None = None,
 ) -> Poisson:
     """ℒ(θ) = c Σ_i [exp(x_iᵀθ) − y_i x_iᵀθ] with counts y_i.
 
-    It omits the constants log y_i! of the likelihood, so ℒ* can be negative. Convex, neither smooth
+    It omits the constants log y_i! of the likelihood, so ℒ* can be negative. Exposures e_i make the
+    means e_i exp(x_iᵀθ) and the loss c Σ_i e_i [exp(x_iᵀθ) − (y_i/e_i) x_iᵀθ]: `targets` of the
+    problem are then the rates y_i/e_i, and `weights` has the factor e_i. Convex, neither smooth
     nor PL on all of R^dim. The infimum is not attained if a direction decreases x_iᵀθ at some zero
     counts, increases it at none and leaves it unchanged at all positive counts.
 
@@ -291,6 +302,8 @@ def poisson(
         features: X, shape (samples, dim).
         targets: y, whole numbers ≥ 0, shape (samples,).
         normalisation: as in `logistic`.
+        weights: w > 0, shape (samples,): factors of the terms of the samples.
+        exposure: e > 0, shape (samples,); 1 by default. log e_i is the offset of x_iᵀθ.
 
     Raises:
         ValueError: shapes that do not match, a count that is negative or not whole, or features
@@ -302,8 +315,13 @@ def poisson(
     """
     features, targets, factor = as_data(features, targets, normalisation)
     wrong = (targets < 0) | (targets != jnp.floor(targets))
-    targets = _refuse_targets(wrong, "must be whole numbers ≥ 0", targets)
-    return _make(Poisson, _infimum.poisson, None, features, targets, factor)
+    targets = refuse_targets(wrong, "must be whole numbers ≥ 0", targets)
+    weights = as_weights("weights", weights, targets)
+    exposure = as_weights("exposure", exposure, targets)
+    if exposure is not None:
+        weights = exposure if weights is None else exposure * weights
+        targets = targets / exposure
+    return _make(Poisson, _infimum.poisson, None, features, targets, factor, weights)
 
 
 def huber(
@@ -339,14 +357,14 @@ def huber(
     """
     features, targets, factor = as_data(features, targets, normalisation)
     delta = as_positive("delta", delta).astype(features.dtype)
-    return _make(Huber, _infimum.huber, 1.0, features, targets, factor, delta)
+    return _make(Huber, _infimum.huber, 1.0, features, targets, factor, None, delta)
 
 
 def _as_labelled_data(
     features: ArrayLike, targets: ArrayLike, normalisation: Normalisation | str
 ) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"], float]:
     features, targets, factor = as_data(features, targets, normalisation)
-    return features, _refuse_targets(jnp.abs(targets) != 1, "must be −1 or 1", targets), factor
+    return features, as_labels(targets), factor
 
 
 def _make(
@@ -356,22 +374,13 @@ def _make(
     features: Float[Array, "samples dim"],
     targets: Float[Array, " samples"],
     factor: float,
+    weights: Float[Array, " samples"] | None,
     *delta: Float[Array, ""],
 ) -> _Risk:
-    """The risk of φ with its infimum and, if max φ'' is finite, β = c σ²_max(X) max φ''."""
-    found = _infimum.infimum(loss, factor, features, targets, *delta)
+    """The risk of φ with its infimum and, if max φ'' is finite, β = c σ²_max(√w X) max φ''."""
+    found = _infimum.infimum(loss, factor, features, targets, *delta, weights=weights)
     smoothness = None
     if max_curvature is not None:
-        smoothness = max_curvature * factor * _infimum.spectral_norm(features) ** 2
-    return kind(features, targets, factor, smoothness, found, *delta)
-
-
-def _refuse_targets(
-    wrong: Bool[Array, " samples"], rule: str, targets: Float[Array, " samples"]
-) -> Float[Array, " samples"]:
-    message = ""
-    if is_concrete(wrong) and np.asarray(wrong).any():
-        row = int(np.argmax(np.asarray(wrong)))
-        value = np.asarray(targets)[row]
-        message = f"`targets` {rule}, got {value:g} at row {row} (rows count from 0)."
-    return refuse(wrong, message, targets)
+        scaled = features if weights is None else jnp.sqrt(weights)[:, None] * features
+        smoothness = max_curvature * factor * _infimum.spectral_norm(scaled) ** 2
+    return kind(features, targets, factor, smoothness, found, weights, *delta)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import ArrayLike, refuse
-from ddln.problems.base import AnyArray, LinearRisk, Normalisation, as_data
+from ddln.problems.base import AnyArray, LinearRisk, Normalisation, as_data, as_weights
 
 
 class Solution(NamedTuple):
@@ -76,6 +76,11 @@ class LeastSquares(LinearRisk):
         self.fitted = solution.fitted
         self.core, self.core_fitted = solution.core, solution.core_fitted
         self.pl_constant, self.smoothness = solution.pl_constant, solution.smoothness
+
+    @property
+    def weights(self) -> None:
+        """None: weights are in the rows of X and y, as factors √w."""
+        return None
 
     def coordinate_arrays(self) -> tuple[Any, ...]:
         return self.features, self.core, self.minimiser
@@ -175,7 +180,11 @@ def solve_spectrum(
 
 
 def least_squares(
-    features: ArrayLike, targets: ArrayLike, *, normalisation: Normalisation | str = "sum"
+    features: ArrayLike,
+    targets: ArrayLike,
+    *,
+    normalisation: Normalisation | str = "sum",
+    weights: ArrayLike | None = None,
 ) -> LeastSquares:
     """ℒ(θ) = c ‖Xθ − y‖² with c = 1, ½, 1/n or 1/(2n).
 
@@ -184,6 +193,8 @@ def least_squares(
         targets: y, shape (samples,).
         normalisation: "sum" (c = 1, the paper's convention: ∇ℒ = 2Xᵀ(Xθ − y)), "half" (½),
             "mean" (1/n) or "half_mean" (1/(2n)).
+        weights: w > 0 of the samples, shape (samples,): ℒ(θ) = c Σ_i w_i (x_iᵀθ − y_i)². The rows
+            of X and y of the problem are multiplied by √w.
 
     Returns:
         The problem, with ℒ* and the minimiser of least norm from the pseudo-inverse,
@@ -201,4 +212,9 @@ def least_squares(
     >>> float(problem.pl_constant), float(problem.smoothness)
     (2.0, 8.0)
     """
-    return LeastSquares(*as_data(features, targets, normalisation))
+    features, targets, factor = as_data(features, targets, normalisation)
+    weights = as_weights("weights", weights, targets)
+    if weights is not None:
+        root = jnp.sqrt(weights)
+        features, targets = root[:, None] * features, root * targets
+    return LeastSquares(features, targets, factor)

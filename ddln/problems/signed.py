@@ -55,6 +55,10 @@ class Signed(Problem):
     def convex(self) -> bool:
         return self.unsigned.convex
 
+    @property
+    def differentiable(self) -> bool:
+        return self.unsigned.differentiable
+
     def coordinate_arrays(self) -> tuple[Any, ...]:
         return self.unsigned.coordinate_arrays()
 

@@ -26,7 +26,7 @@ from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.program_store import StoredJit
 from ddln._internal.validation import ArrayLike, as_floats
 from ddln.networks.reparametrisation import Reduction
-from ddln.problems.base import Problem
+from ddln.problems.base import Problem, refuse_kinks
 from ddln.solvers._batch_solver import FlowInputs, solve_in_batches
 from ddln.solvers.formulations import Smallest, observe
 from ddln.solvers.trajectory import Trajectory, as_times, as_tolerances
@@ -241,6 +241,7 @@ def gradient_flows(
     [2.0, 2.0, 2.0]
     """
     drop_programs()
+    refuse_kinks(problem)
     if solver not in get_args(Solver):
         names = ", ".join(map(repr, get_args(Solver)))
         raise ValueError(f"`solver` must be one of {names}, got {solver!r}.")

@@ -50,6 +50,7 @@ class Descent(Run):
     to repeat the steps that follow."""
     method: Method
 
+    curves: ClassVar = (*Run.curves, "ledger", "carried")
     statuses: ClassVar = STATUSES
 
 

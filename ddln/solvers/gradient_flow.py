@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats, as_layers
 from ddln.networks.reparametrisation import Reduction
-from ddln.problems.base import Problem
+from ddln.problems.base import Problem, refuse_kinks
 from ddln.solvers.formulations import (
     Formulation,
     Layers,
@@ -112,6 +112,7 @@ def _solve(
 ) -> Trajectory:
     """Check the arguments, integrate the formulation of the flow, and raise if that fails."""
     drop_programs()
+    refuse_kinks(problem)
     layers = as_layers(layers)
     if layers.shape[1] != problem.dim:
         raise ValueError(

@@ -4,6 +4,7 @@ sgd          u ← u − γ g
 heavy_ball   u ← u − γ g + β (u − u_before)
 nesterov     u ← u − γ (g + β m),  m ← g + β m
 adam         u ← u − γ m̂ / (√v̂ + ε)
+adamw        u ← u − γ [m̂ / (√v̂ + ε) + ω u]
 sign         u ← u − γ sign g
 """
 
@@ -35,6 +36,7 @@ _RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "heavy_ball": partial(_momentum, nesterov=False),
     "nesterov": partial(_momentum, nesterov=True),
     "adam": optax.adam,
+    "adamw": optax.adamw,
     "sign": optax.sign_sgd,
 }
 
@@ -51,6 +53,7 @@ _RANGES = {
     "b1": _FRACTION,
     "b2": _FRACTION,
     "weight_decay": ("≥ 0", lambda value: value < 0),
+    "clip": _POSITIVE,
 }
 
 
@@ -67,18 +70,49 @@ class StepSchedule(eqx.Module):
         return self.rate * jnp.prod(jnp.where(step >= self.steps, self.factors, 1.0))
 
 
+class DecayingSteps(eqx.Module):
+    """A learning rate that rises from 0 over a warm-up, then stays or falls to a last value, by
+    optax's schedules. Its rates can be traced."""
+
+    rate: Array
+    """γ after the warm-up."""
+    final: Array
+    """The last γ as a fraction of `rate`."""
+    kind: str = eqx.field(static=True)
+    """"constant", "linear" or "cosine"."""
+    warm_up: int = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+
+    def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """γ at a step."""
+        after = self.steps - self.warm_up
+        rise = optax.linear_schedule(0.0, 1.0, self.warm_up) if self.warm_up else None
+        fall = {
+            "constant": optax.constant_schedule(1.0),
+            "linear": optax.linear_schedule(1.0, 0.0, after),
+            "cosine": optax.cosine_decay_schedule(1.0, after),
+        }[self.kind]
+        share = fall if rise is None else optax.join_schedules([rise, fall], [self.warm_up])
+        factor = share(step)
+        last = jnp.where(step < self.warm_up, 0.0, self.final)
+        return self.rate * (factor + last * (1 - factor))
+
+
 class Optimiser(eqx.Module):
     """An optax transformation as a pytree with its numbers as leaves, made by `optimiser`."""
 
     rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
     numbers: dict[str, Any]
     weight_decay: Array | None = None
+    clip: Array | None = None
 
     @property
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
         rule = self.rule(**self.numbers)
         if self.weight_decay is not None:
             rule = optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
+        if self.clip is not None:
+            rule = optax.chain(optax.clip_by_global_norm(self.clip), rule)
         return optax.with_extra_args_support(rule)
 
     # Optax mixes types in its rules and schedules (Adam: the step count with the layers), which
@@ -96,8 +130,8 @@ class Optimiser(eqx.Module):
 
     @property
     def is_gradient_descent(self) -> bool:
-        """Whether a step is u − γ g, without momentum or weight decay."""
-        return self.rule is _sgd and self.weight_decay is None
+        """Whether a step is u − γ g, without momentum, weight decay or clipping."""
+        return self.rule is _sgd and self.weight_decay is None and self.clip is None
 
     def learning_rate(self, step: Int[Array, ""]) -> Any:
         """γ at a step; 1 if the rule has no `learning_rate`."""
@@ -150,28 +184,32 @@ def optimiser(
     intrinsic_step: Number | None = None,
     weight_decay: Number | None = None,
     drops: Sequence[tuple[int, Number]] = (),
+    clip: Number | None = None,
     **numbers: Any,
 ) -> Optimiser:
     """An optimiser for `descend`. Its numbers can be traced, so new values need no compilation.
 
     Args:
-        rule: "sgd", "heavy_ball", "nesterov", "adam" or "sign"; or a function from numbers to an
-            optax transformation, such as `optax.adamw`.
+        rule: "sgd", "heavy_ball", "nesterov", "adam", "adamw" or "sign"; or a function from
+            numbers to an optax transformation, such as `optax.lion`.
         intrinsic_step: λ > 0 instead of a learning rate, for a rule with momentum β:
             γ = λ (1 − β)².
         weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖².
         drops: step schedule, as pairs of a step, counted from 0, and a factor > 0 by which γ is
             multiplied from that step on.
+        clip: the largest norm of the gradient in all layers together; a larger gradient is scaled
+            down to it, before the weight decay is added.
         numbers: arguments of the rule: `learning_rate` (γ > 0, or an optax schedule); `momentum`
             (0 ≤ β < 1) for heavy_ball and nesterov; `b1`, `b2` and `eps` for adam.
 
-    A rule with an argument called `intrinsic_step`, `weight_decay` or `drops` receives it: the
-    `weight_decay` of `optax.adamw` is that of AdamW.
+    A rule with an argument called `intrinsic_step`, `weight_decay`, `drops` or `clip` receives it:
+    the `weight_decay` of "adamw" is AdamW's, apart from the gradient.
 
     Raises:
         ValueError: an unknown rule; numbers that are not arguments of the rule, or out of range
             (traced: NaN); both a learning rate and `intrinsic_step`; or `intrinsic_step`,
-            `weight_decay` or `drops` with a rule that has `**options`, which could be meant too.
+            `weight_decay`, `drops` or `clip` with a rule that has `**options`, which could be meant
+            too.
 
     Source: heavy ball as in Papazov et al. 2024: the intrinsic step λ = γ/(1 − β)² determines the
     path, so that runs with equal λ end close to each other.
@@ -196,6 +234,7 @@ def optimiser(
         "intrinsic_step": intrinsic_step,
         "weight_decay": weight_decay,
         "drops": drops if len(drops) else None,
+        "clip": clip,
     }
     options = {key: value for key, value in options.items() if value is not None}
     for key in _arguments_of(rule, options, name):
@@ -231,6 +270,7 @@ def _build(
     intrinsic_step: Number | None = None,
     weight_decay: Number | None = None,
     drops: Sequence[tuple[int, Number]] = (),
+    clip: Number | None = None,
 ) -> Optimiser:
     """The optimiser of a rule with its numbers and our options."""
     if intrinsic_step is not None:
@@ -243,7 +283,7 @@ def _build(
     numbers = {key: _checked(key, value) for key, value in numbers.items()}
     if len(drops):
         numbers["learning_rate"] = _step_schedule(numbers.get("learning_rate"), drops)
-    return Optimiser(rule, numbers, decay)
+    return Optimiser(rule, numbers, decay, None if clip is None else _checked("clip", clip))
 
 
 def _step_schedule(rate: Any, drops: Sequence[tuple[int, Number]]) -> StepSchedule:

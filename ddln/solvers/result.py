@@ -1,8 +1,10 @@
 """`Run`, the base class of all results, and the error that a failed run raises."""
 
-from typing import ClassVar, TypeVar
+import dataclasses
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -29,6 +31,8 @@ class Run(eqx.Module):
     stats: dict[str, Array]
     """Counts such as num_steps."""
 
+    curves: ClassVar[tuple[str, ...]] = ("layers", "theta", "loss", "gap")
+    """The fields with a value at each point that rest when the run stops."""
     statuses: ClassVar[tuple[Status, ...]]
     """Every way in which such a run can end, by its code."""
 
@@ -68,6 +72,28 @@ class Run(eqx.Module):
 
 
 RunT = TypeVar("RunT", bound=Run)
+
+
+def stop_at(run: RunT, is_end: Bool[Array, " points"]) -> RunT:
+    """The run, constant from the first of some of its points on, if there is one: it is stopped.
+
+    Times and steps go on. A run that did not cover all of its points is not changed.
+
+    Args:
+        run: the run.
+        is_end: whether it is to end at each point.
+    """
+    count = run.theta.shape[0]
+    ends = jnp.any(is_end) & (run.status == run.code_of(Status.OK))
+    last = jnp.where(ends, jnp.argmax(is_end), count - 1)
+    rows = jnp.minimum(jnp.arange(count), last)
+
+    def hold(value: Any) -> Any:
+        return jax.tree.map(lambda array: array[rows], value)
+
+    held = {name: hold(getattr(run, name)) for name in run.curves}
+    status = jnp.where(ends, run.code_of(Status.STOPPED), run.status)
+    return dataclasses.replace(run, **held, status=status.astype(run.status.dtype))
 
 
 def raise_on_failure(run: RunT) -> RunT:

@@ -32,7 +32,7 @@ from ddln._internal.validation import (
     refuse,
 )
 from ddln.networks.layers import effective_parameter
-from ddln.problems.base import Problem
+from ddln.problems.base import Problem, refuse_kinks
 from ddln.solvers._sde_terms import Brownian, State, System
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling
 from ddln.solvers.result import Run, raise_on_failure
@@ -241,6 +241,7 @@ def stochastic_flow(
     (True, 300)
     """
     drop_programs()
+    refuse_kinks(problem)
     layers = as_layers(layers, problem.dim)
     layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
     times = as_times(as_floats("times", times, 1).astype(layers.dtype))

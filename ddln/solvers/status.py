@@ -36,7 +36,7 @@ class Status(enum.Enum):
 
 _MEANINGS = {
     Status.OK: "the run covered all of its points",
-    Status.STOPPED: "the gap reached its target",
+    Status.STOPPED: "a target was reached: of the gap, the norm or the held-out loss",
     Status.MAX_STEPS: "the solver used up its steps before the last time",
     Status.DIVERGED: "the layers or the loss left the range of floating-point numbers, or the step "
     "size shrank to nothing",

@@ -26,6 +26,7 @@ class Trajectory(Run):
     coordinates: str = eqx.field(static=True)
     """The integrated state: "layers", "reduced" or "mirror"."""
 
+    curves: ClassVar = (*Run.curves, "velocity")
     statuses: ClassVar = (Status.OK, Status.MAX_STEPS, Status.DIVERGED, Status.STOPPED)
 
 

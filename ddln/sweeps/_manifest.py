@@ -17,8 +17,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ddln._internal.files import read_limited
 from ddln.config._errors import rule
+from ddln.config._table import NAME, Table
 from ddln.config.experiment import numeric_leaves, value_of
-from ddln.config.schema import NAME, Table
 from ddln.sweeps.plan import Plan
 
 FORMAT = 2
@@ -149,7 +149,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         {**each.get("versions", {}), "device": each.get("device"), "dtype": each.get("dtype")}
         for each in (then, now)
     )
-    facts = [(name, before.get(name), value) for name, value in after.items() if value]
+    # A package that an older run did not record says nothing.
+    known = then.get("versions") or after
+    facts = [
+        (name, before.get(name), value)
+        for name, value in after.items()
+        if value and (name in known or name in ("device", "dtype"))
+    ]
     before, after = then.get("settings", {}), now.get("settings", {})
     facts += [
         (name, before.get(name, "as it comes"), after.get(name, "as it comes"))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal.program_store import StoredJit
 from ddln.config.experiment import Experiment, substitute
@@ -20,6 +20,7 @@ from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_estimators import GradientEstimator
 from ddln.solvers.optimisers import Optimiser
+from ddln.solvers.result import stop_at
 from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
@@ -37,20 +38,22 @@ ReportShare = Callable[[float], None]
 
 
 class FlowControls(NamedTuple):
-    """The saved times, tolerances and target gap of a flow."""
+    """The saved times, tolerances and targets of a flow."""
 
     times: Float[Array, "*networks times"]
     rtol: Float[Array, "*networks"]
     atol: Float[Array, "*networks"]
     target_gap: Float[Array, "*networks"] | float | None
+    target_norm: Float[Array, "*networks"] | float | None
 
 
 class DescentControls(NamedTuple):
-    """The optimiser, gradient estimator and target gap of a descent."""
+    """The optimiser, gradient estimator and targets of a descent."""
 
     optimiser: Optimiser
     estimator: GradientEstimator
     target_gap: Float[Array, "*networks"] | float | None
+    target_norm: Float[Array, "*networks"] | float | None
 
 
 class Inputs(NamedTuple):
@@ -89,9 +92,25 @@ class Runner(ABC):
         def build_one(varying: dict[str, Array], shared: dict[str, Array]) -> Inputs:
             return self._build_one(substitute(experiment, {**shared, **varying}))
 
-        def measure_one(problem: Problem, run: Runs) -> dict[str, Array]:
-            return _diagnostics(experiment.dynamics.measure, problem, run)
+        held_out = build.held_out_samples(experiment)
 
+        def measure_one(problem: Problem, run: Runs) -> dict[str, Array]:
+            return _diagnostics(experiment.dynamics.measure, problem, run, held_out)
+
+        def stop_one(problem: Problem, run: Runs, target_norm: Any) -> Runs:
+            patience = experiment.dynamics.patience
+            is_end = jnp.zeros(run.gap.shape, bool)
+            if target_norm is not None:
+                norms = jnp.sum(jnp.abs(problem.predictor(run.theta)), axis=1)
+                is_end = norms >= target_norm
+            if patience is not None:
+                losses = diagnostics.held_out_loss(problem, run, *held_out)
+                is_end = is_end | _has_stalled(losses, patience)
+            return stop_at(run, is_end)
+
+        dynamics = experiment.dynamics
+        self._stops = dynamics.target_norm is not None or dynamics.patience is not None
+        self._stop = jax.jit(jax.vmap(stop_one, (problem_axis, 0, 0)), compiler_options=options)
         self._build = StoredJit(
             jax.vmap(build_one, (0, None), self.axes, axis_size=width), key, options, "the problem"
         )
@@ -152,6 +171,13 @@ class Runner(ABC):
             finer_theta = jnp.full(runs.theta.shape, jnp.nan, runs.theta.dtype)
         return self._certify(inputs.problem, inputs.layers, runs, finer_theta)
 
+    def stop(self, inputs: Inputs, runs: Runs) -> Runs:
+        """The runs, constant from the saved point on at which `target_norm` or `patience` stops
+        them."""
+        if not self._stops:
+            return runs
+        return self._stop(inputs.problem, runs, inputs.controls.target_norm)
+
     def measure(self, inputs: Inputs, runs: Runs) -> dict[str, Array]:
         """Compute the diagnostics that `dynamics.measure` asks for, by name."""
         return self._measure(inputs.problem, runs)
@@ -208,10 +234,21 @@ def fast_compile_options(width: int) -> dict[str, bool | int]:
     return options | ({"xla_backend_optimization_level": 0} if width <= FEW_NETWORKS else {})
 
 
-def _diagnostics(names: tuple[str, ...], problem: Problem, run: Runs) -> dict[str, Array]:
+def _has_stalled(losses: Float[Array, " points"], patience: int) -> Bool[Array, " points"]:
+    """Whether the least loss so far is `patience` points old."""
+    points = jnp.arange(losses.size)
+    least_before = jnp.concatenate([jnp.array([jnp.inf]), jax.lax.cummin(losses)[:-1]])
+    last_improvement = jax.lax.cummax(jnp.where(losses < least_before, points, 0))
+    return points - last_improvement >= patience
+
+
+def _diagnostics(
+    names: tuple[str, ...], problem: Problem, run: Runs, held_out: tuple[Any, ...]
+) -> dict[str, Array]:
     """Compute the named diagnostics of one run."""
     known: dict[str, Callable[[], Array]] = {
         "sharpness": lambda: diagnostics.sharpness(problem, run),
+        "held_out_loss": lambda: diagnostics.held_out_loss(problem, run, *held_out),
         "gain": lambda: diagnostics.gain(run),
         "effective_initialisation": lambda: diagnostics.effective_initialisation(run),
     }

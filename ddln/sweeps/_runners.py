@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from ddln._internal.files import digest_of
 from ddln._internal.program_store import StoredJit
+from ddln.config.data_files import content_files
+from ddln.config.data_schema import FileDataConfig
 from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import (
     Experiment,
@@ -24,7 +26,6 @@ from ddln.config.experiment import (
     substitute,
     value_of,
 )
-from ddln.config.schema import FileDataConfig
 from ddln.problems.base import Problem
 from ddln.solvers import batched_flow, gradient_descent
 from ddln.solvers.gradient_descent import Descent
@@ -67,6 +68,7 @@ class _FlowRunner(Runner):
             rtol=jnp.maximum(controls.rtol / FINER, finest),
             atol=jnp.maximum(controls.atol / FINER, finest),
             target_gap=None if target is None else jnp.zeros_like(target),
+            target_norm=None,
         )
         runs, _ = self.integrate(inputs._replace(controls=finer))
         return runs.theta
@@ -74,7 +76,8 @@ class _FlowRunner(Runner):
     def _controls(self, experiment: Experiment) -> tuple[FlowControls, None]:
         flow = cast(FlowConfig, experiment.dynamics)
         rtol, atol = jnp.asarray(flow.rtol, float), jnp.asarray(flow.atol, float)
-        return FlowControls(build.saved_times(flow), rtol, atol, flow.target_gap), None
+        times = build.saved_times(flow)
+        return FlowControls(times, rtol, atol, flow.target_gap, flow.target_norm), None
 
     def _certify_one(
         self,
@@ -217,6 +220,7 @@ class DescentRunner(Runner):
             build.build_optimiser(descent),
             build.build_gradient_estimator(descent),
             descent.target_gap,
+            descent.target_norm,
         )
         return controls, build.sampling_key(descent)
 
@@ -259,7 +263,8 @@ class _Shape:
     def key(self) -> str:
         """Names the shape in every process: a data file by its content."""
         data = self.experiment.problem.data
-        content = digest_of(Path(data.path)) if isinstance(data, FileDataConfig) else ""
+        files = content_files(Path(data.path)) if isinstance(data, FileDataConfig) else []
+        content = " ".join(map(digest_of, files))
         return f"{self.form} {self.swept} {self.width} {content}"
 
 

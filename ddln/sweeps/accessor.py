@@ -55,7 +55,8 @@ class NetworkRun:
     @property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Features (samples, features) and targets (samples,)."""
-        features, targets = datasets.draw(self.experiment.problem.data)
+        problem = self.experiment.problem
+        features, targets = datasets.draw(problem.data, problem.loss.kind)
         return np.asarray(features), np.asarray(targets)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import xarray as xr
@@ -16,6 +17,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ddln._internal.random import fixed_generator, key_from_seed
 from ddln.config import datasets
+from ddln.config._table import Table
+from ddln.config.data_schema import FileDataConfig
 from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import Experiment, at_point, parse
 from ddln.config.schema import (
@@ -23,16 +26,15 @@ from ddln.config.schema import (
     ImbalancedInitConfig,
     LawConfig,
     NormalLawConfig,
-    Table,
     UniformLawConfig,
 )
 from ddln.networks import init
-from ddln.problems import convex, sharding
+from ddln.problems import convex, piecewise_linear, sharding
 from ddln.problems.base import Problem
 from ddln.problems.least_squares import least_squares
 from ddln.problems.signed import signed
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
-from ddln.solvers.optimisers import Optimiser, optimiser
+from ddln.solvers.optimisers import DecayingSteps, Optimiser, optimiser
 
 LOSSES: Mapping[str, Callable[..., Problem]] = {
     "least_squares": least_squares,
@@ -40,6 +42,8 @@ LOSSES: Mapping[str, Callable[..., Problem]] = {
     "exponential": convex.exponential,
     "poisson": convex.poisson,
     "huber": convex.huber,
+    "hinge": piecewise_linear.hinge,
+    "quantile": piecewise_linear.quantile,
 }
 """By kind: a function of features, targets and the other keys of the table."""
 
@@ -122,10 +126,23 @@ def reconstruct(network: xr.Dataset) -> tuple[Problem, Float[Array, "depth width
 
 def build_problem(experiment: Experiment) -> Problem:
     """The problem of an experiment; that of a signed network is signed."""
-    features, targets = datasets.draw(experiment.problem.data)
     config = experiment.problem.loss
-    problem = LOSSES[config.kind](features, targets, **_options(config))
+    features, targets = datasets.draw(experiment.problem.data, config.kind)
+    samples = datasets.sample_options(experiment.problem.data, config.kind)
+    problem = LOSSES[config.kind](features, targets, **samples, **_options(config))
     return signed(problem) if experiment.network.signed else problem
+
+
+def held_out_samples(experiment: Experiment) -> tuple[Any, ...]:
+    """Features, targets and weights of the samples to test on; empty if there are none."""
+    data, loss = experiment.problem.data, experiment.problem.loss.kind
+    samples = datasets.prepared(data, loss).test if isinstance(data, FileDataConfig) else None
+    if samples is None:
+        return ()
+    targets, weights, exposure = samples[1:]
+    if exposure is not None:  # as in `ddln.poisson`
+        targets, weights = targets / exposure, exposure * (1.0 if weights is None else weights)
+    return samples.features, targets, weights
 
 
 def true_parameter(experiment: Experiment) -> Float[Array, " features"] | None:
@@ -170,6 +187,8 @@ def make_mesh(devices: DevicesConfig | None) -> Mesh | None:
 
 def saved_times(flow: FlowConfig) -> Float[Array, " points"]:
     """The flow times of the saved points."""
+    if flow.times is not None:
+        return jnp.asarray([0.0, *flow.times, flow.until])
     if flow.spacing == "linear":
         return jnp.linspace(0.0, flow.until, flow.points)
     # Linear up to until / span and logarithmic beyond, without a gap after 0.
@@ -180,7 +199,14 @@ def saved_times(flow: FlowConfig) -> Float[Array, " points"]:
 def build_optimiser(descent: DescentConfig) -> Optimiser:
     """The optimiser of a descent."""
     given = {name: x for name, x in _options(descent.optimiser).items() if x is not None}
-    return optimiser(descent.optimiser.kind, **given)
+    schedule = given.pop("schedule", None)
+    built = optimiser(descent.optimiser.kind, **given)
+    if schedule is None:
+        return built
+    final = jnp.asarray(schedule.final, float)
+    rate = built.numbers["learning_rate"]
+    steps = DecayingSteps(rate, final, schedule.kind, schedule.warm_up, descent.steps)
+    return eqx.tree_at(lambda rule: rule.numbers["learning_rate"], built, steps)
 
 
 def build_gradient_estimator(descent: DescentConfig) -> GradientEstimator:

@@ -202,6 +202,7 @@ def _compute_at_once(chunk: Chunk, report: Report | None, recompute: bool) -> xr
         if program_store.is_open():
             pool.submit(fixed_generator()(runner.prepare), inputs)
         runs, loop_iterations = runner.integrate(inputs, report_share)
+        runs = runner.stop(inputs, runs)
         recomputed = runner.recompute(inputs) if recompute else None
     variables, checked = runner.certify(inputs, runs, recomputed)
     # Wait for them: two batches of eigenvalues at the same time can deadlock (docs/decisions.md).

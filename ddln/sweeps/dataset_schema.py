@@ -36,6 +36,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
     "divergence_bound": (_TIME, "loss", "bound D_Q(θ*, θ(0)) / t of Theorem 2 on the gap"),
     "sharpness": (_TIME, "1 / flow time", "sharpness λ_max(∂²ℒ/∂u²)"),
+    "held_out_loss": (_TIME, "loss", "loss of the held-out samples, times n/m"),
     "gain": (_THETA, "1", "gain ln |(u² − v²)₀ / (u² − v²)|"),
     "effective_initialisation": (_THETA, "1", "effective initialisation (|u² − v²| / 2)^½"),
     "rate_bound": ((), "1 / flow time", "rate μc of the exponential bound exp(−2μct)"),
@@ -62,7 +63,7 @@ _FLOW_ONLY = {
     *("rate_bound", "asymptotic_rate", "discrepancy"),
 }
 _DESCENT_ONLY = {"step"}
-_MEASURED = {"sharpness", "gain", "effective_initialisation"}
+_MEASURED = {"sharpness", "held_out_loss", "gain", "effective_initialisation"}
 
 FINER = 30
 """The factor by which the tolerances of a recomputed run are finer."""
@@ -75,8 +76,8 @@ _MIRROR_MAP, _HESSIANS = 100, 30
 """Numbers in memory for each coordinate whose mirror map is checked, and for each entry of ∇²Q."""
 _DESCENT_COPIES = 14
 """Copies of each layer, with ledger and optimiser state: measured on 30 and 500 coordinates."""
-_CERTIFICATES, _DESCENT_CERTIFICATES = 14, 7
-"""How many claims certify a run; only file sizes depend on it."""
+_HYPOTHESES, _CERTIFICATES, _DESCENT_CERTIFICATES = 5, 14, 7
+"""How many hypotheses there are, and claims that certify a run; only file sizes depend on it."""
 
 
 def saved_variables(experiment: Experiment) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def network_bytes(experiment: Experiment) -> int:
     >>> from ddln.config.experiment import load
     >>> figure4 = load("configs/figure4.toml")
     >>> network_bytes(figure4), network_bytes(figure4.with_({"dynamics.save": "loss"}))
-    (168976, 14864)
+    (168977, 14865)
     """
     return _bytes(experiment, saved_variables(experiment))
 
@@ -166,7 +167,7 @@ def working_bytes(experiment: Experiment) -> int:
 def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
     stepwise = isinstance(experiment.dynamics, DescentConfig)
     claims = _DESCENT_CERTIFICATES if stepwise else _CERTIFICATES
-    known = sizes(experiment) | {"certificate": claims, "hypothesis": 4}
+    known = sizes(experiment) | {"certificate": claims, "hypothesis": _HYPOTHESES}
     return sum(
         (1 if name in _FLAGS else 8)
         * math.prod(known[dimension] for dimension in VARIABLES[name][0])

@@ -8,8 +8,15 @@ from typing import Any
 
 from ddln._internal.random import fix_generator
 
-_SETTINGS = ("jax_disable_jit", "jax_disable_most_optimizations", "jax_default_matmul_precision")
-"""Settings of jax that change the last digits of random and computed numbers."""
+_SETTINGS = {
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+    "jax_default_matmul_precision": None,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_exec_time_optimization_effort": 0.0,
+}
+"""Settings of jax that change the last digits of random and computed numbers, and their defaults.
+The generator, its partition and the offset of its seeds are fixed: `ddln._internal.random`."""
 _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_gpu_cuda_data_dir")
 """Flags of XLA that do not change numbers."""
 
@@ -72,7 +79,7 @@ def provenance() -> dict[str, Any]:
 
     from ddln import __version__
 
-    packages = ("jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray")
+    packages = ("jax", "jaxlib", "equinox", "diffrax", "optax", "numpy", "scipy", "xarray")
     own = {"python": platform.python_version(), "ddln": __version__}
     device = jax.devices()[0]
     return {
@@ -87,11 +94,14 @@ def _settings() -> dict[str, str]:
     """The settings of jax and XLA that change last digits and differ from the defaults."""
     import jax
 
-    settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+    settings = {
+        name: str(value)
+        for name, default in _SETTINGS.items()
+        if (value := getattr(jax.config, name, default)) != default
+    }
     flags = os.environ.get("XLA_FLAGS", "").split()
     kept = sorted(flag for flag in flags if not flag.startswith(_HARMLESS))
-    settings["XLA_FLAGS"] = " ".join(kept)
-    return {name: str(value) for name, value in settings.items() if value}
+    return settings | ({"XLA_FLAGS": " ".join(kept)} if kept else {})
 
 
 def relative_path(path: Path) -> Path:

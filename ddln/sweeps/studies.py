@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ddln.config._table import NAME
 from ddln.config.data_files import write_arrays
-from ddln.config.schema import NAME
 
 
 class StudyError(ValueError):

@@ -20,6 +20,10 @@ STATEMENTS = {
         "Theorems 1, 2, Corollary 1",
         "at the start one layer is smallest in every coordinate",
     ),
+    "differentiable loss": (
+        "Theorems 1, 2, Corollary 1",
+        "∇ℒ exists everywhere: hinge and quantile loss have kinks",
+    ),
     "convex loss": ("Theorem 2", "ℒ is convex as a function of θ"),
     "minimum attained": ("Theorem 2", "ℒ has a minimiser"),
     "PL condition": (
@@ -61,6 +65,7 @@ def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, B
         satisfied = (mu > 0) & jnp.all(half_square >= lower)
     return {
         "unique smallest layer": jnp.all(coordinate_kinds(run.layers[0]) == OPEN),
+        "differentiable loss": jnp.asarray(problem.differentiable),
         "convex loss": jnp.asarray(problem.convex),
         "minimum attained": problem.attained,
         "PL condition": satisfied,
@@ -77,7 +82,8 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
         Rows with name, source, statement, lanes (networks), lanes_holding and holds (for all).
     """
     rows = []
-    for name, (source, statement) in STATEMENTS.items():
+    known = {name: STATEMENTS[name] for name in dataset["hypothesis"].values.tolist()}
+    for name, (source, statement) in known.items():
         holds = dataset["hypothesis_holds"].sel(hypothesis=name).values
         rows.append(
             {

@@ -215,7 +215,7 @@ def descent_lemma(
     rounding of θ.
     """
     worst, floor, falls = -jnp.inf, 0.0, False
-    if run.rates is not None:
+    if run.rates is not None and problem.differentiable:
         points = sample_points(run.steps.size)
         floor, falls = _rounding_of_the_gap(problem, run), _falls_between(problem, run)
         shortfalls = jax.lax.map(

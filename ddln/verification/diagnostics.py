@@ -1,6 +1,7 @@
 """Measurements on flows and discrete runs, one quantity a function.
 
     S_k = λ_max(∂²ℒ/∂u²) at u_k                      `sharpness`
+    the loss of held-out samples                     `held_out_loss`
     2(1 + β)/γ, above which steps leave a minimiser  `stability_threshold`
     Gain_k = ln |(u² − v²)₀ / (u² − v²)_k|           `gain`, at depth 2
     α_k² = |u² − v²|_k / 2 = α₀² exp(−Gain_k)        `effective_initialisation`, at depth 2
@@ -31,9 +32,44 @@ from jaxtyping import Array, Float, Int
 
 from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
-from ddln.problems.base import Problem
+from ddln.problems.base import LinearRisk, Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.result import Run
+
+
+def held_out_loss(
+    problem: Problem,
+    run: Run,
+    features: ArrayLike,
+    targets: ArrayLike,
+    weights: ArrayLike | None = None,
+) -> Float[Array, " records"]:
+    """c n/m Σ_i w_i φ(x_iᵀθ, y_i) over m held-out samples, along a run trained on n.
+
+    It is on the scale of the training loss, whatever the normalisation.
+
+    Args:
+        problem: the loss of the n samples, a sum over samples; it can be signed.
+        run: from `gradient_flow`, `descend` and the like.
+        features: held-out x_i, shape (m, dim).
+        targets: held-out y_i, shape (m,).
+        weights: w_i, shape (m,); 1 by default.
+
+    Raises:
+        ValueError: the problem is not a sum over samples.
+
+    >>> problem = ddln.least_squares([[1.0], [1.0]], [1.0, 3.0])
+    >>> run = ddln.gradient_flow(problem, [[0.0], [1.0]], [0.0, 20.0])
+    >>> [round(float(x), 6) for x in held_out_loss(problem, run, [[1.0]], [2.0])]
+    [8.0, 0.0]
+    """
+    linear = getattr(problem, "unsigned", problem)
+    if not isinstance(linear, LinearRisk):
+        raise ValueError("`problem` must be a sum over samples.")
+    features, targets = as_floats("features", features, 2), as_floats("targets", targets, 1)
+    weights = None if weights is None else as_floats("weights", weights, 1)
+    thetas = problem.predictor(run.theta)
+    return jax.vmap(lambda theta: linear.held_out_loss(theta, features, targets, weights))(thetas)
 
 
 def sharpness(

@@ -1,0 +1,30 @@
+"""Remainders φ(z) − φ(z*) − φ'(z*)(z − z*) of a convex function, free of cancellation."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ddln.problems.base import AnyArray
+
+Samples = Float[AnyArray, " samples"]
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+# On [0, 1]. Python's numbers, since NumPy's would promote single precision.
+_QUADRATURE = tuple(zip(((_NODES + 1) / 2).tolist(), (_WEIGHTS / 2).tolist(), strict=True))
+
+
+def remainder(
+    curvature: Callable[[Samples], Samples], far: Samples, z: Samples, base: Samples
+) -> Samples:
+    """∫ (z − s) φ''(s) ds from `base` to z: by quadrature if |z − base| < 1, else `far`."""
+    step = z - base
+    near = jnp.clip(step, -1.0, 1.0)
+    terms = (w * (1 - s) * curvature(base + s * near) for s, w in _QUADRATURE)
+    return jnp.where(jnp.abs(step) < 1, near**2 * sum(terms), far)
+
+
+def exponential_remainder(z: Samples, base: Samples) -> Samples:
+    step = z - base
+    return jnp.exp(base) * remainder(jnp.exp, jnp.expm1(step) - step, step, jnp.zeros_like(step))
