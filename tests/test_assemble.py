@@ -67,6 +67,34 @@ def test_file_equals_data_set_in_memory_even_with_missing_chunks(lost, tmp_path)
     )
 
 
+SOME = st.one_of(
+    st.integers(0, 1),
+    st.builds(slice, st.none(), st.none(), st.sampled_from([1, 2, -1])),
+    st.lists(st.integers(0, 1), min_size=1, max_size=3),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    chunk_lanes=st.integers(1, 7),
+    key=st.dictionaries(st.sampled_from([*AXES, "time", "layer", "coordinate"]), SOME),
+)
+def test_view_of_chunks_has_the_entries_of_the_assembled_data_set(chunk_lanes, key):
+    plan = make_plan(PLAIN.with_({"sweep": AXES}), chunk_lanes)
+    whole, seen = assemble.assemble(plan, part_of), assemble.view(plan, part_of)
+    assert not seen["layers"].variable._in_memory
+    layers = seen["layers"].isel(key)
+    xr.testing.assert_identical(layers.load(), whole["layers"].isel(key))
+
+
+def test_view_of_chunks_equals_the_assembled_data_set():
+    plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
+    whole, seen = assemble.assemble(plan, part_of), assemble.view(plan, part_of)
+    one = dict.fromkeys(AXES, 1)
+    xr.testing.assert_identical(seen["status"].isel(one).load(), whole["status"].isel(one))
+    xr.testing.assert_identical(seen, whole)
+
+
 def test_flow_time_is_a_coordinate_only_if_all_networks_share_it():
     plan = make_plan(PLAIN.with_({"sweep": AXES}), 5)
     shared = assemble.assemble(plan, part_of)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import ddln
 from ddln.config.experiment import ConfigError, load
+from ddln.sweeps import dataset_schema
 from ddln.sweeps.dataset_schema import working_bytes
 from ddln.sweeps.plan import is_long, is_recomputed, make_plan
 
@@ -84,7 +85,7 @@ def test_memory_limits_the_width_of_chunks():
         assert wider * working_bytes(PLAIN) > memory * 1e9
     small = PLAIN.with_({**seeds, "memory": 1e-6})
     assert make_plan(small).chunks[0].width == 1
-    with pytest.raises(ConfigError, match="cannot have fewer lanes, more than memory = 1e-06"):
+    with pytest.raises(ConfigError, match="cannot have fewer networks, more than memory = 1e-06"):
         ddln.run(small)
 
 
@@ -127,7 +128,7 @@ def test_axis_has_the_type_of_its_leaf():
 def test_large_sweep_is_planned_and_huge_one_refused():
     large = {"network.init.seed": {"range": [0, 1000]}, "network.scale": {"linspace": [1, 2, 100]}}
     plan = make_plan(PLAIN.with_({"sweep": large}))
-    assert len(plan.chunks) == 391
+    assert len(plan.chunks) == 98
     huge = {**large, "dynamics.until": {"linspace": [1, 2, 101]}}
     with pytest.raises(ConfigError, match="sweep: 10,100,000 networks, more than 10,000,000"):
         make_plan(PLAIN.with_({"sweep": huge}))
@@ -136,10 +137,13 @@ def test_large_sweep_is_planned_and_huge_one_refused():
 @pytest.mark.parametrize("save", ["loss", "theta", "all"])
 def test_bytes_of_a_network_match_its_saved_variables(save):
     lane = make_plan(PLAIN.with_({"dynamics.save": save})).nbytes
-    in_time = 6 + {"loss": 0, "theta": 2 * 8, "all": (6 + 2) * 8}[save]
-    certificates, hypotheses, scalars = 14 * (3 * 8 + 2), 4, 6 * 8
-    assert lane == 8 * 301 * in_time + certificates + hypotheses + scalars
-    assert make_plan(FIGURE4.with_({"dynamics.save": save})).nbytes == 3 * lane
+    in_time = 3 + {"loss": 0, "theta": 2 * 8, "all": 2 * 8}[save]
+    certificates, hypotheses, scalars = 14 * (3 * 8 + 2), 5, 7 * 8
+    start = 8 * 6 * 8 if save == "all" else 0
+    header = dataset_schema.HEADER_BYTES
+    assert lane == 8 * 301 * in_time + certificates + hypotheses + scalars + start + header
+    three = make_plan(FIGURE4.with_({"dynamics.save": save})).nbytes
+    assert three - header == 3 * (lane - header)
 
 
 def test_swept_values_out_of_range_are_refused():

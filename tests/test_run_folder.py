@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddln.config.experiment import load
 from ddln.sweeps import _manifest, assemble
+from ddln.sweeps import plan as plan_module
 from ddln.sweeps.dataset_schema import accuracy_in_words, status_counts
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import RunFolder, StoreError
@@ -100,6 +101,27 @@ def test_data_set_joins_the_chunks_and_is_read_lazily(folder):
     assert folder.status_counts(but=PLAN.chunks[:1]) == {"ok": 2}
     assert folder.efficiency() == 0.75
     assert load(folder.path / "config.toml") == FIGURE4
+
+
+def test_large_run_is_read_from_its_chunks_and_exported_on_request(folder, monkeypatch):
+    monkeypatch.setattr(plan_module, "PORTABLE", 0)
+    monkeypatch.setattr(RunFolder, "_plan", lambda folder: PLAN)
+    folder.write_claims({"claims": []})
+    folder.finish(STUDY)
+    assert folder.is_complete(PLAN, STUDY)
+    in_chunks = folder.read_dataset()
+    assert not in_chunks["loss"].variable._in_memory
+    assert folder.export() == folder.path / "dataset.nc"
+    with folder.read_dataset() as in_one_file:
+        xr.testing.assert_identical(in_one_file.load(), in_chunks.load())
+
+
+def test_large_run_without_a_chunk_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(plan_module, "PORTABLE", 0)
+    monkeypatch.setattr(RunFolder, "_plan", lambda folder: PLAN)
+    (folder.path / "chunks" / "00001.nc").unlink()
+    with pytest.raises(StoreError, match="1 of 3 chunks are missing or damaged"):
+        folder.read_dataset()
 
 
 @pytest.mark.parametrize("kind", ["nc", "json"])

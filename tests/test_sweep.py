@@ -15,7 +15,8 @@ from ddln.config.experiment import substitute
 from ddln.solvers import _batching, _descent_loop
 from ddln.solvers._steppers import Rodas5P
 from ddln.sweeps import _runner_base, build, compute, plan, progress
-from ddln.sweeps.dataset_schema import count_recomputed, network_bytes
+from ddln.sweeps.dataset_schema import count_recomputed, network_bytes, stored_variables
+from ddln.sweeps.derived import complete
 from ddln.sweeps.plan import make_plan
 from ddln.sweeps.run_folder import status_counts
 from ddln.verification import diagnostics
@@ -128,9 +129,16 @@ def test_chunk_of_flows_has_the_saved_variables_and_planned_size(save):
     experiment = SMALL.with_({"dynamics.save": save})
     (chunk,) = make_plan(experiment).chunks
     part = compute.compute(chunk)
-    assert ("theta" in part, "layers" in part) == (save != "loss", save == "all")
-    assert {"loss", "gap", "bound", "certificate_holds", "status"} <= part.keys()
-    assert sum(part[name].nbytes for name in part.data_vars) == network_bytes(experiment)
+    assert {*part.data_vars} == {*stored_variables(experiment)}
+    whole = complete(part, experiment)
+    assert ("theta" in whole, "layers" in whole) == (save != "loss", save == "all")
+    assert {"loss", "gap", "bound", "certificate_holds", "status"} <= whole.keys()
+    assert bytes_of_networks(part) == network_bytes(experiment)
+
+
+def bytes_of_networks(part):
+    """Bytes of the variables that each network of a chunk has for itself."""
+    return sum(part[name].nbytes for name in part.data_vars if "lane" in part[name].dims)
 
 
 ALONE = SMALL.with_({"dynamics.rtol": 1e-6})
@@ -302,7 +310,7 @@ def test_flow_stopped_at_its_target_is_certified_up_to_there():
 def test_chunk_of_descents_has_the_planned_size(save):
     experiment = DESCENT.with_({"dynamics.save": save})
     part = compute.compute(make_plan(experiment).chunks[0])
-    assert sum(part[name].nbytes for name in part.data_vars) == network_bytes(experiment)
+    assert bytes_of_networks(part) == network_bytes(experiment)
 
 
 def test_reporting_progress_does_not_change_a_long_descent(trained, monkeypatch):

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,7 +87,8 @@ def run(
     exit status is 1 if a theorem or claim that applies fails; 2 after bad input, after chunks that
     could not be computed and after a study that failed; 130 after Ctrl-C and 143 after SIGTERM.
     """
-    from ddln.sweeps import executor, progress, studies
+    began = time.monotonic()
+    from ddln.sweeps import executor, progress, run_times, studies
     from ddln.sweeps.dask_executor import open_executor
     from ddln.sweeps.run_folder import RunFolder
 
@@ -105,7 +107,8 @@ def run(
             _validate(plan, path)
             stack.enter_context(executor.open_run(folder, plan, chunk_executor))
         with exit_on_error((OSError, executor.LostChunks)):
-            executor.compute(folder, plan, chunk_executor, json_lines=json_lines)
+            is_new = len(folder.missing(plan)) == len(plan.chunks)
+            done = executor.compute(folder, plan, chunk_executor, json_lines=json_lines)
         with exit_on_error():
             try:
                 executor.publish(folder, plan, study, fingerprint, log)
@@ -115,6 +118,8 @@ def run(
                 else:
                     output.print_run(folder, folder.read_claims())
                 raise
+        if is_new and cluster is None:
+            run_times.record(plan, time.monotonic() - began, done.seconds_per_lane)
         _conclude(folder, json_lines)
 
 
@@ -211,6 +216,16 @@ def report(run: arguments.Run, out: arguments.Out = Path("runs")) -> None:
         path = report.write(folder.path, [] if folder.manifest()["complete"] else unfinished)
         folder.record(path)
         typer.echo(path)
+
+
+@app.command()
+def export(run: arguments.Run, out: arguments.Out = Path("runs")) -> None:
+    """Write the data set of a run as one netCDF file with every variable, dataset.nc.
+
+    Small runs have this file already.
+    """
+    with exit_on_error(), contextlib.ExitStack() as stack:
+        typer.echo(_open(run, out, stack).export())
 
 
 @app.command()

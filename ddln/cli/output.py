@@ -46,11 +46,31 @@ def print_plan(plan: "Plan") -> None:
         "chunks": f"{len(plan.chunks):,} of up to {widest:,} networks, "
         f"{len(programs):,} compiled program(s)",
         **_devices(experiment),
-        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB",
-        "files": f"{2 * plan.nbytes / 1e6:,.1f} MB: {dynamics.save} of every network, twice",
-        "time": "measured by `run` once the first chunk is done",
+        "memory": f"{plan.peak_bytes / 1e9:,.2g} GB a chunk, of {experiment.memory:g} GB; about "
+        f"{plan.process_bytes / 1e9:,.2g} GB in all",
+        "files": _files(plan),
+        "time": _time(plan),
     }.items():
         typer.echo(f"{name:>9}  {value}")
+
+
+def _files(plan: "Plan") -> str:
+    """The bytes that a run writes, besides its figures."""
+    saved = f"{plan.experiment.dynamics.save} of every network"
+    if not plan.is_portable:
+        return f"{plan.nbytes / 1e6:,.1f} MB: {saved}, in chunks"
+    return f"{(plan.nbytes + plan.portable_nbytes) / 1e6:,.1f} MB: {saved}, in chunks and whole"
+
+
+def _time(plan: "Plan") -> str:
+    """How long the run will take, if one like it was run here before."""
+    from ddln.sweeps import run_times
+    from ddln.sweeps.progress import format_duration
+
+    seconds = run_times.estimate(plan)
+    if seconds is None:
+        return "measured by `run` once the first chunk is done"
+    return f"about {format_duration(seconds)}, by the last run like it"
 
 
 def _devices(experiment: "Experiment") -> dict[str, str]:

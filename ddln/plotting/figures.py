@@ -54,7 +54,8 @@ def single_networks(dataset: xr.Dataset, over: str | None) -> list[xr.Dataset]:
     if over is not None:
         count = dataset.sizes[over]
         indices = np.linspace(0, count - 1, min(count, CURVES)).astype(int)
-        selected = [dataset.isel({over: int(i)}) for i in indices]
+        drawn = dataset.isel({over: indices}).load()  # at once, not variable by variable
+        selected = [drawn.isel({over: i}) for i in range(indices.size)]
     if "flow_time" in dataset:
         return [network.assign_coords(time=network["flow_time"]) for network in selected]
     return selected
@@ -144,7 +145,9 @@ def gap_against_time(
     if slope:
         kinds["asymptotic rate"] = DOTS
     target = canvas()[1] if axes is None else axes
-    networks = single_networks(dataset, over)
+    used = {"gap", "flow_time", "asymptotic_rate", against, *bounds}
+    drawn = dataset[[name for name in dataset.data_vars if name in used]]
+    networks = single_networks(drawn, over)
     if against != "time":
         networks = [network.assign_coords(time=network[against].variable) for network in networks]
     label_every = -(-len(networks) // NAMED)

@@ -18,7 +18,8 @@ from ddln.solvers.formulations import smallest_step
 from ddln.solvers.status import Status
 from ddln.solvers.trajectory import Trajectory
 
-_BUFFER_BYTES = 1_000_000
+_BUFFER_BYTES = 4_000_000
+"""Of a batch: every time it is full, all saved times are interpolated, which costs most."""
 
 
 class BatchSolution(NamedTuple):

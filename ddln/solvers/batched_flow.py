@@ -13,7 +13,7 @@ grow decides which formulation is integrated.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -77,6 +77,18 @@ class Flows(eqx.Module):
     def gap(self) -> Float[Array, "networks times"]:
         """ℒ(θ) − ℒ*."""
         return _evaluate(_gap, self.problem, self.theta)
+
+    def __getitem__(self, networks: slice | Int[np.ndarray, " some"]) -> "Flows":
+        """The flows of some networks."""
+
+        def some(tree: Any) -> Any:
+            return jax.tree.map(lambda array: array[networks], tree)
+
+        selected = some(eqx.tree_at(lambda flows: flows.problem, self, None))
+        problem = self.problem if _axis(self.problem) is None else some(self.problem)
+        return eqx.tree_at(
+            lambda flows: flows.problem, selected, problem, is_leaf=lambda leaf: leaf is None
+        )
 
     def trajectories(self) -> Trajectory:
         """All flows as one `Trajectory`, with a leading axis on every array."""

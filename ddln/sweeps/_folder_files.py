@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ddln._internal import files
+from ddln._internal.files import digest_of
 from ddln.sweeps._manifest import (
     ChunkRecord,
     Manifest,
     RunProvenance,
     read_record,
+    run_provenance,
     with_checksum,
 )
-from ddln.sweeps.plan import Chunk
+from ddln.sweeps.plan import Chunk, Plan
 
 
 class StoreError(ValueError):
@@ -99,6 +101,33 @@ class FolderFiles:
             record = self._read_record(f"chunks/{path.name}", ChunkRecord)
             if record is not None and run is not None and record.run.digest == run.digest:
                 yield record
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a file of the manifest is there, with the content that was written."""
+        recorded = self._recorded_files().get(name)
+        return recorded is not None and digest_of(self._own_path(name)) == recorded
+
+    def missing(self, plan: Plan) -> list[Chunk]:
+        """The chunks still to be computed: never written, lost, altered or truncated."""
+        run = run_provenance(plan)
+        return [chunk for chunk in plan.chunks if self._finished(chunk, run) is None]
+
+    def chunk_status(self, chunk: Chunk) -> dict[str, int] | None:
+        """The number of a chunk's networks for each status name; None if it is still missing."""
+        run = self._read_manifest()
+        record = None if run is None else self._finished(chunk, run)
+        return None if record is None else record.status
+
+    def _finished(self, chunk: Chunk, run: RunProvenance) -> ChunkRecord | None:
+        """The record of a chunk of this run whose file is undamaged, else None."""
+        record = self._read_chunk_record(chunk)
+        is_finished = (
+            record is not None
+            and (record.run.digest, record.run.plan) == (run.digest, run.plan)
+            and record.chunk == chunk.index
+            and record.sha256 == digest_of(self._own_path(chunk_file(chunk)))
+        )
+        return record if is_finished else None
 
     def _provenance(self) -> RunProvenance | None:
         """The provenance of the run, from the manifest or else from any chunk record."""

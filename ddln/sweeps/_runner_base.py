@@ -4,8 +4,9 @@ A `Runner` holds the compiled programs of one chunk shape: the networks of such 
 numbers only, and all numbers are arguments of the programs.
 """
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,25 +17,37 @@ from jaxtyping import Array, Bool, Float, Int
 from ddln._internal.program_store import StoredJit
 from ddln.config.experiment import Experiment, substitute
 from ddln.problems import sharding
-from ddln.problems.base import Problem
+from ddln.problems.base import AnyArray, Problem
+from ddln.solvers.batched_flow import Flows
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.gradient_estimators import GradientEstimator
 from ddln.solvers.optimisers import Optimiser
 from ddln.solvers.result import stop_at
 from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
+from ddln.sweeps.dataset_schema import stored_variables
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
 from ddln.verification import claims, diagnostics
 
 FEW_NETWORKS = 32
 """Chunk width up to which compiling longer would cost more than running faster would save."""
 
+CERTIFIED_TOGETHER = 16
+"""Networks that a CPU certifies at a time: their arrays stay in its cache, and in memory that the
+process has already."""
+
 Runs = Trajectory | Descent
-"""The runs of all networks as one object; its arrays have a leading axis of networks."""
+"""The runs of several networks as one object; its arrays have a leading axis of networks."""
 Run = TypeVar("Run", Trajectory, Descent)
+Solved = Runs | Flows
+"""What `Runner.integrate` returns, of all networks of a chunk."""
 Claims = tuple[claims.Claim, ...]
 ReportShare = Callable[[float], None]
 """A callback that receives the completed share of the steps of a descent."""
+
+_LAPACK = threading.Lock()
+"""Held by a program that factorises matrices: two of them at once can deadlock
+(docs/decisions.md)."""
 
 
 class FlowControls(NamedTuple):
@@ -111,13 +124,21 @@ class Runner(ABC):
         dynamics = experiment.dynamics
         self._stops = dynamics.target_norm is not None or dynamics.patience is not None
         self._stop = jax.jit(jax.vmap(stop_one, (problem_axis, 0, 0)), compiler_options=options)
+        stored = stored_variables(experiment)
+
+        def certify_one(
+            problem: Problem, layers: Array, run: Runs, finer_theta: Array
+        ) -> tuple[dict[str, Array], Claims]:
+            found, checked = self._certify_one(problem, layers, run, finer_theta)
+            return {name: found[name] for name in stored if name in found}, checked
+
         self._build = StoredJit(
             jax.vmap(build_one, (0, None), self.axes, axis_size=width), key, options, "the problem"
         )
         self._certify = StoredJit(
-            jax.vmap(self._certify_one, (problem_axis, 0, 0, 0)), key, options, "the certificates"
+            jax.vmap(certify_one, (problem_axis, 0, 0, 0)), key, options, "the certificates"
         )
-        self._is_prepared = False
+        self._is_prepared, self._width = False, width
         self._measure = StoredJit(jax.vmap(measure_one, (problem_axis, 0)), key, options)
 
     def build(self, varying: Mapping[str, np.ndarray], shared: Mapping[str, np.ndarray]) -> Inputs:
@@ -127,17 +148,18 @@ class Runner(ABC):
             varying: values by dotted name, shape (networks,) each.
             shared: values by dotted name that are the same for all networks.
         """
-        return self._build(varying, shared)
+        with _LAPACK:
+            return jax.block_until_ready(self._build(varying, shared))
 
     @abstractmethod
     def integrate(
         self, inputs: Inputs, report: ReportShare | None = None
-    ) -> tuple[Runs, Int[Array, " networks"]]:
+    ) -> tuple[Solved, Int[Array, " networks"]]:
         """Integrate or train all networks.
 
         Returns:
-            The runs, and for each network how many loop iterations were computed for it, including
-            those in which it waited for slower networks.
+            Their runs, and for each network how many loop iterations were computed for it,
+            including those in which it waited for slower networks.
         """
 
     @abstractmethod
@@ -153,34 +175,88 @@ class Runner(ABC):
         if self._is_prepared or self.mesh is not None:
             return
         self._is_prepared = True
-        if (runs := self._runs_like(inputs)) is not None:
-            self._certify.prepare(inputs.problem, inputs.layers, runs, runs.theta)
+        networks = next(self._parts())
+        layers, controls, problem = jax.tree.map(
+            _on_host, (inputs.layers, inputs.controls, inputs.problem)
+        )
+        part = inputs._replace(
+            layers=layers[networks],
+            controls=jax.tree.map(lambda array: array[networks], controls),
+            problem=self._problem_of(problem, networks),
+        )
+        if (runs := self._runs_like(part)) is not None:
+            self._certify.prepare(part.problem, part.layers, runs, runs.theta)
 
     def certify(
         self,
         inputs: Inputs,
-        runs: Runs,
+        solved: Solved,
         finer_theta: Float[Array, "networks times dim"] | None,
-    ) -> tuple[dict[str, Array], Claims]:
-        """Check every run against the theorems.
+    ) -> tuple[dict[str, np.ndarray], Claims]:
+        """Check every run against the theorems, and compute what `dynamics.measure` asks for.
 
         Returns:
             The data set's variables by name, and the claims.
         """
-        if finer_theta is None:
-            finer_theta = jnp.full(runs.theta.shape, jnp.nan, runs.theta.dtype)
-        return self._certify(inputs.problem, inputs.layers, runs, finer_theta)
+        norms = inputs.controls.target_norm
+        given: tuple[Any, ...] = inputs.problem, inputs.layers, solved, finer_theta, norms
+        parts = list(self._parts())
+        if len(parts) > 1:
+            given = jax.tree.map(_on_host, given)
+        found, checked = zip(
+            *(self._certify_part(networks, *given) for networks in parts), strict=True
+        )
+        variables = {
+            name: np.concatenate([part[name] for part in found])[: self._width] for name in found[0]
+        }
+        if isinstance(solved, Flows):
+            variables["smallest"] = np.asarray(solved.smallest)
+        return variables | {"initial_layers": np.asarray(inputs.layers)}, checked[0]
 
-    def stop(self, inputs: Inputs, runs: Runs) -> Runs:
+    def _stopped(self, problem: Problem, runs: Runs, target_norm: Any) -> Runs:
         """The runs, constant from the saved point on at which `target_norm` or `patience` stops
         them."""
-        if not self._stops:
-            return runs
-        return self._stop(inputs.problem, runs, inputs.controls.target_norm)
+        return self._stop(problem, runs, target_norm) if self._stops else runs
 
-    def measure(self, inputs: Inputs, runs: Runs) -> dict[str, Array]:
-        """Compute the diagnostics that `dynamics.measure` asks for, by name."""
-        return self._measure(inputs.problem, runs)
+    def _parts(self) -> Iterator[slice | np.ndarray]:
+        """The networks that are certified together, the last repeated to fill the last part."""
+        is_cpu = jax.local_devices()[0].platform == "cpu"
+        size = min(self._width, CERTIFIED_TOGETHER) if is_cpu else self._width
+        for start in range(0, self._width, size):
+            if start + size <= self._width:
+                yield slice(start, start + size)
+            else:
+                yield np.minimum(np.arange(start, start + size), self._width - 1)
+
+    def _certify_part(
+        self,
+        networks: slice | np.ndarray,
+        problem: Problem,
+        layers: Float[AnyArray, "networks depth dim"],
+        solved: Solved,
+        finer_theta: Float[AnyArray, "networks times dim"] | None,
+        target_norm: Float[AnyArray, " networks"] | None,
+    ) -> tuple[dict[str, np.ndarray], Claims]:
+        problem = self._problem_of(problem, networks)
+        norms = None if target_norm is None else target_norm[networks]
+        runs = self._stopped(problem, self.runs_of(solved, networks), norms)
+        finer = np.full_like(runs.theta, np.nan) if finer_theta is None else finer_theta[networks]
+        with _LAPACK:
+            found, checked = self._certify(problem, layers[networks], runs, finer)
+            variables = {name: np.asarray(value) for name, value in found.items()}
+            measured = self._measure(problem, runs)
+            return variables | {
+                name: np.asarray(value) for name, value in measured.items()
+            }, checked
+
+    def _problem_of(self, problem: Problem, networks: slice | np.ndarray) -> Problem:
+        if self.axes.problem is None:
+            return problem
+        return jax.tree.map(lambda array: array[networks], problem)
+
+    @abstractmethod
+    def runs_of(self, solved: Any, networks: slice | np.ndarray) -> Runs:
+        """The runs of some networks."""
 
     def _runs_like(self, inputs: Inputs) -> Runs | None:
         """The runs, with a `jax.ShapeDtypeStruct` in place of each array; None if not known."""
@@ -222,6 +298,11 @@ class Runner(ABC):
             layers=sharding.shard_columns(inputs.layers, self.mesh, batched=True),
         )
         return jax.device_put(integrate(placed), self.mesh.devices.flat[0])
+
+
+def _on_host(array: Any) -> Any:
+    """The array in NumPy, which slices it without compiling; random keys stay in JAX."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
 
 
 def fast_compile_options(width: int) -> dict[str, bool | int]:

@@ -28,6 +28,7 @@ from ddln.config.experiment import (
 )
 from ddln.problems.base import Problem
 from ddln.solvers import batched_flow, gradient_descent
+from ddln.solvers.batched_flow import Flows
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
@@ -93,6 +94,7 @@ class _FlowRunner(Runner):
             "bound": predictions.exponential_bound,
             "posterior_bound": predictions.posterior_bound,
             "divergence_bound": predictions.divergence_bound,
+            "divergence": predictions.divergence_bound[-1] * (run.times[-1] - run.times[0]),
             "rate_bound": predictions.rate_bound,
             "asymptotic_rate": certified["asymptotic rate"].predicted,
             "discrepancy": error_estimate.discrepancy(run, finer_theta),
@@ -105,7 +107,7 @@ class BatchedFlowRunner(_FlowRunner):
 
     def integrate(
         self, inputs: Inputs, report: ReportShare | None = None
-    ) -> tuple[Trajectory, Int[Array, " networks"]]:
+    ) -> tuple[Flows, Int[Array, " networks"]]:
         controls: FlowControls = inputs.controls
         flows = batched_flow.gradient_flows(
             inputs.problem,
@@ -118,7 +120,10 @@ class BatchedFlowRunner(_FlowRunner):
             solver=self.dynamics.solver,
             mesh=self.mesh,
         )
-        return flows.trajectories(), flows.stats["num_rounds"]
+        return flows, flows.stats["num_rounds"]
+
+    def runs_of(self, solved: Flows, networks: slice | np.ndarray) -> Trajectory:
+        return solved[networks].trajectories()
 
     def _runs_like(self, inputs: Inputs) -> Trajectory:
         times = inputs.controls.times
@@ -160,6 +165,9 @@ class DiffraxFlowRunner(_FlowRunner):
             return runs, _loop_iterations(runs)
 
         return self._on_mesh(integrate, inputs)
+
+    def runs_of(self, solved: Trajectory, networks: slice | np.ndarray) -> Trajectory:
+        return jax.tree.map(lambda array: array[networks], solved)
 
 
 def _diffrax_solver(name: str) -> "diffrax.AbstractSolver":
@@ -210,6 +218,9 @@ class DescentRunner(Runner):
             return runs, _loop_iterations(runs)
 
         return self._on_mesh(train, inputs)
+
+    def runs_of(self, solved: Descent, networks: slice | np.ndarray) -> Descent:
+        return jax.tree.map(lambda array: array[networks], solved)
 
     def recompute(self, inputs: Inputs) -> None:
         return None

@@ -1,7 +1,7 @@
-"""Assemble the chunks of a sweep on its grid, in memory or directly into a file.
+"""Assemble the chunks of a sweep on its grid: in memory, into a file, or lazily where they are.
 
-Networks of missing chunks are NaN (status −1, False): axes never shrink. At most one chunk is in
-memory at a time, so that a data set may be larger than memory.
+Networks of missing chunks are NaN (status −1, False): axes never shrink. Files are written with one
+chunk in memory at a time, so that a data set may be larger than memory.
 """
 
 import math
@@ -12,6 +12,8 @@ from typing import Any
 import h5netcdf
 import numpy as np
 import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
 from ddln.sweeps import _netcdf
 from ddln.sweeps import accessor as accessor
@@ -46,6 +48,92 @@ def assemble(plan: Plan, load: Load) -> xr.Dataset:
             for name, (dimensions, _, _, attrs) in forms.items()
         }
     )
+
+
+def view(plan: Plan, load: Load) -> xr.Dataset:
+    """The data set of a sweep, each entry read from its chunk when it is used.
+
+    Args:
+        plan: the grid.
+        load: returns the lanes of a chunk, lazily; every chunk must be there.
+    """
+    empty, forms = _layout(plan, load)
+    chunk_of, row_of = np.empty(plan.lanes, int), np.empty(plan.lanes, int)
+    for chunk in plan.chunks:
+        chunk_of[chunk.lanes], row_of[chunk.lanes] = chunk.index, np.arange(chunk.lanes.size)
+    places = np.stack([chunk_of, row_of], axis=-1).reshape(*plan.shape, 2)
+
+    def variable(name: str) -> xr.Variable:
+        dimensions, shape, dtype, attrs = forms[name]
+        array = _ArrayInChunks(
+            lambda index: _required(load, plan.chunks[index])[name].variable, places, shape, dtype
+        )
+        return xr.Variable(dimensions, indexing.LazilyIndexedArray(array), attrs)
+
+    return empty.assign({name: variable(name) for name in forms})
+
+
+def _required(load: Load, chunk: Chunk) -> xr.Dataset:
+    part = load(chunk)
+    if part is None:
+        raise ValueError(f"chunk {chunk.index} is missing")
+    return part
+
+
+class _ArrayInChunks(BackendArray):
+    """A variable on the grid of a sweep, read from the chunks that hold it.
+
+    Args:
+        part_of: returns the variable of a chunk, by the chunk's index.
+        places: the chunk of each lane and its row there, shape (*grid, 2).
+        shape: of the variable, first along the grid.
+        dtype: of the variable.
+    """
+
+    def __init__(
+        self,
+        part_of: Callable[[int], xr.Variable],
+        places: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ):
+        self._part_of, self._places = part_of, places
+        self.shape, self.dtype = shape, dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        axes = self._places.ndim - 1
+        places = self._places
+        for axis in reversed(range(axes)):
+            places = places[(slice(None),) * axis + (key[axis],)]
+        inner = [np.arange(n)[k] for n, k in zip(self.shape[axes:], key[axes:], strict=True)]
+        shape = tuple(index.size for index in inner)
+        flat = places.reshape(-1, 2)
+        values = np.full((len(flat), *shape), _missing(self.dtype), self.dtype)
+        for chunk in np.unique(flat[:, 0]).tolist():
+            lanes = np.flatnonzero(flat[:, 0] == chunk)
+            rows = flat[lanes, 1]
+            part = self._part_of(chunk)
+            # A chunk with fewer layers than others has no numbers for the rest.
+            kept = [
+                np.flatnonzero(i < n)
+                for i, n in zip(map(np.ravel, inner), part.shape[1:], strict=True)
+            ]
+            wanted = [_as_slice(i.ravel()[k]) for i, k in zip(inner, kept, strict=True)]
+            part = part.isel(dict(zip(part.dims, (_as_slice(rows), *wanted), strict=True)))
+            values[np.ix_(lanes, *kept)] = part.values
+        return values.reshape((*places.shape[:-1], *(n for i in inner for n in i.shape)))
+
+
+def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
+    """The same indices as a slice, if they follow each other."""
+    if indices.size and np.array_equal(indices, np.arange(indices[0], indices[0] + indices.size)):
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
 
 
 def write(plan: Plan, load: Load, path: Path) -> None:

@@ -5,6 +5,7 @@ in `ddln.sweeps._runners` build, integrate and certify the networks; `ddln.sweep
 the chunks.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +22,26 @@ from ddln._internal import program_store
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import fixed_generator
 from ddln._internal.validation import ArrayLike, largest
+from ddln.config.dynamics import DescentConfig
 from ddln.config.experiment import ConfigError, Experiment, substitute
 from ddln.networks.layers import effective_parameter, mobility
+from ddln.solvers.gradient_descent import Descent
+from ddln.solvers.trajectory import Trajectory
 from ddln.sweeps import build
-from ddln.sweeps._runner_base import Claims, Runs
+from ddln.sweeps._runner_base import Claims
 from ddln.sweeps._runners import runner_of, shared_numbers
 from ddln.sweeps.assemble import assemble
-from ddln.sweeps.dataset_schema import VARIABLES, dims, saved_variables
+from ddln.sweeps.dataset_schema import SHARED_TIMES, VARIABLES, dims, stored_variables
+from ddln.sweeps.derived import complete
 from ddln.sweeps.plan import Chunk, is_long, is_recomputed, make_plan
 from ddln.theory.assumptions import STATEMENTS
 from ddln.verification import claims
 
 Report = Callable[[Chunk, float], None]
 """A callback that receives a chunk and the completed share of its steps."""
+
+_INTEGRATION = threading.Lock()
+"""Held while a chunk is integrated, which uses every core; another one is certified meanwhile."""
 
 
 def run(experiment: Experiment) -> xr.Dataset:
@@ -61,7 +69,7 @@ def run(experiment: Experiment) -> xr.Dataset:
     for chunk in plan.programs:
         validate(chunk)
     computed = {chunk.index: compute(chunk) for chunk in plan.chunks}
-    return assemble(plan, lambda chunk: computed[chunk.index])
+    return assemble(plan, lambda chunk: complete(computed[chunk.index], chunk.experiment))
 
 
 def sweep(experiment: Experiment, over: Mapping[str, ArrayLike | Mapping[str, Any]]) -> xr.Dataset:
@@ -134,9 +142,9 @@ def compute(
             `ddln.verification.error_estimate`; `None` follows `ddln.sweeps.plan.is_recomputed`.
 
     Returns:
-        A dataset over `lane`, whose coordinate holds the networks' numbers in the grid. If memory
-        ran out, its attribute `lanes_at_once` is the number of networks that did fit: the last
-        digits depend on it.
+        The stored variables over `lane`, whose coordinate holds the networks' numbers in the grid;
+        `ddln.sweeps.derived.complete` adds the others. If memory ran out, its attribute
+        `lanes_at_once` is the number of networks that did fit: the last digits depend on it.
 
     Raises:
         MemoryError: memory does not suffice for a single network.
@@ -196,22 +204,19 @@ def _compute_at_once(chunk: Chunk, report: Report | None, recompute: bool) -> xr
     runner = runner_of(chunk)
     inputs = runner.build(padded, shared_numbers(chunk.experiment, tuple(padded)))
     report_share = partial(report, chunk) if report is not None and is_long(chunk) else None
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with _INTEGRATION, ThreadPoolExecutor(max_workers=1) as pool:
         # Where jax's settings are those of the process, as they are for the command line, another
         # thread can trace. It takes the second core while this one compiles the flow.
         if program_store.is_open():
             pool.submit(fixed_generator()(runner.prepare), inputs)
-        runs, loop_iterations = runner.integrate(inputs, report_share)
-        runs = runner.stop(inputs, runs)
+        solved, loop_iterations = runner.integrate(inputs, report_share)
         recomputed = runner.recompute(inputs) if recompute else None
-    variables, checked = runner.certify(inputs, runs, recomputed)
-    # Wait for them: two batches of eigenvalues at the same time can deadlock (docs/decisions.md).
-    numbers = {name: np.asarray(value) for name, value in variables.items()}
-    numbers |= runner.measure(inputs, runs) | {"rounds": loop_iterations, "truth": inputs.truth}
-    return _dataset(chunk, runs, numbers, checked)
+    numbers, checked = runner.certify(inputs, solved, recomputed)
+    numbers |= {"rounds": np.asarray(loop_iterations), "truth": inputs.truth}
+    return _dataset(chunk, numbers, checked)
 
 
-def _dataset(chunk: Chunk, runs: Runs, numbers: Mapping[str, Any], checked: Claims) -> xr.Dataset:
+def _dataset(chunk: Chunk, numbers: Mapping[str, Any], checked: Claims) -> xr.Dataset:
     """Label the numbers of a chunk's networks, without those that pad it."""
     dataset = xr.Dataset(
         {
@@ -219,7 +224,7 @@ def _dataset(chunk: Chunk, runs: Runs, numbers: Mapping[str, Any], checked: Clai
                 ("lane", *dims(name, chunk.experiment)),
                 np.asarray(numbers[name])[: chunk.lanes.size],
             )
-            for name in saved_variables(chunk.experiment)
+            for name in stored_variables(chunk.experiment)
         },
         coords={
             "lane": chunk.lanes,
@@ -227,13 +232,18 @@ def _dataset(chunk: Chunk, runs: Runs, numbers: Mapping[str, Any], checked: Clai
             "hypothesis": list(STATEMENTS),
         },
     )
+    for name in SHARED_TIMES & dataset.data_vars.keys():
+        times = dataset[name].values
+        if np.array_equal(times, np.broadcast_to(times[:1], times.shape)):
+            dataset[name] = ("time", times[0])
     for name, variable in dataset.data_vars.items():
         _, units, long_name = VARIABLES[str(name)]
         variable.attrs = {"units": units, "long_name": long_name}
-    status_names = runs.status_names
+    is_descent = isinstance(chunk.experiment.dynamics, DescentConfig)
+    statuses = (Descent if is_descent else Trajectory).statuses
     dataset["status"].attrs |= {
-        "flag_values": np.arange(len(status_names)),
-        "flag_meanings": " ".join(status_names),
+        "flag_values": np.arange(len(statuses)),
+        "flag_meanings": " ".join(status.value for status in statuses),
     }
     dataset.attrs = {"certificate_statements": claims.statements(checked)}
     return dataset

@@ -2,10 +2,12 @@
 
 The variables of one network lie along `time`, `layer`, `coordinate` and `feature`, its certificates
 and hypotheses along dimensions of their own; a sweep puts the dimensions of its grid first.
-`dynamics.save` selects the variables that are saved.
+`dynamics.save` selects the variables that are saved. Some of these follow from others and are not
+stored: `ddln.sweeps.derived` computes them when they are read.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,8 +57,15 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "certificate_tolerance": (_CERTIFICATE, "1", "tolerance"),
     "certificate_applies": (_CERTIFICATE, "1", "whether the claim's hypotheses hold"),
     "certificate_holds": (_CERTIFICATE, "1", "whether the claim holds"),
+    "smallest": (_THETA, "1", "smallest layer w, up to sign"),
+    "initial_layers": (("layer", "coordinate"), "1", "initial layers u(0)"),
+    "divergence": ((), "loss · flow time", "D_Q(θ*, θ(0))"),
 }
 """name: (dimensions, units, long name)."""
+
+_ONLY_STORED = {"smallest", "initial_layers", "divergence"}
+SHARED_TIMES = {"flow_time", "step"}
+"""Variables that are stored once for a chunk if all of its networks share them."""
 
 _FLOW_ONLY = {
     *("velocity", "bound", "posterior_bound", "divergence_bound"),
@@ -76,6 +85,8 @@ _MIRROR_MAP, _HESSIANS = 100, 30
 """Numbers in memory for each coordinate whose mirror map is checked, and for each entry of ∇²Q."""
 _DESCENT_COPIES = 14
 """Copies of each layer, with ledger and optimiser state: measured on 30 and 500 coordinates."""
+HEADER_BYTES = 40_000
+"""Bytes of a chunk's file besides the numbers of its networks."""
 _HYPOTHESES, _CERTIFICATES, _DESCENT_CERTIFICATES = 5, 14, 7
 """How many hypotheses there are, and claims that certify a run; only file sizes depend on it."""
 
@@ -95,12 +106,37 @@ def saved_variables(experiment: Experiment) -> tuple[str, ...]:
         absent = absent | {"predictor"}
     if not has_truth(experiment.problem.data):
         absent = absent | {"truth"}
-    absent = absent | (_MEASURED - set(dynamics.measure))
+    absent = absent | (_MEASURED - set(dynamics.measure)) | _ONLY_STORED
     return tuple(
         name
         for name, (dimensions, _, _) in VARIABLES.items()
         if not unsaved_dims & set(dimensions) and name not in absent
     )
+
+
+def stored_variables(experiment: Experiment) -> tuple[str, ...]:
+    """The names of the variables in a chunk's file, from which all that are saved follow.
+
+    >>> from ddln.config.experiment import load
+    >>> stored = stored_variables(load("configs/figure4.toml"))
+    >>> "smallest" in stored, "layers" in stored
+    (True, False)
+    """
+    saved, dynamics = saved_variables(experiment), experiment.dynamics
+    if isinstance(dynamics, DescentConfig):
+        return saved
+    follows: set[str] = set()
+    replaced: tuple[str, ...] = ()
+    # Runs that stop at a saved point rest there, which no formula below follows.
+    if dynamics.target_norm is not None or dynamics.patience is not None:
+        return saved
+    if dynamics.is_batched and dynamics.save == "all":
+        follows |= {"layers", "theta", "predictor"}
+        replaced += ("smallest", "initial_layers")
+    if dynamics.target_gap is None:  # else the bounds rest where a run stopped
+        follows |= {"bound", "divergence_bound"}
+        replaced += ("divergence",)
+    return (*(name for name in saved if name not in follows), *replaced)
 
 
 def dims(name: str, experiment: Experiment) -> tuple[str, ...]:
@@ -133,14 +169,24 @@ def sizes(experiment: Experiment) -> dict[str, int]:
     }
 
 
-def network_bytes(experiment: Experiment) -> int:
-    """Bytes of one network in a file.
+def network_bytes(experiment: Experiment, *, own_times: bool = False) -> int:
+    """Bytes of one network in a chunk's file.
+
+    Args:
+        experiment: without a sweep.
+        own_times: whether the networks of a chunk have different saved times.
 
     >>> from ddln.config.experiment import load
     >>> figure4 = load("configs/figure4.toml")
     >>> network_bytes(figure4), network_bytes(figure4.with_({"dynamics.save": "loss"}))
-    (168977, 14865)
+    (46561, 7649)
     """
+    shared = set() if own_times else SHARED_TIMES
+    return _bytes(experiment, [x for x in stored_variables(experiment) if x not in shared])
+
+
+def portable_bytes(experiment: Experiment) -> int:
+    """Bytes of one network in a portable data set, with every saved variable."""
     return _bytes(experiment, saved_variables(experiment))
 
 
@@ -164,7 +210,7 @@ def working_bytes(experiment: Experiment) -> int:
     return 8 * (held + _COPIES * matrices)
 
 
-def _bytes(experiment: Experiment, names: tuple[str, ...]) -> int:
+def _bytes(experiment: Experiment, names: Sequence[str]) -> int:
     stepwise = isinstance(experiment.dynamics, DescentConfig)
     claims = _DESCENT_CERTIFICATES if stepwise else _CERTIFICATES
     known = sizes(experiment) | {"certificate": claims, "hypothesis": _HYPOTHESES}

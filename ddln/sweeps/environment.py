@@ -55,10 +55,10 @@ def start_jax(log: Callable[[str], None] | None = None) -> None:
 def _cache() -> Path:
     """The folder of compiled programs for this type of processor."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "ddln" / f"xla-{_cpu()}"
+    return home / "ddln" / f"xla-{processor()}"
 
 
-def _cpu() -> str:
+def processor() -> str:
     """Name this type of processor; a program compiled for one may not run on another."""
     import hashlib
     import platform

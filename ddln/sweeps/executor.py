@@ -100,8 +100,10 @@ def open_run(folder: RunFolder, plan: Plan, executor: Executor) -> Iterator[None
         yield
 
 
-def compute(folder: RunFolder, plan: Plan, executor: Executor, *, json_lines: bool = False) -> None:
-    """Compute the missing chunks.
+def compute(
+    folder: RunFolder, plan: Plan, executor: Executor, *, json_lines: bool = False
+) -> progress.Progress:
+    """Compute the missing chunks, and return the progress made, all of it.
 
     Args:
         folder: from `open_run`.
@@ -120,6 +122,7 @@ def compute(folder: RunFolder, plan: Plan, executor: Executor, *, json_lines: bo
     with display as advance:
         for chunk, status in executor.compute(folder, missing, done.update_share):
             advance(chunk, status)
+    return done
 
 
 def publish(
@@ -147,7 +150,7 @@ def publish(
     from ddln.sweeps import report
     from ddln.verification import claims
 
-    if not folder.is_whole("dataset.nc"):
+    if plan.is_portable and not folder.is_whole("dataset.nc"):
         log("assembling")
         folder.write_dataset(plan)
         log(f"written {relative_path(folder.path / 'dataset.nc')}")

@@ -34,9 +34,9 @@ Advance = Callable[[Chunk, Mapping[str, int]], None]
 
 
 def prefetch(
-    function: Callable[[Item], Result], items: Sequence[Item]
+    function: Callable[[Item], Result], items: Sequence[Item], ahead: int = 2
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with its result, in order, while a thread computes the next result.
+    """Yield each item with its result, in order, while threads compute the next results.
 
     The main thread only waits, so it handles a signal at once; a compiled program does not return
     to Python before it ends.
@@ -44,12 +44,12 @@ def prefetch(
     >>> list(prefetch(lambda number: number**2, [2, 3]))
     [(2, 4), (3, 9)]
     """
-    pool = ThreadPoolExecutor(max_workers=1)
+    pool = ThreadPoolExecutor(max_workers=ahead)
     futures = (pool.submit(function, item) for item in items)
-    ahead = deque(islice(futures, 1))
+    begun = deque(islice(futures, ahead))
     for item in items:
-        result = ahead.popleft().result()
-        ahead.extend(islice(futures, 1))
+        result = begun.popleft().result()
+        begun.extend(islice(futures, 1))
         yield item, result
 
 
@@ -100,6 +100,14 @@ class Progress:
     def rate(self) -> float:
         """Networks per second of this process."""
         return (self.lanes - self._marks[0][1]) / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_per_lane(self) -> float | None:
+        """Seconds for each network after the first chunk; None before the second is finished."""
+        if len(self._marks) < 3:
+            return None
+        (began, before), (ended, after) = self._marks[1:]
+        return (ended - began) / max(after - before, 1)
 
     @property
     def remaining(self) -> float | None:

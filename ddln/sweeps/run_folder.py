@@ -1,12 +1,13 @@
 """Run folders: results that survive a kill, and whose damage is detected.
 
     runs/<study>-<digest>/  config.toml  manifest.json  chunks/00000.nc  chunks/00000.json
-                            dataset.nc  claims.json  figures/*.{png,svg,pdf}  report.html
+                            claims.json  figures/*.{png,svg,pdf}  report.html  [dataset.nc]
 
 Every file appears whole or not at all (a temporary name in the same folder, fsync, rename). A chunk
 counts as finished if its file has the checksum in the chunk record beside it
 (`ddln.sweeps._manifest`). Chunk records repeat the provenance of the run, so chunks stay valid
-without a manifest. The manifest holds the checksums of the files made from the chunks.
+without a manifest. The manifest holds the checksums of the files made from the chunks. Small data
+sets are also written as one file, dataset.nc, and larger ones on request.
 """
 
 import contextlib
@@ -14,13 +15,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddln._internal import files
-from ddln._internal.files import digest_of
-from ddln.config.experiment import Experiment
+from ddln.config.experiment import Experiment, load
 from ddln.sweeps import _netcdf
 from ddln.sweeps._folder_files import FolderFiles, as_store_error, chunk_file, provenance_in
 from ddln.sweeps._folder_files import StoreError as StoreError
@@ -29,7 +29,6 @@ from ddln.sweeps._manifest import (
     LARGEST_FILE,
     ChunkRecord,
     Manifest,
-    RunProvenance,
     finite,
     parse_claims,
     provenance_changes,
@@ -37,11 +36,13 @@ from ddln.sweeps._manifest import (
     with_checksum,
 )
 from ddln.sweeps.dataset_schema import count_recomputed, status_counts
-from ddln.sweeps.plan import Chunk, Plan
+from ddln.sweeps.plan import Chunk, Plan, make_plan
 
 if TYPE_CHECKING:
     import xarray as xr
 
+_OPEN_CHUNKS = 1000
+"""Chunks of which the layout is kept in memory."""
 # Without a date, and with a salt that follows from its name, a figure is the same file again.
 _FIGURE_FORMATS: dict[str, dict[str, Any]] = {
     "png": {"dpi": 200},
@@ -170,37 +171,10 @@ class RunFolder(FolderFiles):
             manifest is not None
             and manifest.complete
             and manifest.study_sha256 == study
-            and manifest.files.keys() >= {"dataset.nc", "claims.json"}
+            and manifest.files.keys() >= {"claims.json", *["dataset.nc"] * plan.is_portable}
             and all(self.is_whole(name) for name in manifest.files)
             and not self.missing(plan)
         )
-
-    def is_whole(self, name: str) -> bool:
-        """Whether a file of the manifest is there, with the content that was written."""
-        recorded = self._recorded_files().get(name)
-        return recorded is not None and digest_of(self._own_path(name)) == recorded
-
-    def missing(self, plan: Plan) -> list[Chunk]:
-        """The chunks still to be computed: never written, lost, altered or truncated."""
-        run = run_provenance(plan)
-        return [chunk for chunk in plan.chunks if self._finished(chunk, run) is None]
-
-    def chunk_status(self, chunk: Chunk) -> dict[str, int] | None:
-        """The number of a chunk's networks for each status name; None if it is still missing."""
-        run = self._read_manifest()
-        record = None if run is None else self._finished(chunk, run)
-        return None if record is None else record.status
-
-    def _finished(self, chunk: Chunk, run: RunProvenance) -> ChunkRecord | None:
-        """The record of a chunk of this run whose file is undamaged, else None."""
-        record = self._read_chunk_record(chunk)
-        is_finished = (
-            record is not None
-            and (record.run.digest, record.run.plan) == (run.digest, run.plan)
-            and record.chunk == chunk.index
-            and record.sha256 == digest_of(self._own_path(chunk_file(chunk)))
-        )
-        return record if is_finished else None
 
     def write_chunk(self, chunk: Chunk, dataset: "xr.Dataset") -> dict[str, int]:
         """Write a chunk's data, then its record.
@@ -270,7 +244,7 @@ class RunFolder(FolderFiles):
         return sum(record.steps for record in records) / max(loop_iterations, 1)
 
     def write_dataset(self, plan: Plan) -> None:
-        """Write the data set of the undamaged chunks, one after the other.
+        """Write the data set of the undamaged chunks as one file with every variable.
 
         The networks of missing chunks are NaN: a gap must not pass for a shorter axis.
 
@@ -284,22 +258,60 @@ class RunFolder(FolderFiles):
             raise StoreError(f"{self.path}: every chunk is missing or damaged")
 
         def load(chunk: Chunk) -> "xr.Dataset | None":
-            if chunk.index in lost:
-                return None
-            return _netcdf.open_dataset(self._own_path(chunk_file(chunk)))
+            return None if chunk.index in lost else self._read_chunk(chunk)
 
         digest = self._write("dataset.nc", lambda path: assemble.write(plan, load, path))
         self._record_file("dataset.nc", digest)
 
     def read_dataset(self) -> "xr.Dataset":
-        """The assembled data set; each variable is read from the file when it is used.
+        """The data set, from its file or else from the chunks; variables are read when used.
 
         Raises:
             StoreError: the data set is missing or damaged.
         """
+        from ddln.sweeps import assemble
+
+        plan = None if "dataset.nc" in self._recorded_files() else self._plan()
+        if plan is None or plan.is_portable:
+            if not self.is_whole("dataset.nc"):
+                raise StoreError(
+                    f"{self.path}: dataset.nc is missing or damaged; run again to mend it"
+                )
+            return _netcdf.open_dataset(self._own_path("dataset.nc"))
+        if lost := self.missing(plan):
+            raise StoreError(
+                f"{self.path}: {len(lost):,} of {len(plan.chunks):,} chunks are missing or damaged;"
+                " run again to mend it"
+            )
+        read = lru_cache(maxsize=_OPEN_CHUNKS)(lambda i: self._read_chunk(plan.chunks[i]))
+        return assemble.view(plan, lambda chunk: read(chunk.index))
+
+    def _read_chunk(self, chunk: Chunk) -> "xr.Dataset":
+        """A chunk's lanes with every saved variable, each read or derived when it is used."""
+        from ddln.sweeps.derived import complete
+
+        part = _netcdf.open_dataset(self._own_path(chunk_file(chunk)))
+        return complete(part, chunk.experiment)
+
+    def _plan(self) -> Plan:
+        """The plan of the run, from its config.
+
+        Raises:
+            StoreError: the config is missing or damaged.
+        """
+        with as_store_error(f"{self.path}: "):
+            return make_plan(load(self._own_path("config.toml")))
+
+    def export(self) -> Path:
+        """Write dataset.nc, the data set as one file with every variable, and return its path.
+
+        Raises:
+            StoreError: chunks are missing or damaged.
+        """
         if not self.is_whole("dataset.nc"):
-            raise StoreError(f"{self.path}: dataset.nc is missing or damaged; run again to mend it")
-        return _netcdf.open_dataset(self._own_path("dataset.nc"))
+            self.read_dataset()
+            self.write_dataset(self._plan())
+        return self.path / "dataset.nc"
 
     def write_claims(self, claims: Mapping[str, Any]) -> None:
         """Write the tables; a number that is not finite becomes null."""
@@ -361,6 +373,20 @@ class RunFolder(FolderFiles):
             study: SHA-256 of the study that made the claims.
         """
         self._update_manifest(complete=True, study_sha256=study)
+
+
+def open(run: str, root: str | Path = "runs") -> "xr.Dataset":
+    """The data set of a run folder; each variable is read or computed when it is used.
+
+    Args:
+        run: a path, a study, or the beginning of a folder's name in `root`; of several runs, the
+            newest.
+        root: the folder of run folders.
+
+    Raises:
+        StoreError: no run matches, or its files are missing or damaged.
+    """
+    return RunFolder.existing(run, root).read_dataset()
 
 
 def _study_of(run: Path) -> str:

@@ -165,7 +165,7 @@ def smallest_mobility_integral(
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
     interpolated = _hermite.interpolate(run.times, log_mobility, slope, nodes)
     simpson = jnp.asarray([1.0] + [4.0, 2.0] * 7 + [4.0, 1.0], step.dtype) / 48
-    pieces = step * (jnp.exp(smallest(interpolated, axis=2)) @ simpson)
+    pieces = step * (jnp.exp(smallest(interpolated, axis=1)) @ simpson)
     relative_error = _hermite.relative_error(run.times, mobility, mobility * slope)
     error = jnp.sum(pieces * largest(relative_error, axis=1))
     integral = jnp.concatenate([jnp.zeros_like(step[:1]), jnp.cumsum(pieces)])

@@ -116,7 +116,7 @@ def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
     theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
     mobile = _has_entropy(entropy, theta)
     dual = jax.vmap(entropy.mirror_map)(theta)
-    integral = _hermite.integrate(run.times, value, slope)[few]
+    integral = _hermite.integrate(run.times, value, slope, few)
     highest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
     share = _hermite.relative_error(run.times, value, slope)
     quadrature = jnp.sum(jnp.diff(run.times)[:, None] * highest * share, axis=0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.layers import effective_parameter, mobility
+from ddln.networks.layers import effective_parameter, mobility, mobility_of_squares
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.solvers.trajectory import Trajectory
@@ -109,13 +109,16 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     integrator's error of θ_k at both ends, and that of dθ/dt in between.
     """
 
-    def velocity(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        return -mobility(layers) * problem.gradient(effective_parameter(layers))
+    def velocity(
+        squares: Float[Array, "depth dim"], theta: Float[Array, " dim"]
+    ) -> Float[Array, " dim"]:
+        return -mobility_of_squares(squares) * problem.gradient(theta)
 
     def acceleration(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        theta, pull_back = jax.vjp(effective_parameter, layers)
-        (layer_gradient,) = pull_back(problem.gradient(theta))
-        return jax.jvp(velocity, (layers,), (-layer_gradient,))[1]
+        squares, theta = layers**2, effective_parameter(layers)
+        # Along the flow the squares of all layers grow at the same rate.
+        growth = jnp.broadcast_to(-2 * theta * problem.gradient(theta), squares.shape)
+        return jax.jvp(velocity, (squares, theta), (growth, velocity(squares, theta)))[1]
 
     slope = jax.vmap(acceleration)(run.layers)
     step = jnp.diff(run.times)[:, None]
