@@ -47,7 +47,7 @@ def factorise(
     where: Callable[[PyTree], Any],
     *,
     depth: int = 2,
-    imbalance: Number = 1.0,
+    imbalance: float | int = 1.0,
 ) -> PyTree:
     """Replace arrays of a model by products of `depth` layers with the same value.
 
@@ -68,7 +68,7 @@ def factorise(
     Raises:
         ValueError: `depth` < 2; λ < 0; `where` returns something that is not a leaf of the model;
             an array that does not hold finite floating-point numbers, or that has zeros at λ = 0,
-            which no gradient would ever move.
+            which no gradient would ever move (traced: NaN).
 
     Source: Ziyin and Wang 2023 (depth 2), Kolb et al. 2025 (any depth).
 
@@ -81,6 +81,8 @@ def factorise(
     """
     if depth < 2:
         raise ValueError(f"`depth` must be ≥ 2, got {depth}.")
+    if not imbalance >= 0:
+        raise ValueError(f"`imbalance` must be ≥ 0, got {imbalance}.")
     leaves = where(model)
     for leaf in leaves if isinstance(leaves, list | tuple) else [leaves]:
         if not any(leaf is other for other in jax.tree.leaves(model)):
@@ -114,28 +116,24 @@ def collapse(model: PyTree, *, threshold: Number = 0.0) -> PyTree:
     return jax.tree.map(multiply, model, is_leaf=lambda leaf: isinstance(leaf, Factorised))
 
 
-def _split(array: Any, depth: int, imbalance: Number) -> Factorised:
+def _split(array: Any, depth: int, imbalance: float | int) -> Factorised:
     """Layers of the given imbalance whose product is the array."""
     if not eqx.is_inexact_array(array) or jnp.iscomplexobj(array):
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(
             f"factorised leaves must be arrays of real floating-point numbers, got {kind}."
         )
-    if not bool(jnp.all(jnp.isfinite(array))):
-        raise ValueError("factorised leaves must be finite, got NaN or infinite entries.")
-    flat = jnp.ravel(array)
-    imbalances = jnp.full((depth - 1, flat.size), imbalance, flat.dtype)
-    if not bool(jnp.all(imbalances > 0)):
-        if bool(jnp.any(imbalances < 0)):
-            raise ValueError(f"`imbalance` must be ≥ 0, got {imbalance}.")
-        if zeros := int(jnp.sum(flat == 0)):
-            raise ValueError(
-                f"factorised leaves must have no zeros at `imbalance` = 0, got {zeros}: "
-                "no gradient moves a product of layers that are all 0."
-            )
-        root = jnp.abs(flat) ** (1 / depth)
+    message = "factorised leaves must be finite, got NaN or infinite entries."
+    flat = refuse(~jnp.isfinite(array), message, array).ravel()
+    if imbalance == 0:
+        message = (
+            "factorised leaves must have no zeros at `imbalance` = 0: no gradient moves a product "
+            "of layers that are all 0."
+        )
+        root = jnp.abs(refuse(flat == 0, message, flat)) ** (1 / depth)
         layers = jnp.tile(root, (depth, 1)).at[0].multiply(jnp.sign(flat))
     else:
+        imbalances = jnp.full((depth - 1, flat.size), imbalance, flat.dtype)
         reduction = Reduction(init.imbalanced(jnp.zeros_like(flat), imbalances))
         layers = reduction.layers(_coordinate_maps.coordinate_of_theta(flat, reduction))
     return Factorised(layers.reshape(depth, *np.shape(array)))
