@@ -97,7 +97,8 @@ def train(
 
 def squares(model: Parameters) -> Array:
     """½ Σ of all squared weights, or of the layers of all products, divided by the depth."""
-    layers = [getattr(model[name], "layers", model[name][None]) for name in WEIGHTS]
+    leaves = [model[name] for name in WEIGHTS]
+    layers = [leaf.layers if isinstance(leaf, ddln.Factorised) else leaf[None] for leaf in leaves]
     return sum(jnp.sum(leaf**2) / (2 * len(leaf)) for leaf in layers)
 
 

@@ -62,7 +62,7 @@ class Fakes:
     def summary(self, dataset):
         return [self.row]
 
-    def render(self, rows, title="Hypotheses"):
+    def render(self, rows, title="Hypotheses", **look):
         return f"{title}: {[row['holds'] for row in rows]}"
 
     def write(self, folder, faults=()):
@@ -476,17 +476,13 @@ import json, sys
 from ddln.sweeps.environment import start_jax
 start_jax()
 import jax
-seen, seconds = [], []
+seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.split("/")[-1]))
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: seconds.append(duration * ("backend_compile" in event))
-)
 from ddln.sweeps import compute
 from ddln.config.experiment import load
 from ddln.sweeps.plan import make_plan
 compute.compute(make_plan(load(sys.argv[1], sys.argv[2:])).chunks[0])
-counts = {name: seen.count(name) for name in ("cache_hits", "cache_misses")}
-print(json.dumps(counts | {"seconds": sum(seconds)}))
+print(json.dumps({name: seen.count(name) for name in ("cache_hits", "cache_misses")}))
 """
 
 
@@ -503,7 +499,6 @@ def test_second_process_compiles_nothing(tmp_path):
     assert first["cache_misses"] > 0
     assert second["cache_misses"] == 0
     assert second["cache_hits"] >= first["cache_misses"]
-    assert second["seconds"] < first["seconds"] / 4
 
 
 def process(*arguments, cwd):

@@ -5,7 +5,7 @@ model without loading JAX.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jaxtyping import Float
 
 ASSUMED_CORES = 4
 """Number of cores for which one process divides its work, whatever the machine has: the last digits
@@ -16,7 +16,7 @@ LARGEST_DENSE_DIM = 64
 """Largest dimension at which ∇²Q, which is diagonal, is computed as a full matrix."""
 
 
-def accurate_steps(rtol: ArrayLike) -> np.floating | np.ndarray:
+def accurate_steps(rtol: float | Float[np.ndarray, "*batch"]) -> np.floating | np.ndarray:
     """Steps that a method of order 5, explicit or implicit, needs for each relative tolerance.
 
     >>> round(float(accurate_steps(1e-9)))
