@@ -47,7 +47,7 @@ bench: $(VENV)/.bench ## measure: writes benchmarks/RESULTS.md (some minutes)
 
 docs: $(VENV)/.docs ## build the pages into site/; a warning or a broken link fails
 	@$(PY) -m docs
-	@$(VENV)/bin/zensical build --strict --clean
+	@PYTHONPATH=. $(VENV)/bin/zensical build --strict --clean
 
 notebooks: $(VENV)/.dev ## run the notebooks into build/notebooks/*.ipynb, for Jupyter
 	@mkdir -p build/notebooks

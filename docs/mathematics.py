@@ -1,0 +1,42 @@
+"""For the pages: `$…$` and `$$…$$`, which GitHub typesets, as MathML that browsers typeset."""
+
+from re import Match
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import InlineProcessor
+
+_FORMULA = r"(?<![\\$\w])(\$\$?)(?![\s$]*\$)(.+?)(?<!\\)\1(?![\w$])"
+_AFTER_CODE = 185
+"""Below code (190), in which a dollar is a dollar, and above escapes (180) and emphasis."""
+
+
+class Mathematics(Extension):
+    """Typesets when the site is built: the pages need no script and no network."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # the name is Markdown's
+        """Called by Markdown."""
+        md.inlinePatterns.register(_Formula(_FORMULA, md), "mathematics", _AFTER_CODE)
+
+
+class _Formula(InlineProcessor):
+    def handleMatch(  # the name is Markdown's
+        self, m: Match[str], data: str
+    ) -> tuple[Element | str, int, int]:
+        return self.md.htmlStash.store(mathml(m[2], display=m[1] == "$$")), m.start(0), m.end(0)
+
+
+def mathml(latex: str, *, display: bool = False) -> str:
+    """A formula as MathML.
+
+    >>> print(mathml("u^2"))
+    <math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><msup><mi>u</mi><mn>2</mn></msup></mrow></math>
+    """
+    return convert(latex.strip(), display="block" if display else "inline")
+
+
+def makeExtension(**options: Any) -> Mathematics:
+    """Called by Markdown."""
+    return Mathematics(**options)
