@@ -29,11 +29,7 @@ class _Formula(InlineProcessor):
 
 
 def mathml(latex: str, *, display: bool = False) -> str:
-    """A formula as MathML.
-
-    >>> print(mathml("u^2"))
-    <math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><msup><mi>u</mi><mn>2</mn></msup></mrow></math>
-    """
+    """A formula as MathML."""
     return convert(latex.strip(), display="block" if display else "inline")
 
 

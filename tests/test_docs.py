@@ -189,6 +189,18 @@ def test_links_have_targets(page):
             assert anchor in anchors(path), target
 
 
+FORMULA = re.compile(r"(?<![\\$\w])(\$\$?)(?![\s$]*\$)(.+?)\1(?![\w$])", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_formulas_read_alike_on_github_and_on_the_site(page):
+    """GitHub takes a backslash before punctuation for an escape, and tables split at bars."""
+    text = re.sub(r"`[^`\n]*`", "", plain(page))
+    formulas = [body for _, body in FORMULA.findall(text)]
+    assert [body for body in formulas if re.search(r"\\[^A-Za-z\s]|\||\n\n", body)] == []
+    assert "$" not in FORMULA.sub("", text)
+
+
 def test_every_page_is_in_the_navigation():
     navigation = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     pages = {path.relative_to(DOCS).as_posix() for path in PAGES}
