@@ -71,7 +71,8 @@ def test_identities_hold_for_signed_models_and_other_losses():
 def test_exact_identity_allows_for_amplified_rounding_and_for_no_more():
     """Steps multiply u ± v by −1.5 and 3.5; u² − v², nearly 0 at first, grows with its error."""
     problem = ddln.huber([[1.0]], [0.0], delta=1.0)
-    run = train(2.5, steps=25, layers=[[1.2], [1.2 * (1 - 1e-9)]], problem=problem)
+    run = train(2.5, steps=25, layers=np.array([[1.2], [1.2 * (1 - 1e-9)]]), problem=problem)
+    assert run.ledger is not None
     amplified = jnp.sqrt(run.ledger.squares[:, 0]) / jnp.sum(run.layers**2, axis=(1, 2))
     assert amplified[-1] > 1e8
 

@@ -20,7 +20,7 @@ def optional_modules():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [line for extra in project["optional-dependencies"].values() for line in extra]
     names = {line.partition(">")[0].partition("[")[0] for line in lines} - {"jax"}
-    return sorted(MODULES.get(name, name) for name in names)
+    return sorted(MODULES.get(name) or name for name in names)
 
 
 WITHOUT_EXTRAS = """

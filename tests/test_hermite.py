@@ -58,7 +58,7 @@ def test_kink_inside_an_interval_costs_no_more_than_its_estimate():
         ahead = np.maximum(EVEN[:, None] - kinks, 0.0)
         value = np.exp(EVEN) + ahead @ jumps
         slope, exact = np.exp(EVEN) + (ahead > 0) @ jumps, np.exp(EVEN) + ahead**2 @ jumps / 2
-        given = [jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]]
+        given = jnp.asarray(EVEN), jnp.asarray(value)[:, None], jnp.asarray(slope)[:, None]
         error = np.abs(np.diff(_hermite.integrate(*given)[:, 0] - exact))
         largest = np.maximum(np.abs(value[1:]), np.abs(value[:-1]))
         smooth = largest * _hermite.relative_error(*given)[:, 0]

@@ -265,7 +265,9 @@ def test_step_size_warms_up_and_then_falls_to_its_final_fraction(kind, warm_up):
     }
     after = final + (1 - final) * fall[kind]
     expected = rate * np.where(step < warm_up, step / max(warm_up, 1), after)
-    np.testing.assert_allclose(jax.vmap(schedule)(step), expected, rtol=SAME, atol=SAME)
+    np.testing.assert_allclose(
+        jax.vmap(schedule)(jnp.asarray(step)), expected, rtol=SAME, atol=SAME
+    )
 
 
 def test_invalid_traced_numbers_become_nan():

@@ -1,5 +1,7 @@
 """Mirror descent with the geometry of a product, beside gradient descent on its layers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,8 @@ def descents(step):
 
     geometry = ddln.factored(depth=3, imbalance=0.5)
     mirrored = run(ddln.mirror_descent(geometry, step), start, loss)
-    return run(optax.sgd(step), factors, lambda m: loss(m.value)).value, mirrored
+    trained: Any = run(optax.sgd(step), factors, lambda m: loss(m.value))
+    return trained.value, mirrored
 
 
 def test_mirror_descent_differs_from_descent_on_layers_by_a_multiple_of_the_step():

@@ -130,7 +130,7 @@ def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
 
 
 def effort():
-    before = jax.config.jax_exec_time_optimization_effort
+    before = jax.config.read("jax_exec_time_optimization_effort")
     jax.config.update("jax_exec_time_optimization_effort", 0.5)
     return lambda: jax.config.update("jax_exec_time_optimization_effort", before)
 

@@ -1,5 +1,7 @@
 """The scikit-learn estimators against least squares, logistic regression and limit points."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
@@ -143,6 +145,7 @@ def test_unusable_data_are_refused(features, targets, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [DiagonalNetworkRegressor, DiagonalNetworkClassifier])
 def test_the_checks_of_scikit_learn_pass(model):
-    for estimator, check in estimator_checks_generator(model(points=20)):
+    checks: Any = estimator_checks_generator(model(points=20))
+    for estimator, check in checks:
         if check.func.__name__ != "check_array_api_input":  # for estimators of the array API
             check(estimator)

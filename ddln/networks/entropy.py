@@ -136,7 +136,7 @@ class Entropy(eqx.Module):
         base = _coordinate_maps.coordinate_of_theta(other, self.reduction)
         return jnp.sum(self._divergences(theta, theta - other, base))
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return display.html(self)
 
     def _checked(self, theta: ArrayLike, *, interior: bool = False) -> Float[Array, " dim"]:

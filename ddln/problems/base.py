@@ -44,7 +44,7 @@ class Problem(eqx.Module):
     samples: eqx.AbstractVar[int]
     """The number n of samples if ℒ is a sum over samples, else 0."""
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return display.html(self)
 
     @abstractmethod

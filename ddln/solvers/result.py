@@ -56,7 +56,7 @@ class Run(eqx.Module):
         finished = [code for code, status in enumerate(self.statuses) if status.is_finished]
         return jnp.isin(self.status, jnp.asarray(finished))
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return display.html(self)
 
     def __repr__(self) -> str:

@@ -72,7 +72,7 @@ class Certificates(eqx.Module):
     def __getitem__(self, name: str) -> Claim:
         return {claim.name: claim for claim in self.claims}[name]
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return display.html(self)
 
     def __repr__(self) -> str:
