@@ -1,5 +1,6 @@
 """For the pages: `$…$` and `$$…$$`, which GitHub typesets, as MathML that browsers typeset."""
 
+import re
 from re import Match
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -9,6 +10,7 @@ from markdown import Extension, Markdown
 from markdown.inlinepatterns import InlineProcessor
 
 _FORMULA = r"(?<![\\$\w])(\$\$?)(?![\s$]*\$)(.+?)(?<!\\)\1(?![\w$])"
+_NAME = re.compile(r"<m[io]>([A-Za-z]{2,})</m[io]>(<mo[^>]*>&#x00028;</mo>)?")
 _AFTER_CODE = 185
 """Below code (190), in which a dollar is a dollar, and above escapes (180) and emphasis."""
 
@@ -29,8 +31,15 @@ class _Formula(InlineProcessor):
 
 
 def mathml(latex: str, *, display: bool = False) -> str:
-    """A formula as MathML."""
-    return convert(latex.strip(), display="block" if display else "inline")
+    """A formula as MathML, with the spaces around names of functions that TeX leaves."""
+    made = convert(latex.strip(), display="block" if display else "inline")
+    made = made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
+    return _NAME.sub(_spaced, made)
+
+
+def _spaced(name: Match[str]) -> str:
+    after = "0" if name[2] else "0.17em"
+    return f'<mo form="prefix" lspace="0.17em" rspace="{after}">{name[1]}</mo>{name[2] or ""}'
 
 
 def makeExtension(**options: Any) -> Mathematics:
