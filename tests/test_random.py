@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,7 +131,8 @@ def test_provenance_records_only_settings_that_change_numbers(monkeypatch):
 
 
 def effort():
-    before = jax.config.read("jax_exec_time_optimization_effort")
+    settings: Any = jax.config
+    before = settings.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", 0.5)
     return lambda: jax.config.update("jax_exec_time_optimization_effort", before)
 
