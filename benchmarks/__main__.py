@@ -12,7 +12,7 @@ import jax
 def main() -> None:
     """Write the page."""
     jax.config.update("jax_enable_x64", True)
-    from benchmarks import descent, entropy, estimators, latency, sweep
+    from benchmarks import descent, entropy, estimators, latency, sparse_networks, sweep
 
     names = ("jax", "jaxlib", "diffrax", "numpy", "scipy")
     head = [
@@ -27,7 +27,7 @@ def main() -> None:
         "",
     ]
     page = "\n".join(head)
-    for module in (sweep, descent, entropy, latency, estimators):
+    for module in (sweep, descent, entropy, latency, estimators, sparse_networks):
         page += "\n" + module.table() + "\n"
         print(page, flush=True)
     Path(__file__).with_name("RESULTS.md").write_text(page, encoding="utf-8")

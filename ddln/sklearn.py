@@ -35,8 +35,6 @@ with needed_for("ddln.sklearn", "sklearn"):
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
 
-Number = float | int | np.number
-
 FIRST_TIME = 0.1
 """The first saved time after 0; no coefficient has grown by then."""
 NOTHING_LEFT = 1e-12
@@ -75,18 +73,19 @@ class _DiagonalNetwork(BaseEstimator):
         "random_state": ["random_state"],
     }
 
+    # scikit-learn asks that any value be taken here, and that `fit` check it.
     def __init__(
         self,
         *,
-        depth: int | np.integer = 2,
-        scale: Number = 1e-3,
-        stop: str = "validation",
-        horizon: Number = 1000.0,
-        tol: Number = 1e-6,
-        points: int | np.integer = 100,
-        validation_fraction: Number = 0.2,
-        fit_intercept: bool = True,
-        rtol: Number = 1e-6,
+        depth: Any = 2,
+        scale: Any = 1e-3,
+        stop: Any = "validation",
+        horizon: Any = 1000.0,
+        tol: Any = 1e-6,
+        points: Any = 100,
+        validation_fraction: Any = 0.2,
+        fit_intercept: Any = True,
+        rtol: Any = 1e-6,
         random_state: Any = None,
     ):
         self.depth = depth
