@@ -108,19 +108,17 @@ def _labelled(
     """The targets, as labels if the loss needs these, and what they were mapped from."""
     words = file.classes or tuple(map(_word, np.unique(file.targets)))
     two = loss in TWO_CLASSES or table.labels is not None
-    if loss == "multinomial" or (two and table.standardise not in (True, "all")):
+    if two and table.standardise not in (True, "all"):
         named = words if table.labels is None else tuple(map(_word, table.labels))
         given = class_words(file) if file.classes else file.targets
-        if table.labels is None and not file.classes and two and not _is_binary(file.targets):
+        if table.labels is None and not file.classes and not _is_binary(file.targets):
             return file.targets, {}  # to be refused by row, or −1 and 1 already
-        if two and len(named) != 2:
+        if len(named) != 2:
             raise DataError(
                 f'{file.source}: column "{file.target}" must have two labels, got {len(named)}: '
                 f"{', '.join(named[:5])}{', …' if len(named) > 5 else ''}"
             )
-        mapped = dict(
-            zip(named, (-1.0, 1.0) if two else np.arange(len(named)).tolist(), strict=True)
-        )
+        mapped = dict(zip(named, (-1.0, 1.0), strict=True))
         keys = [_word(value) for value in given]
         known = np.array([key in mapped for key in keys])
         file.refuse(~known, given, f"must be one of {', '.join(named)}")

@@ -110,8 +110,8 @@ class FileDataConfig(Table):
     labels: tuple[str | int | float, ...] | None = Field(
         default=None,
         min_length=2,
-        description="targets that become −1 and 1, in this order, or 0, 1, 2, … in multinomial "
-        "loss; by default, in sorted order, if there are two words, or 0 and 1",
+        description="targets that become −1 and 1, in this order; by default, in sorted order, if "
+        "there are two words, or 0 and 1",
     )
     weights: str | None = Field(
         default=None, description="column or array of the weights of the samples in the loss"

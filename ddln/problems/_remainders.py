@@ -4,11 +4,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from ddln.problems.base import AnyArray
-
-Samples = Float[AnyArray, " samples"]
+from ddln.problems.base import Samples
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 # On [0, 1]. Python's numbers, since NumPy's would promote single precision.

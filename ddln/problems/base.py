@@ -15,6 +15,8 @@ from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
 Normalisation = Literal["sum", "half", "mean", "half_mean"]
 AnyArray = Array | np.ndarray
 """An array of JAX or NumPy."""
+Samples = Float[AnyArray, " samples"]
+"""One number for each sample."""
 
 
 class Problem(eqx.Module):

@@ -29,14 +29,12 @@ from ddln.problems.base import (
     AnyArray,
     LinearRisk,
     Normalisation,
+    Samples,
     as_data,
     as_labels,
     as_weights,
     refuse_targets,
 )
-
-Samples = Float[AnyArray, " samples"]
-"""One number for each sample."""
 
 
 class ConvexRisk(LinearRisk):

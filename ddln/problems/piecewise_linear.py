@@ -16,16 +16,13 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
 from ddln.problems._infimum import on_host
 from ddln.problems.base import (
-    AnyArray,
     LinearRisk,
     Normalisation,
+    Samples,
     as_data,
     as_labels,
     as_weights,
 )
-
-Samples = Float[AnyArray, " samples"]
-"""One number for each sample."""
 
 _DUALITY_GAP = 1e-9
 """The largest gap between primal and dual values that verifies a minimum, relative to ℒ(0)."""
