@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,6 +166,19 @@ def test_the_page_on_data_shows_what_check_prints(call):
     shown = [block.text for block in blocks(page.read_text(encoding="utf-8"))]
     plan, *_ = [text for text in shown if text.startswith("  problem")]
     assert any(plan in told for told in follow(page, call))
+
+
+def test_badges_state_what_the_project_declares():
+    badges = re.findall(r"shields\.io/badge/(\S+?)-\w+\)", (ROOT / "README.md").read_text())
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tested = re.findall(r'"(3\.\d+)"', (ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    oldest, *_, newest = sorted(set(tested), key=lambda version: int(version.partition(".")[2]))
+    assert declared["requires-python"] == f">={oldest}"
+    assert badges == [
+        f"Python-{oldest}_to_{newest}",
+        f"licence-{declared['license'].replace('-', '--')}",
+        f"arXiv-{declared['urls']['Paper'].rpartition('/')[2]}",
+    ]
 
 
 def slug(heading):
