@@ -1,10 +1,9 @@
-"""Write what `make docs` includes in the pages, build/docs/: config.md, api.md and results.md.
+"""Write what `make docs` includes in the pages, to build/docs/.
 
-Nothing in them is kept by hand: the next build has every new key of `ddln.config.schema` and every
-new name of `ddln.__all__`.
+Nothing in it is kept by hand: the next build has every new key of `ddln.config.schema`, every new
+name of `ddln.__all__` and every new variable of `ddln.sweeps.dataset_schema`.
 """
 
-import importlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -15,13 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import ddln
 from ddln.config.axis_kinds import FORMS
 from ddln.config.experiment import Experiment, changes_shape, units_of
+from docs import python_api
+from docs.variables import variables
 
 ROOT = Path(__file__).parent.parent
-WHOLE = ("init", "theory", "claim", "diagnostics", "figures")
-"""Modules whose functions are called by the module's name, such as `ddln.init.balanced`."""
 SIGNS = {"ge": "≥", "gt": "&gt;", "le": "≤", "lt": "&lt;"}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
@@ -30,10 +28,16 @@ Tables = dict[type[BaseModel], list[str]]
 
 def main() -> None:
     """Write them."""
-    folder = ROOT / "build" / "docs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("config.md", config()), ("api.md", api()), ("results.md", results())):
-        (folder / name).write_text(text, encoding="utf-8")
+    made = {
+        "config.md": config(),
+        "results.md": results(),
+        "variables.md": variables(),
+        **python_api.pages(),
+    }
+    for name, text in made.items():
+        path = ROOT / "build" / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def results() -> str:
@@ -155,42 +159,6 @@ def _type(annotation: Any) -> str:
 def _links(tables: list[type[BaseModel]]) -> str:
     names = {table: _kinds(table) or [_anchor(table)] for table in tables}
     return ", ".join(f"[{' or '.join(words)}](#{_anchor(table)})" for table, words in names.items())
-
-
-def api() -> str:
-    """Every exported name, package by package; modules that are called by name come last."""
-    lines = []
-    for module, names in ddln._HOMES.items():
-        lines += _section(module, [f"ddln.{name}" for name in names])
-    for name in WHOLE:
-        module = ddln._MODULES[name]
-        lines += _section(module, [f"ddln.{module}.{member}" for member in _members_of(module)])
-    return "\n".join(lines)
-
-
-def _section(module: str, names: list[str]) -> list[str]:
-    heading = f"""## {module}
-
-::: ddln.{module}
-    options:
-      members: false
-      show_root_heading: false
-      show_root_toc_entry: false
-"""
-    return [heading, *(f"::: {name}\n" for name in names)]
-
-
-def _members_of(module: str) -> list[str]:
-    """The functions and classes of a module, its own or from a private module beside it."""
-    home = f"ddln.{module}"
-    private = f"{home.rpartition('.')[0]}._"
-    return [
-        name
-        for name, value in vars(importlib.import_module(home)).items()
-        if not name.startswith("_")
-        and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__.startswith((home, private))
-    ]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 import ddln
 from ddln.cli import main as cli
 from ddln.config.experiment import Experiment
-from docs.__main__ import api, config, results
+from ddln.sweeps import dataset_schema
+from docs import python_api
+from docs.__main__ import config, results
+from docs.variables import variables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -218,7 +221,7 @@ def test_formulas_read_alike_on_github_and_on_the_site(page):
 def test_every_page_is_in_the_navigation():
     navigation = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     pages = {path.relative_to(DOCS).as_posix() for path in PAGES}
-    assert {page for page in pages if not page.startswith("experiments/")} <= set(navigation)
+    assert sorted(navigation) == sorted(pages)
 
 
 def test_verbs_that_the_pages_name_exist():
@@ -254,8 +257,31 @@ def test_links_of_the_reference_lead_to_its_tables():
     assert len(set(ids)) == len(ids)
 
 
-def test_python_reference_lists_every_name():
-    documented = set(re.findall(r"^::: ddln\.([\w.]+)$", api(), re.MULTILINE))
-    modules = {name.rpartition(".")[2] for name in documented}
-    assert set(ddln.__all__) - {"__version__"} <= documented | modules
-    assert {"networks.init.balanced", "theory.min_l1"} <= documented
+def test_python_reference_lists_every_name_once():
+    pages = python_api.pages()
+    documented = re.findall(r"^::: ddln\.([\w.]+)$", "\n".join(pages.values()), re.MULTILINE)
+    named = {name.partition(".")[0] for name in documented}
+    assert set(ddln.__all__) - {"__version__"} == named
+    assert {"init.balanced", "theory.min_l1", "diagnostics.gain"} <= set(documented)
+    objects = [id(python_api.find(f"ddln.{name}")) for name in documented]
+    assert len(set(objects)) == len(objects)
+
+
+def test_summary_of_the_reference_leads_to_every_entry():
+    overview, *details = python_api.pages().values()
+    rows = re.findall(r"^\| \[`(.+)`\]\((api/\w+\.md)#(.+)\) \| (.+) \|$", overview, re.MULTILINE)
+    entries = re.findall(r"^::: (.+)$", "\n".join(details), re.MULTILINE)
+    assert [anchor for _, _, anchor, _ in rows] == entries == [name for name, *_ in rows]
+    assert all((DOCS / page).is_file() for _, page, *_ in rows)
+
+
+def test_reference_of_variables_is_that_of_the_schema():
+    rows = [line.split(" | ") for line in variables().splitlines() if line.startswith("| `")]
+    table = {row[0].strip("| `"): row for row in rows}
+    never_saved = {"smallest", "initial_layers", "divergence"}
+    assert table.keys() == dataset_schema.VARIABLES.keys() - never_saved
+    assert table["theta"][1:3] == ["`time`, `coordinate`", "1"]
+    assert table["theta"][4:] == ["every run", "`theta` |"]
+    assert table["bound"][4:] == ["flows", "`loss` |"]
+    assert table["step"][4] == "training by steps"
+    assert table["gain"][4] == "runs with this `measure`"
