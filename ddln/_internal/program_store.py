@@ -265,6 +265,7 @@ class _OnArrays:
 
     def __init__(self, function: Callable[..., Any], form: _Form):
         self._function, self._form, self._structure = function, form, None
+        self.__name__ = getattr(function, "__name__", type(function).__name__)  # in profiles
 
     def __call__(self, *arrays: Any) -> list[Any]:
         leaves, self._structure = jax.tree.flatten(self._function(*self._form.with_arrays(arrays)))

@@ -250,6 +250,7 @@ def _half_square_change(step: Vector, base: Vector, reduction: Reduction) -> Vec
 
 
 @eqx.filter_custom_jvp
+@eqx.filter_jit
 def conjugate(v: Vector, step: Vector, reduction: Reduction) -> Vector:
     """Q*(ξ) = ½ (w² − w(0)²) of each coordinate, with step = v − v(0)."""
     return _half_square_change(step, reduction.start, reduction)

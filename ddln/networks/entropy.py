@@ -84,7 +84,7 @@ class Entropy(eqx.Module):
         True
         """
         v, _ = self._coordinate_and_step_of_dual(xi)
-        return self.reduction.theta(v)
+        return self._theta(v)
 
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """The ends (low, high) of the open interval over which each ∇Q(θ)_k ranges, shape (dim,).
@@ -142,15 +142,25 @@ class Entropy(eqx.Module):
     def _checked(self, theta: ArrayLike, *, interior: bool = False) -> Float[Array, " dim"]:
         """θ as an array; an error outside Q's domain, or outside its interior."""
         theta = as_vector("theta", theta, self.reduction.start.size)
-        has_other_sign = theta * self.reduction.half_line_sign < 0
-        at_end = self._at_end(theta) & ~self.reduction.is_frozen
-        outside = has_other_sign | (at_end & interior) | (self.reduction.is_frozen & (theta != 0))
         return refuse(
-            outside,
+            self._is_outside(theta, interior),
             "`theta` must keep the sign of the initial θ_k where the smallest layer is tied "
             "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
             theta,
         )
+
+    # Each of the functions below is one compiled program, whoever calls them.
+
+    @eqx.filter_jit
+    def _is_outside(self, theta: Float[Array, " dim"], interior: bool) -> Bool[Array, " dim"]:
+        """Where θ is outside Q's domain, or outside its interior."""
+        has_other_sign = theta * self.reduction.half_line_sign < 0
+        at_end = self._at_end(theta) & ~self.reduction.is_frozen
+        return has_other_sign | (at_end & interior) | (self.reduction.is_frozen & (theta != 0))
+
+    @eqx.filter_jit
+    def _theta(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return self.reduction.theta(v)
 
     def _at_end(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
         """Where M = 0: at the end of a half-line, where v is infinite, or frozen."""
@@ -164,20 +174,24 @@ class Entropy(eqx.Module):
 
     # For each coordinate of a θ in Q's domain:
 
+    @eqx.filter_jit
     def _values(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         return self._divergences(theta, self._since_start(theta), self.reduction.start)
 
+    @eqx.filter_jit
     def _duals(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         change, base = self._since_start(theta), self.reduction.start
         step = _coordinate_maps.step_to_theta(theta, change, base, self.reduction)
         return _coordinate_maps.dual_change(step, base, self.reduction)
 
+    @eqx.filter_jit
     def _curvatures(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
         at_end = self._at_end(theta)
         interior = jnp.where(at_end, self.start[0], theta)
         v = _coordinate_maps.coordinate_of_theta(interior, self.reduction)
         return 1 / jnp.where(at_end, 0.0, self.reduction.mobility(v))
 
+    @eqx.filter_jit
     def _divergences(
         self,
         theta: Float[Array, " dim"],

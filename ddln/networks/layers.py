@@ -54,6 +54,7 @@ def layer_gradient(
     return jax.vjp(effective_parameter, layers)[1](gradient)[0]
 
 
+@jax.jit
 def product_and_error(
     layers: Float[Array, "depth dim"],
 ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
