@@ -20,7 +20,8 @@ from ddln.verification._mirror_flow import diagonal
 from ddln.verification._tolerances import gap_floor
 from ddln.verification.claims import FlowCertificates
 
-TIMES = jnp.linspace(0.0, 1.0, 81)
+TIMES = np.linspace(0.0, 1.0, 81)
+SAMPLES, DIM = 6, 4  # what most tests use, to share their programs
 ROUNDING = 1e-9  # of a few sums and quotients
 LATE = 1e-3  # far above the quadrature's error, and small against 1
 
@@ -30,7 +31,19 @@ def expected_error(run):
     return 30 * 1e-9 * np.linalg.norm(run.theta, axis=1).max() + 1e-12
 
 
-def random_run(key, depth=3, samples=6, dim=4):
+def padded(features, targets, layers):
+    """A small problem and its network in the usual shape.
+
+    The further samples and features are zero, and so the further coordinates rest. Their layers
+    are those of the last coordinate.
+    """
+    samples, dim = np.shape(features)
+    more = ((0, SAMPLES - samples), (0, DIM - dim))
+    problem = ddln.least_squares(np.pad(features, more), np.pad(targets, more[0]))
+    return problem, np.pad(layers, ((0, 0), more[1]), mode="edge")
+
+
+def random_run(key, depth=3, samples=SAMPLES, dim=DIM):
     data, noise, weights = jax.random.split(key, 3)
     problem = ddln.least_squares(
         jax.random.normal(data, (samples, dim)), jax.random.normal(noise, (samples,))
@@ -95,7 +108,7 @@ def test_wrong_dynamics_fails(monkeypatch, certified, wrong, claims):
             return -speed(self.reduction, v) * gradient
 
     monkeypatch.setattr(gradient_flow, "Reduced", Wrong)
-    spoilt = gradient_flow.gradient_flow(problem, run.layers[0], TIMES[:6] / 100)
+    spoilt = gradient_flow.gradient_flow(problem, run.layers[0], TIMES / 1000)
     failed = {c.name for c in ddln.certify(problem, spoilt).claims if not c.holds}
     assert claims <= failed
 
@@ -188,9 +201,8 @@ def test_tolerances_match_the_theory_page(certified):
 
 
 def test_wrong_asymptotic_rate_fails():
-    problem = ddln.least_squares([[1.0, 0.5]], [2.0])
-    layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
-    run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 1.0, 161))
+    problem, layers = padded([[1.0, 0.5]], [2.0], [[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
+    run = ddln.gradient_flow(problem, layers, TIMES)
     rate = ddln.certify(problem, run)["asymptotic rate"]
     assert rate.applies
     assert rate.holds
@@ -209,10 +221,10 @@ def test_wrong_asymptotic_rate_fails():
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_nan_among_the_rates_fails_the_asymptotic_rate(monkeypatch, which):
-    problem = ddln.least_squares(np.eye(2), [2.0, 1.0])
-    run = ddln.gradient_flow(problem, [[0.0, 0.0], [1.0, 1.2]], jnp.linspace(0.0, 8.0, 161))
-    floor = gap_floor(problem, run)
-    right = asymptotic_rate(problem, run, floor)
+    problem, layers = padded(np.eye(2), [2.0, 1.0], [[0.0, 0.0], [1.0, 1.2]])
+    run = ddln.gradient_flow(problem, layers, 8 * TIMES)
+    floor = jax.jit(gap_floor)(problem, run)
+    right = jax.jit(lambda *given: asymptotic_rate(*given))(problem, run, floor)
     assert right.applies
     assert right.holds
     true = theory.mode_rates
@@ -222,7 +234,7 @@ def test_nan_among_the_rates_fails_the_asymptotic_rate(monkeypatch, which):
         return rates.at[which].set(jnp.nan), modes
 
     monkeypatch.setattr(theory, "mode_rates", spoilt)
-    assert not asymptotic_rate(problem, run, floor).holds
+    assert not jax.jit(lambda *given: asymptotic_rate(*given))(problem, run, floor).holds
 
 
 @pytest.mark.slow
@@ -255,13 +267,11 @@ def test_certificates_print_as_a_table(certified):
 def test_transformations_agree_with_eager(certified):
     problem, run, certificates = certified
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), run)
-    batch = jax.vmap(lambda run: ddln.certify(problem, run))(two)
+    batch = eqx.filter_jit(jax.vmap(lambda run: ddln.certify(problem, run)))(two)
     assert batch.ok.tolist() == [True, True]
     for one, many in zip(certificates.claims, batch.claims, strict=True):
         predicted = np.asarray(many.predicted)[1]
         np.testing.assert_allclose(predicted, one.predicted, rtol=1e-9, err_msg=one.name)
-    jitted = eqx.filter_jit(ddln.certify)(problem, run)
-    assert jitted.ok
 
 
 def test_repr_of_a_batch_lists_its_claims(certified):
@@ -280,8 +290,8 @@ def test_floor_without_smoothness_uses_the_largest_sampled_hessian(certified):
 
 
 def test_errors_are_relative_to_the_initial_loss_and_dual():
-    problem = ddln.least_squares([[1.0, 0.5]], [0.3])
-    run = ddln.gradient_flow(problem, [[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]], TIMES)
+    problem, layers = padded([[1.0, 0.5]], [0.3], [[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
+    run = ddln.gradient_flow(problem, layers, TIMES)
     root = np.hypot(1.0, 0.5) * expected_error(run)
     tolerance = ddln.certify(problem, run)["monotone loss"].tolerance
     np.testing.assert_allclose(tolerance, 2 * root / 0.3, rtol=ROUNDING)
@@ -311,7 +321,7 @@ def test_diagonal_agrees_above_the_dense_size():
 
 def test_too_few_times_are_refused(certified):
     problem, run, _ = certified
-    short = ddln.gradient_flow(problem, run.layers[0], TIMES[:3])
+    short = jax.tree.map(lambda saved: saved[:3] if saved.ndim else saved, run)
     with pytest.raises(ValueError, match="at least 5 saved times, got 3"):
         ddln.certify(problem, short)
 
@@ -328,7 +338,7 @@ def test_too_few_times_are_refused(certified):
     ids=["no data", "at the minimum", "all frozen", "one frozen", "nearly tied"],
 )
 def test_degenerate_networks_are_certified(features, targets, layers):
-    problem = ddln.least_squares(features, targets)
+    problem, layers = padded(features, targets, layers)
     for coordinates in ("reduced", "layers"):
         run = ddln.gradient_flow(problem, layers, TIMES, coordinates=coordinates)
         certificates = ddln.certify(problem, run)
@@ -381,9 +391,9 @@ def test_run_that_fails_at_once_misses_its_whole_horizon(certified):
 
 
 def test_half_lines_are_certified_down_to_zero():
-    problem = ddln.least_squares([[1.0]], [-1.0])
+    problem, layers = padded([[1.0]], [-1.0], [[0.5], [0.5]])
     for until in (10.0, 30.0, 300.0):
-        run = ddln.gradient_flow(problem, [[0.5], [0.5]], jnp.linspace(0.0, until, 301))
+        run = ddln.gradient_flow(problem, layers, until * TIMES)
         certificates = ddln.certify(problem, run)
         assert certificates.ok, repr(certificates)
 
@@ -405,9 +415,8 @@ def test_other_objects_are_refused(certified):
 
 
 def test_run_from_a_scale_of_1e_minus_120_is_certified():
-    layers = np.array([[0.0, 0.0], [1e-120, 2e-120]])
-    problem = ddln.least_squares([[1.0, 0.2]], [1.0])
-    run = ddln.gradient_flow(problem, layers, np.linspace(0.0, 300.0, 61))
+    problem, layers = padded([[1.0, 0.2]], [1.0], [[0.0, 0.0], [1e-120, 2e-120]])
+    run = ddln.gradient_flow(problem, layers, 300 * TIMES)
     certificates = ddln.certify(problem, run)
     assert run.gap[-1] < 1e-12 * run.gap[0]
     assert bool(certificates["mirror identity"].applies)
