@@ -24,8 +24,8 @@ LEAST = {"ℓ1": (0.0111233700, 2.6466022760), "ℓ2": (0.8933581565, 7.96080969
 def data() -> dict[str, np.ndarray]:
     """The arrays of configs/data/kernel_rich.npz, by NumPy's legacy generator."""
     draw = np.random.RandomState(1993)
-    features = draw.multivariate_normal(np.zeros(1000), np.eye(1000), 100)
-    draw.multivariate_normal(np.zeros(1000), np.eye(1000), 2000)  # to test on
+    # What `multivariate_normal` draws with the identity as covariance, without its decomposition.
+    features, _to_test_on = (draw.standard_normal((samples, 1000)) for samples in (100, 2000))
     truth = np.zeros(1000)
     truth[draw.choice(np.arange(1000), 5, replace=False)] = 1 / np.sqrt(5)
     targets = features @ truth + 0.1 * draw.randn(100)

@@ -170,8 +170,7 @@ def test_distance_to_the_least_l1_norm_falls_like_a_power_of_the_scale(depth, po
 def test_kernel_and_rich_regimes_match_published_numbers():
     # Woodworth et al. 2020, in the setting of Azulay et al. 2021: u² − v², u = v = √α.
     state = np.random.RandomState(1993)
-    features = state.multivariate_normal(np.zeros(1000), np.eye(1000), 100)
-    state.multivariate_normal(np.zeros(1000), np.eye(1000), 2000)
+    features, _ = (state.standard_normal((samples, 1000)) for samples in (100, 2000))
     truth = np.zeros(1000)
     truth[state.choice(np.arange(1000), 5, replace=False)] = 1 / np.sqrt(5)
     targets = features @ truth + 0.1 * state.randn(100)
