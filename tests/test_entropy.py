@@ -3,6 +3,7 @@
 import itertools
 from functools import cache
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -18,6 +19,7 @@ from ddln.networks import entropy as entropies
 TOLERANCE = 1e-12  # relative; the inverse at depth is as ill-conditioned as its range is short
 SINGLE = 2e-5  # relative, in float32
 DEPTHS = [2, 3, 4, 6, 12]
+DIM = 14  # of most networks, which share their compiled programs
 
 
 @cache
@@ -69,14 +71,20 @@ def reference(layers, theta):
         return float(dual), float(theta * dual - (w**2 - start**2) / 2), float(w)
 
 
-def networks(depth, dim=14):
+def networks(depth):
     rng = np.random.default_rng(depth)
-    layers = rng.normal(size=(depth, dim))
+    layers = rng.normal(size=(depth, DIM))
     layers[0, :3] = 0.0
     # Nearly tied: λ from 1e-12 to 1e-4.
     layers[1, 3:8] = np.sqrt(layers[0, 3:8] ** 2 + 10.0 ** np.arange(-12, -2, 2))
-    theta = rng.choice([-1, 1], dim) * 10.0 ** rng.permutation(np.linspace(-8, 8, dim))
+    theta = rng.choice([-1, 1], DIM) * 10.0 ** rng.permutation(np.linspace(-8, 8, DIM))
     return layers, theta
+
+
+def repeated(values):
+    """These coordinates again and again, up to `DIM`."""
+    values = np.asarray(values)
+    return values[..., np.arange(DIM) % values.shape[-1]]
 
 
 def column(rng, depth, kind, scale):
@@ -100,7 +108,7 @@ KINDS = ["open", "zero first", "near-tie", "half-line"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_mirror_map_and_inverse_agree_with_mpmath_at_any_depth(kind):
     rng = np.random.default_rng(KINDS.index(kind))
-    for depth in (2, 3, 4, 7, 23, 100):
+    for depth in (2, 3, 4, 6, 23, 100):
         layers, theta = column(rng, depth, kind, 1.0)
         entropy = ddln.Entropy(layers[:, None])
         dual, _, _ = reference(layers, theta)
@@ -125,11 +133,13 @@ def test_scales_within_float64_keep_full_precision(depth, scale):
         np.testing.assert_allclose(entropy.inverse([dual]), [theta], rtol=1e-10)
 
 
-@pytest.mark.parametrize("depth", [2, 3, 6, 40, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "depth", [2, 3, 6, 12, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (4, 40))]
+)
 def test_single_precision_has_its_stated_accuracy(depth):
     rng = np.random.default_rng(depth)
-    layers = rng.normal(size=(depth, 14)).astype(np.float32)
-    theta = (layers.prod(axis=0) * rng.uniform(-3, 3, 14)).astype(np.float32)
+    layers = rng.normal(size=(depth, DIM)).astype(np.float32)
+    theta = (layers.prod(axis=0) * rng.uniform(-3, 3, DIM)).astype(np.float32)
     single, double = ddln.Entropy(layers), ddln.Entropy(layers.astype(float))
     found, expected = single.mirror_map(theta), np.asarray(double.mirror_map(theta.astype(float)))
     assert found.dtype == jnp.float32
@@ -144,16 +154,16 @@ def test_single_precision_has_its_stated_accuracy(depth):
 def test_range_of_the_mirror_map_has_closed_forms():
     # THEORY: layers (s, …, s, 0) reach ± s^{2−L} (√π/2) Γ((L−2)/2) / Γ((L−1)/2); balanced ones
     # reach w₀^{2−L}/(L−2) outwards and are unbounded towards 0.
-    for depth in (3, 4, 5, 9, 60):
+    for depth in (3, 4, 9, 60):
         s = 0.5
-        low, high = ddln.Entropy(jnp.full((depth, 1), s).at[0].set(0.0)).range()
+        low, high = ddln.Entropy([[0.0], *[[s]] * (depth - 1)]).range()
         half, whole = (
             mpmath.gamma(mpmath.mpf(depth - 2) / 2),
             mpmath.gamma(mpmath.mpf(depth - 1) / 2),
         )
         expected = float(s ** (2 - depth) * mpmath.sqrt(mpmath.pi) / 2 * half / whole)
         np.testing.assert_allclose([low[0], high[0]], [-expected, expected], rtol=TOLERANCE)
-        low, high = ddln.Entropy(jnp.full((depth, 1), s)).range()
+        low, high = ddln.Entropy(np.full((depth, 1), s)).range()
         np.testing.assert_allclose(high[0], s ** (2 - depth) / (depth - 2), rtol=TOLERANCE)
         assert low[0] == -jnp.inf
     low, high = ddln.Entropy([[0.0, 0.3, 0.0], [0.5, 0.3, 0.0]]).range()
@@ -162,28 +172,28 @@ def test_range_of_the_mirror_map_has_closed_forms():
 
 
 def test_inverse_works_up_to_the_ends_of_its_range_and_in_range_flags_the_rest():
-    layers = np.random.default_rng(3).normal(size=(5, 6))
-    entropy = ddln.Entropy(layers)
-    low, high = entropy.range()
-    inside = jnp.where(jnp.arange(6) % 2 == 0, low, high) * (1 - 1e-6)
+    entropy = ddln.Entropy(np.random.default_rng(3).normal(size=(6, DIM)))
+    low, high = map(np.asarray, entropy.range())
+    at_third = np.arange(DIM) == 2
+    inside = np.where(np.arange(DIM) % 2 == 0, low, high) * (1 - 1e-6)
+    outside = np.where(at_third, high * (1 + 1e-6), inside)
     assert entropy.in_range(inside).all()
-    assert jnp.isfinite(entropy.inverse(inside)).all()
-    outside = jnp.where(jnp.arange(6) == 2, high * (1 + 1e-6), inside)
-    assert entropy.in_range(outside).tolist() == [True, True, False, True, True, True]
-    batched = jax.vmap(entropy.inverse)(jnp.stack([inside, outside]))
-    assert (jnp.isnan(batched) == ~jax.vmap(entropy.in_range)(jnp.stack([inside, outside]))).all()
+    assert np.isfinite(entropy.inverse(inside)).all()
+    np.testing.assert_array_equal(entropy.in_range(outside), ~at_third)
+    batched = jax.vmap(entropy.inverse)(np.stack([inside, outside]))
+    np.testing.assert_array_equal(np.isnan(batched), [np.zeros(DIM, bool), at_third])
 
 
 def test_blockwise_evaluation_changes_nothing():
     rng = np.random.default_rng(0)
-    layers = rng.normal(size=(5, 1000))
+    layers = rng.normal(size=(6, 1000))
     theta = layers.prod(axis=0) * rng.uniform(-3, 3, 1000)
-    entropy, few = ddln.Entropy(layers), ddln.Entropy(layers[:, 700:710])
-    dual = entropy.mirror_map(theta)
-    np.testing.assert_allclose(dual[700:710], few.mirror_map(theta[700:710]), rtol=1e-14)
-    np.testing.assert_allclose(
-        entropy.inverse(dual)[700:710], few.inverse(dual[700:710]), rtol=TOLERANCE
-    )
+    some = slice(700, 700 + DIM)
+    entropy, few = ddln.Entropy(layers), ddln.Entropy(layers[:, some])
+    dual = np.asarray(entropy.mirror_map(theta))
+    back = np.asarray(entropy.inverse(dual))
+    np.testing.assert_allclose(dual[some], few.mirror_map(theta[some]), rtol=1e-14)
+    np.testing.assert_allclose(back[some], few.inverse(dual[some]), rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -192,14 +202,14 @@ def test_entropy_agrees_with_mpmath(depth):
     duals, values, ws = zip(*map(reference, layers.T, theta), strict=True)
     entropy = ddln.Entropy(layers)
     np.testing.assert_allclose(entropy.mirror_map(theta), duals, rtol=TOLERANCE)
-    one_by_one = [
-        float(ddln.Entropy(layers[:, k : k + 1]).value(theta[k : k + 1])) for k in range(0, 14, 5)
-    ]
+    one_moved = np.where(np.eye(DIM, dtype=bool), theta, layers.prod(axis=0))
+    one_by_one = [float(entropy.value(one)) for one in one_moved[::5]]
     np.testing.assert_allclose(one_by_one, values[::5], rtol=TOLERANCE)
     np.testing.assert_allclose(entropy.value(theta), sum(values), rtol=TOLERANCE)
-    half_squares = np.array(ws) ** 2 - entropy.reduction.smallest(entropy.reduction.start) ** 2
-    position = _coordinate_maps.coordinate_of_theta(jnp.asarray(theta), entropy.reduction)
-    np.testing.assert_allclose(entropy.reduction.smallest(position), ws, rtol=TOLERANCE)
+    smallest = eqx.filter_jit(entropy.reduction.smallest)
+    half_squares = np.array(ws) ** 2 - smallest(entropy.reduction.start) ** 2
+    position = _coordinate_maps.coordinate_of_theta(jax.device_put(theta), entropy.reduction)
+    np.testing.assert_allclose(smallest(position), ws, rtol=TOLERANCE)
     np.testing.assert_allclose(
         entropy.conjugate(entropy.mirror_map(theta)), half_squares.sum() / 2, rtol=1e-6
     )
@@ -207,10 +217,10 @@ def test_entropy_agrees_with_mpmath(depth):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_inverse_undoes_mirror_map(depth):
-    layers = np.random.default_rng(depth).normal(size=(depth, 40))
-    theta = layers.prod(axis=0) * np.random.default_rng(1).uniform(-3, 3, 40)
+    layers = np.random.default_rng(depth).normal(size=(depth, DIM))
+    theta = layers.prod(axis=0) * np.random.default_rng(1).uniform(-3, 3, DIM)
     entropy = ddln.Entropy(layers)
-    dual = entropy.mirror_map(theta)
+    dual = np.asarray(entropy.mirror_map(theta))
     # A rounding of ξ moves θ by M times as much.
     condition = np.abs(dual / entropy.hessian(theta) / theta)
     error = np.abs(entropy.inverse(dual) / theta - 1)
@@ -219,67 +229,63 @@ def test_inverse_undoes_mirror_map(depth):
 
 
 def test_depth_two_is_the_hyperbolic_entropy():
-    layers = jnp.array([[0.0, 0.3, 0.0], [2.0, 1.0, 0.5]])
-    theta = jnp.array([3.0, -0.4, 1e-7])
+    layers = repeated([[0.0, 0.3, 0.0], [2.0, 1.0, 0.5]])
+    theta = repeated([3.0, -0.4, 1e-7])
     imbalance = layers[1] ** 2 - layers[0] ** 2
     start = layers[0] * layers[1]
-    expected = (jnp.arcsinh(2 * theta / imbalance) - jnp.arcsinh(2 * start / imbalance)) / 2
+    expected = (np.arcsinh(2 * theta / imbalance) - np.arcsinh(2 * start / imbalance)) / 2
     np.testing.assert_allclose(ddln.Entropy(layers).mirror_map(theta), expected, rtol=1e-14)
 
 
 def test_balanced_layers_have_a_power_or_a_logarithm():
-    theta = jnp.array([0.1, 5.0, 1e4])
+    theta = repeated([0.1, 5.0, 1e4])
     start = 0.6
-    logarithm = ddln.Entropy(jnp.full((2, 3), start)).mirror_map(theta)
-    np.testing.assert_allclose(logarithm, jnp.log(theta**0.5 / start), rtol=1e-13)
-    for depth in (3, 5, 9):
+    logarithm = ddln.Entropy(np.full((2, DIM), start)).mirror_map(theta)
+    np.testing.assert_allclose(logarithm, np.log(theta**0.5 / start), rtol=1e-13)
+    for depth in (3, 6, 12):
         w = theta ** (1 / depth)
         expected = (start ** (2 - depth) - w ** (2 - depth)) / (depth - 2)
-        dual = ddln.Entropy(jnp.full((depth, 3), start)).mirror_map(theta)
+        dual = np.asarray(ddln.Entropy(np.full((depth, DIM), start)).mirror_map(theta))
         np.testing.assert_allclose(dual, expected, rtol=1e-12)
-        negative = ddln.Entropy(jnp.full((depth, 3), -start))
+        negative = ddln.Entropy(np.full((depth, DIM), -start))
         signed = (-1) ** depth * theta
         np.testing.assert_allclose(negative.mirror_map(signed), (-1) ** depth * dual, rtol=1e-12)
         np.testing.assert_allclose(negative.inverse(negative.mirror_map(signed)), signed, rtol=1e-9)
 
 
 def test_three_layers_with_equal_imbalance_have_an_arctangent():
-    layers = jnp.array([[0.0], [0.5], [0.5]])
     w = 2.0
-    theta = jnp.array([w * (w**2 + 0.25)])
-    dual = ddln.Entropy(layers).mirror_map(theta)
+    dual = ddln.Entropy([[0.0], [0.5], [0.5]]).mirror_map([w * (w**2 + 0.25)])
     np.testing.assert_allclose(dual, np.arctan(w / 0.5) / 0.5, rtol=1e-14)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 6])
 def test_derivatives_are_those_of_the_legendre_pair(depth):
-    layers = np.random.default_rng(7).normal(size=(depth, 5))
+    layers = np.random.default_rng(7).normal(size=(depth, DIM))
     layers[0, 0] = 0.0
-    theta = np.random.default_rng(8).normal(size=5)
+    theta = np.random.default_rng(8).normal(size=DIM)
     entropy = ddln.Entropy(layers)
     dual = entropy.mirror_map(theta)
     np.testing.assert_allclose(jax.jit(jax.grad(entropy.value))(theta), dual, atol=1e-13)
     np.testing.assert_allclose(jax.jit(jax.grad(entropy.conjugate))(dual), theta, atol=1e-12)
-    curvature = jnp.diagonal(jax.jit(jax.hessian(entropy.value))(theta))
-    np.testing.assert_allclose(curvature, entropy.hessian(theta), rtol=1e-12)
-    np.testing.assert_allclose(
-        jnp.diagonal(jax.jit(jax.jacrev(entropy.inverse))(dual)),
-        1 / entropy.hessian(theta),
-        rtol=1e-11,
-    )
+    hessian = np.asarray(entropy.hessian(theta))
+    curvature = np.diagonal(jax.jit(jax.hessian(entropy.value))(theta))
+    np.testing.assert_allclose(curvature, hessian, rtol=1e-12)
+    mobility = np.diagonal(jax.jit(jax.jacrev(entropy.inverse))(dual))
+    np.testing.assert_allclose(mobility, 1 / hessian, rtol=1e-11)
     step = 1e-5
-    finite = (entropy.mirror_map(theta + step) - entropy.mirror_map(theta - step)) / (2 * step)
-    np.testing.assert_allclose(entropy.hessian(theta), finite, rtol=1e-5)
-    fenchel = entropy.value(theta) + entropy.conjugate(dual)
-    np.testing.assert_allclose(fenchel, theta @ dual, rtol=1e-12)
+    above, below = (np.asarray(entropy.mirror_map(theta + change)) for change in (step, -step))
+    np.testing.assert_allclose(hessian, (above - below) / (2 * step), rtol=1e-5)
+    fenchel = float(entropy.value(theta)) + float(entropy.conjugate(dual))
+    np.testing.assert_allclose(fenchel, theta @ np.asarray(dual), rtol=1e-12)
 
 
 def test_entropy_is_anchored_at_the_initialisation():
-    layers = jnp.array([[0.3, -0.2], [1.0, -2.0], [0.5, 0.7]])
+    layers = repeated([[0.3, -0.2], [1.0, -2.0], [0.5, 0.7]])
     entropy, start = ddln.Entropy(layers), ddln.effective_parameter(layers)
     np.testing.assert_allclose(entropy.mirror_map(start), 0, atol=1e-15)
     np.testing.assert_allclose(entropy.value(start), 0, atol=1e-15)
-    theta = jnp.array([1.0, 2.0])
+    theta = repeated([1.0, 2.0])
     np.testing.assert_allclose(entropy.divergence(theta, start), entropy.value(theta), rtol=1e-12)
 
 
@@ -290,20 +296,21 @@ def test_entropy_is_anchored_at_the_initialisation():
     other=st.lists(st.floats(-100, 100), min_size=4, max_size=4),
 )
 def test_entropy_is_convex(seed, theta, other):
-    entropy = ddln.Entropy(np.random.default_rng(seed).normal(size=(3, 4)))
-    divergence = entropy.divergence(jnp.array(theta), jnp.array(other))
-    assert divergence >= -1e-12 * (1 + entropy.value(theta) + entropy.value(other))
-    duals = entropy.mirror_map(theta), entropy.mirror_map(other)
+    entropy = ddln.Entropy(np.random.default_rng(seed).normal(size=(3, DIM)))
+    theta, other = repeated(theta), repeated(other)
+    divergence = float(entropy.divergence(theta, other))
+    assert divergence >= -1e-12 * (1 + float(entropy.value(theta)) + float(entropy.value(other)))
+    duals = np.asarray(entropy.mirror_map(theta)), np.asarray(entropy.mirror_map(other))
     # Neighbours may have one dual, to rounding.
-    rounding = 1e-15 * (1 + jnp.abs(duals[0]) + jnp.abs(duals[1]))
-    rise = (duals[0] - duals[1]) * jnp.sign(jnp.array(theta) - jnp.array(other))
+    rounding = 1e-15 * (1 + np.abs(duals[0]) + np.abs(duals[1]))
+    rise = (duals[0] - duals[1]) * np.sign(theta - other)
     assert (rise >= -rounding).all()
 
 
 def test_transformations_agree_with_eager():
-    entropy = ddln.Entropy(np.random.default_rng(3).normal(size=(4, 3)))
-    batch = jnp.array([[0.1, -2.0, 3.0], [5.0, 0.0, -1e-3]])
-    eager = jnp.stack([entropy.mirror_map(theta) for theta in batch])
+    entropy = ddln.Entropy(repeated(np.random.default_rng(3).normal(size=(4, 3))))
+    batch = repeated([[0.1, -2.0, 3.0], [5.0, 0.0, -1e-3]])
+    eager = np.stack([entropy.mirror_map(theta) for theta in batch])
     np.testing.assert_allclose(jax.vmap(entropy.mirror_map)(batch), eager, rtol=1e-14)
     jitted = jax.jit(lambda theta: entropy.mirror_map(theta))(batch[0])
     np.testing.assert_allclose(jitted, eager[0], rtol=1e-14)
@@ -311,8 +318,8 @@ def test_transformations_agree_with_eager():
 
 
 def test_single_precision_is_kept_and_accurate():
-    layers = np.random.default_rng(5).normal(size=(4, 6))
-    theta = np.random.default_rng(6).normal(size=6)
+    layers = np.random.default_rng(5).normal(size=(4, DIM))
+    theta = np.random.default_rng(6).normal(size=DIM)
     single = ddln.Entropy(layers.astype(np.float32)).mirror_map(theta.astype(np.float32))
     assert single.dtype == jnp.float32
     double = ddln.Entropy(layers).mirror_map(theta)
@@ -323,8 +330,8 @@ def test_out_of_range_is_an_error_eagerly_and_nan_in_a_batch():
     entropy = ddln.Entropy([[0.0], [1.0], [1.0]])  # the range of ∇Q is (−π/2, π/2)
     with pytest.raises(ValueError, match="`xi` must lie in the range of ∇Q"):
         entropy.inverse([1.6])
-    traced = jax.vmap(entropy.inverse)(jnp.array([[1.6], [1.5]]))
-    assert jnp.isnan(traced[0, 0])
+    traced = np.asarray(jax.vmap(entropy.inverse)(np.array([[1.6], [1.5]])))
+    assert np.isnan(traced[0, 0])
     np.testing.assert_allclose(traced[1, 0], np.tan(1.5) * (1 + np.tan(1.5) ** 2), rtol=1e-10)
 
 
@@ -374,35 +381,36 @@ def test_coordinatewise_curves_are_the_entropy_and_its_derivatives():
         np.testing.assert_allclose([value[k, i], slope[k, i]], [expected, dual], rtol=TOLERANCE)
         mobility = 1 / alone.hessian(theta[k, i : i + 1])
         np.testing.assert_allclose(curvature[k, i], 1 / mobility, rtol=TOLERANCE)
-    outside = entropies.coordinatewise(layers[:, 1:2], np.array([[-0.5, 0.5]]))
-    assert [np.isnan(part).tolist() for part in outside] == [[[False, True]]] * 3
+    theta[1] = -0.5, 0.5, 0.6
+    outside = (np.asarray(part)[1] for part in entropies.coordinatewise(layers, theta))
+    assert [np.isnan(part).tolist() for part in outside] == [[False, True, True]] * 3
 
 
 def test_hessian_is_infinite_where_the_mobility_is_zero():
-    hessian = ddln.Entropy([[1.0, 0.0], [1.0, 0.0]]).hessian([0.0, 0.0])
-    assert jnp.isinf(hessian).all()
+    layers, theta = repeated([[1.0, 0.0], [1.0, 0.0]]), np.zeros(DIM)
+    assert np.isinf(ddln.Entropy(layers).hessian(theta)).all()
 
 
 def test_entropy_is_finite_at_the_end_of_a_half_line_and_its_gradient_is_not():
     # Depth 2, w₀ = a: Q(θ) = θ ln(θ/a²)/2 − (θ − a²)/2, so Q(0) = a²/2. Any depth: Q(0) = w₀²/2.
     for depth in (2, 3, 5):
-        entropy = ddln.Entropy(jnp.full((depth, 1), 0.5))
+        entropy = ddln.Entropy(np.full((depth, 1), 0.5))
         assert float(entropy.value([0.0])) == 0.125
         near = entropy.value([1e-14])
         np.testing.assert_allclose(near, 0.125, atol=1e-5)
-        assert jnp.isinf(entropy.hessian([0.0])[0])
+        assert np.isinf(entropy.hessian([0.0])).all()
         with pytest.raises(ValueError, match="must keep the sign"):
             entropy.mirror_map([0.0])
         traced = jax.jit(lambda theta, entropy=entropy: entropy.mirror_map(theta))
-        assert jnp.isnan(traced(jnp.zeros(1))).all()
+        assert np.isnan(traced(np.zeros(1))).all()
 
 
 @pytest.mark.parametrize("layers", [(0.0, 2.0), (2.0, 2.0), (0.0, 2.0, 3.0), (2.0, 2.0, 3.0)])
 def test_nan_stays_nan_when_traced(layers):
-    entropy = ddln.Entropy(jnp.asarray(layers)[:, None])
-    unknown = jnp.array([jnp.nan])
+    entropy = ddln.Entropy(np.array(layers)[:, None])
+    unknown = np.array([np.nan])
     for function in (lambda xi: entropy.inverse(xi), lambda theta: entropy.mirror_map(theta)):
-        assert jnp.isnan(jax.jit(function)(unknown)).all()
+        assert np.isnan(jax.jit(function)(unknown)).all()
 
 
 STARTS = [0.0, 1e-250, -1e-100, 1e-17, -7.6e-10, 3e-8, -1e-3, 0.6]
@@ -488,28 +496,29 @@ def test_divergence_of_neighbours_and_conjugate_near_zero_are_relatively_accurat
 
 
 def test_rounding_does_not_make_the_entropy_negative():
-    layers = jnp.array([[0.7], [1.1], [1.2], [1.3], [1.4]])
-    value = ddln.Entropy(layers).value(jnp.prod(layers, axis=0) * (1 + 1e-8))
+    layers = np.array([[0.7], [1.1], [1.2], [1.3], [1.4]])
+    value = ddln.Entropy(layers).value(np.prod(layers, axis=0) * (1 + 1e-8))
     np.testing.assert_allclose(value, 1.0721e-17, rtol=1e-4)
 
 
 def test_derivatives_near_the_start_are_exact():
-    layers = jnp.asarray(columns_at([0.0, 1e-9, 0.6], 4)[:, :4])
-    entropy, start = ddln.Entropy(layers), ddln.effective_parameter(layers)
-    theta = start + 1e-10 * jnp.where(start == 0, 1.0, start)
+    layers, few = repeated(columns_at([0.0, 1e-9, 0.6], 4)[:, :4]), slice(4)
+    entropy, start = ddln.Entropy(layers), np.asarray(ddln.effective_parameter(layers))
+    theta = start + 1e-10 * np.where(start == 0, 1.0, start)
     other = start + 1e-7
     value = jax.jit(jax.grad(entropy.value))(theta)
     np.testing.assert_allclose(value, entropy.mirror_map(theta), rtol=1e-13)
-    curvature = jnp.diagonal(jax.hessian(entropy.value)(theta))
+    curvature = np.diagonal(jax.jit(jax.hessian(entropy.value))(theta))
     np.testing.assert_allclose(curvature, entropy.hessian(theta), rtol=TOLERANCE)
-    by_theta, by_other = jax.grad(entropy.divergence, (0, 1))(theta, other)
+    by_theta, by_other = jax.jit(jax.grad(entropy.divergence, (0, 1)))(theta, other)
     duals = [
-        np.array([near_reference(u, x)[1] for u, x in zip(layers.T, xs, strict=True)])
+        np.array([near_reference(u, x)[1] for u, x in zip(layers.T[few], xs[few], strict=True)])
         for xs in (theta, other)
     ]
-    np.testing.assert_allclose(by_theta, duals[0] - duals[1], rtol=1e-11)
-    np.testing.assert_allclose(by_other, (other - theta) * entropy.hessian(other), rtol=TOLERANCE)
-    batched = jax.vmap(entropy.value)(jnp.stack([theta, other]))
+    np.testing.assert_allclose(by_theta[few], duals[0] - duals[1], rtol=1e-11)
+    change = (other - theta) * np.asarray(entropy.hessian(other))
+    np.testing.assert_allclose(by_other, change, rtol=TOLERANCE)
+    batched = jax.vmap(entropy.value)(np.stack([theta, other]))
     np.testing.assert_allclose(batched[0], entropy.value(theta), rtol=1e-13)
 
 
@@ -524,9 +533,9 @@ def test_inverse_undoes_mirror_map_at_and_near_any_start(depth):
     half_line = np.abs(layers[0]) == np.abs(layers[1])
     theta = start + scale * np.where(half_line, np.maximum(steps, -0.9), steps)
     entropy = ddln.Entropy(layers)
-    xi = jax.vmap(entropy.mirror_map)(theta)
-    condition = np.abs(xi / jax.vmap(entropy.hessian)(theta) / theta)
-    error = np.abs(jax.vmap(entropy.inverse)(xi) / theta - 1)
+    xi = np.asarray(jax.vmap(entropy.mirror_map)(theta))
+    condition = np.abs(xi / np.asarray(jax.vmap(entropy.hessian)(theta)) / theta)
+    error = np.abs(np.asarray(jax.vmap(entropy.inverse)(xi)) / theta - 1)
     assert (error <= TOLERANCE * np.maximum(1, condition)).all()
     # θ(ξ) = θ(0) + M ξ + O(ξ²), and θ(0) itself at 0.
     mobility = np.asarray(ddln.mobility(layers))
