@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -138,7 +139,21 @@ def _prepare() -> Any:
         importlib.import_module(library)
     for module in ("assemble", "progress", "report", "run_folder", "studies"):
         importlib.import_module(f"ddln.sweeps.{module}")
+    _rehearse()
     return importlib.import_module("ddln.cli.main")
+
+
+def _rehearse() -> None:
+    """Write a data set and a figure: the first of each imports hundreds of modules."""
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/dataset.nc"
+        xr.Dataset({"loss": ("time", [1.0])}).to_netcdf(path, engine="h5netcdf")
+        xr.open_dataset(path, engine="h5netcdf").close()
+        for kind in ("png", "pdf"):
+            Figure().savefig(f"{folder}/figure.{kind}")
 
 
 def _child(cli: Any, arguments: list[str], controls: dict[str, Any]) -> None:
