@@ -7,6 +7,7 @@ undisturbed run.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,10 @@ class Runs:
             for path in folder.rglob("*")
             if path.is_file()
         }
+
+    def start_finished(self, name):
+        """Begin with a copy of the undisturbed run."""
+        shutil.copytree(self.root(f"whole{len(self.plan.chunks)}"), self.root(name))
 
     def finished(self, name):
         """The files of the finished chunks, by name."""
@@ -214,7 +219,7 @@ def test_read_only_folder_gives_one_message_and_is_unchanged(runs):
 
 def test_finished_run_is_shown_from_a_read_only_folder(runs):
     name = "shown"
-    runs.call(name)
+    runs.start_finished(name)
     for path in runs.folder(name).path.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert runs.call(name, unprivileged=True) == (0, "")
@@ -246,7 +251,7 @@ def test_second_writer_is_refused_and_the_first_unaffected(runs):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "manifest cut", "record cut"])
 def test_damage_is_detected_and_repaired_to_the_last_byte(runs, damage):
     name = f"damaged {damage}"
-    runs.call(name)
+    runs.start_finished(name)
     path = runs.folder(name).path
     chunk, other = path / "chunks" / "00001.nc", path / "chunks" / "00002.nc"
     content, kept = bytearray(chunk.read_bytes()), CHUNKS - 1
@@ -270,7 +275,7 @@ def test_damage_is_detected_and_repaired_to_the_last_byte(runs, damage):
 
 def test_run_of_an_older_format_is_refused_by_the_command(runs):
     name = "older"
-    runs.call(name)
+    runs.start_finished(name)
     (runs.folder(name).path / "manifest.json").write_text('{"format": 1, "chunks": {}}')
     before = runs.files(name)
     code, said = runs.call(name)
@@ -281,7 +286,7 @@ def test_run_of_an_older_format_is_refused_by_the_command(runs):
 
 def test_changed_config_makes_a_new_run(runs):
     name = "changed"
-    runs.call(name)
+    runs.start_finished(name)
     config = runs.folder(name).path / "config.toml"
     config.write_text(config.read_text().replace("until = 3.0", "until = 2.0"))
     before = runs.files(name)
