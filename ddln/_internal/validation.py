@@ -32,7 +32,7 @@ def as_floats(name: str, values: ArrayLike, ndim: int) -> Array:
     """
     is_jax_array = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
     if not is_jax_array and type(values) not in (float, complex):  # their types are weak
-        # `jnp.asarray` would compile a program for each shape. Either may keep the memory that it is
+        # `jnp.asarray` would compile a program for each shape. Both may keep the memory they are
         # given, which is the user's to change: hence the copy.
         values = jax.device_put(np.array(as_numpy_floats(name, values)))
     array = jnp.asarray(values)
