@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln.cli import main as cli
 from ddln.config.experiment import Experiment
+from ddln.solvers.status import Status
 from ddln.sweeps import dataset_schema
 from docs import python_api
 from docs.__main__ import config, results
@@ -234,6 +235,12 @@ def test_every_verb_is_on_the_page_of_the_command_line():
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
     verbs = [name for name, verb in VERBS.items() if not verb.hidden]
     assert [verb for verb in verbs if not re.search(rf"`{verb}\b", page)] == []
+
+
+def test_every_status_is_under_troubleshooting_with_its_meaning():
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE)
+    assert dict(rows) == {status.value: status.meaning for status in Status}
 
 
 def test_config_reference_lists_every_key_with_range_default_and_meaning():
