@@ -1,9 +1,12 @@
 """Deeper networks come closer to a sparse signal and stay there longer (Li et al. 2021).
 
-Rademacher features, y = Xw* + noise with five entries ±1 of w*, and the model u^N − v^N started at
-u^N = v^N = 1e-6. On its way to fitting the noise the flow comes near w*; how long it stays is the
-time there is to stop.
+The data are n Rademacher samples, with noise, of a w* in R^p with k entries ±1. The flow of
+u^N − v^N starts at u^N = v^N = 1e-6, comes near w* and then fits the noise. The best error along a
+run is compared with the minimax and the parametric rate and with least squares on the support of
+w*; the window is the time during which the error is at most 1.5 times the latter.
 """
+
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -15,73 +18,46 @@ from ddln import figures
 SOURCE = "Li et al. 2021"
 DEPTH = "network.depth"
 NEAR = 1.5
-"""The window is where the error is at most this many times that of least squares on the support."""
-ORDER = "only the order is claimed"
-
-
-def oracle_error(dataset: xr.Dataset) -> float:
-    """The error of least squares on the support of w*, which no network knows."""
-    (features, targets), truth = dataset.ddln.first.samples, dataset["truth"][0].values
-    support = truth != 0
-    fitted = np.linalg.lstsq(features[:, support], targets, rcond=None)[0]
-    return float(np.linalg.norm(fitted - truth[support]))
+"""The largest error in the window, over that of least squares on the support."""
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """Stopped early, every depth has the rates of sparse recovery; the window grows with depth."""
-    error, level, depths = dataset.ddln.distance_to_truth, oracle_error(dataset), dataset[DEPTH]
-    best, several = error.min("time"), dataset.sizes[DEPTH] > 1
-    near = dataset.ddln.flow_time.where(error <= NEAR * level)
+    error, first, depths = dataset.ddln.distance_to_truth, dataset.ddln.first, dataset[DEPTH].values
+    data, best = first.experiment.problem.data, error.min("time")
+    near = dataset.ddln.flow_time.where(error <= NEAR * first.support_error)
     window = (near.max("time") - near.min("time")).fillna(0.0)
-    data = dataset.ddln.experiment.problem.data
-    unit = data.noise * np.sqrt(2 * data.nonzeros / data.samples)
-    minimax, parametric = unit * np.sqrt(np.log([data.features, 2 * data.nonzeros]))
+    minimax, parametric = (first.sparse_rate(x) ** 0.5 for x in (data.features, 2 * data.nonzeros))
+    several, early = depths.size > 1, "Vaškevičius et al. 2019"
+    constant = "the rate, with the constant of the threshold σ√(2 ln(p)/n) on k entries"
+    normal = "about the largest of k normal errors, on all k entries"
+    stop = "without stopping the gain is lost, however long the runs go on"
     made = [
         ddln.claim.at_most(
-            "minimax rate",
-            best.max() / minimax,
-            1.0,
-            statement=f"largest best error of a depth, {best.max() / level:.4f} of that of least "
-            "squares on the support, over σ√(2k ln(p)/n)",
-            why="the rate, with the constant of the threshold σ√(2 ln(p)/n) on k entries",
+            "best error over σ√(2k ln(p)/n)", best.max() / minimax, 1.0, why=constant
         ),
         ddln.claim.at_most(
-            "parametric rate",
+            "best error over σ√(2k ln(2k)/n)",
             best.max() / parametric,
             1.0,
-            statement="largest best error of a depth over σ√(2k ln(2k)/n), without p",
-            source="Vaškevičius et al. 2019",
-            why="about the largest of k normal errors, on all k entries",
+            why=normal,
+            source=early,
         ),
         ddln.claim.at_most(
-            "stopping is needed",
+            "σ√(2k ln(2k)/n) over the error at the end",
             parametric / error[:, -1].min(),
             1.0,
-            statement="σ√(2k ln(2k)/n) over the least error of a depth at the end of its run",
-            why="without stopping, its gain is lost, however long the runs go on",
+            why=stop,
             applies=several,
         ),
     ]
-    for i in range(1, depths.size):
+    for i, (shallow, deep) in enumerate(pairwise(depths)):
+        ratio = window[i] / max(window[i + 1], np.finfo(float).tiny)
         made += [
             ddln.claim.at_most(
-                f"best error, depth {depths[i].item()}",
-                best[i] / best[i - 1],
-                1.0,
-                statement=f"from one start, the best error, {best[i] / level:.4f} of that of least "
-                f"squares on the support, over that of the depth before, {best[i - 1] / level:.4f}",
-                why=ORDER,
-                applies=several,
+                f"best error, depth {deep} over {shallow}", best[i + 1] / best[i], 1.0
             ),
-            ddln.claim.at_most(
-                f"window, depth {depths[i].item()}",
-                window[i - 1] / max(window[i], np.finfo(float).tiny),
-                1.0,
-                statement=f"the window of the depth before, {window[i - 1]:,.0f} of flow time, "
-                f"over that of this one, {window[i]:,.0f}",
-                why=ORDER,
-                applies=several,
-            ),
+            ddln.claim.at_most(f"window, depth {shallow} over {deep}", ratio, 1.0),
         ]
     return made
 
@@ -90,13 +66,12 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> Figure:
     """The error against flow time, a curve for each depth."""
     figure, axes = figures.canvas()
-    later = dataset.isel(time=slice(1, None)).ddln
-    error, time, level = later.distance_to_truth, later.flow_time, oracle_error(dataset)
-    name = "$N$ = {:d}".format
+    later, level = dataset.isel(time=slice(1, None)).ddln, dataset.ddln.first.support_error
+    error, time, name = later.distance_to_truth, later.flow_time, "$N$ = {:d}".format
     figures.curves(axes, error, DEPTH, against=time, label=name, markevery=(0.05, 0.15))
-    axes.axhline(level, color="0.3", linestyle=figures.DOTS, zorder=1)
+    figures.levels(axes, {"least squares on the support": level})
     axes.axhspan(level, NEAR * level, color="0.9", zorder=0)
     axes.set(xscale="log", yscale="log", xlabel=figures.axis_label(dataset["time"]))
     axes.set(ylabel=r"$\|w_t - w^*\|_2$", xlim=(1, float(time.max())))
-    figures.legend(figure, {"least squares on the support": figures.DOTS})
+    figures.legend(figure)
     return figure

@@ -1,8 +1,8 @@
 """Steps too large for the minimiser of the flow train at the edge of stability (Even et al. 2023).
 
-Two layers, fifty samples in R¹⁰⁰, and a θ* with the entries 100 and −100. The minimiser of the flow
-has a sharpness of about 220: below 2/γ for the small step, which goes there, and above it for the
-large one, which bounces until it has found a flatter one.
+Two layers, fifty samples in R¹⁰⁰, and a θ* with the entries 100 and −100. The sharpness S at the
+minimiser of the flow is about 220. It is below 2/γ for the small step, which converges to this
+minimiser, and above 2/γ for the large one, whose loss rises and falls until S is just below 2/γ.
 """
 
 import numpy as np
@@ -25,41 +25,29 @@ def data() -> dict[str, np.ndarray]:
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """Where the two steps end, and what they have passed."""
-    share = dataset["sharpness"] * dataset[STEP] / 2
-    small, large, loss = share.isel({STEP: 0}), share.isel({STEP: -1}), dataset["loss"]
-    rises = loss / loss.shift(time=-1)
+    """The small step ends at a stable minimiser; the large one passes the edge and ends at it."""
+    share, loss = dataset["sharpness"] * dataset[STEP] / 2, dataset["loss"]
+    small, large = share.isel({STEP: 0}), share.isel({STEP: -1})
+    falls = (loss / loss.shift(time=-1)).isel({STEP: -1})
+    rest = "it comes to rest where it is stable at last: just below 1"
+    is_long, is_small = dataset["step"][-1] >= 10_000, dataset[STEP][0] < 0.009
     return [
         ddln.claim.at_most(
-            "small step",
+            "small step: S over 2/γ at the end",
             small[-1],
             1.0,
-            statement="its sharpness at the end over 2/γ: the minimiser of the flow is stable",
             source="Even et al. 2023",
             why="the definition of stable",
-            applies=dataset[STEP][0] < 0.009,
+            applies=is_small,
         ),
-        ddln.claim.at_most(
-            "beyond the edge",
-            1 / large.max(),
-            1.0,
-            statement="2/γ over the largest sharpness along the run of the large step",
-            why="only that it was beyond the edge is claimed",
-        ),
+        ddln.claim.at_most("large step: 2/γ over the largest S of the run", 1 / large.max(), 1.0),
         ddln.claim.equal(
-            "at the edge",
-            large[-1],
-            1.0,
-            tol=0.01,
-            statement="the sharpness of the large step at the end over 2/γ",
-            why="it comes to rest where it is stable at last: just below 1",
-            applies=dataset["step"][-1] >= 10_000,
+            "large step: S over 2/γ at the end", large[-1], 1.0, tol=0.01, why=rest, applies=is_long
         ),
         ddln.claim.at_most(
-            "not monotone",
-            rises.isel({STEP: -1}).min(),
+            "large step: smallest ratio of a saved loss to the next",
+            falls.min(),
             1.0,
-            statement="smallest ratio of a saved loss to the next one",
             source="Cohen et al. 2021",
             why="only that the loss has risen is claimed",
         ),
@@ -70,12 +58,11 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 def draw(dataset: xr.Dataset) -> Figure:
     """Sharpness and loss gap step by step, each step size with its line 2/γ."""
     figure, (above, below) = figures.canvas(5.2, 4.8, nrows=2, sharex=True)
-    step, rates = dataset["step"], dataset[STEP]
+    step, rates, gap = dataset["step"], dataset[STEP], dataset.ddln.resolved_gap
     figures.curves(above, dataset["sharpness"], STEP, against=step, markevery=24)
+    figures.curves(below, gap, STEP, against=step, label=None, markevery=24)
     for rate, look in zip(rates, figures.line_styles(rates.size), strict=True):
         above.axhline(2 / float(rate), color=look["color"], linestyle=figures.DASHES[0])
-    gap = dataset.ddln.resolved_gap
-    figures.curves(below, gap, STEP, against=step, label=None, markevery=24)
     above.set(yscale="log", ylabel="sharpness $S$", xscale="log", xlim=(1, float(step[-1])))
     below.set(yscale="log", xlabel=figures.axis_label(step))
     below.set_ylabel(r"loss gap $\mathcal{L}(\theta_k) - \mathcal{L}^*$")

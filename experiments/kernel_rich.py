@@ -1,9 +1,9 @@
-"""The rich and the lazy regime, by scale and shape of the initialisation (Woodworth et al. 2020).
+"""Scale and shape of the initialisation set the rich and the lazy regime (Woodworth et al. 2020).
 
-A hundred samples of five weights in a thousand, with noise, and the model u⊙v − u'⊙v' of Azulay et
-al. 2021: |uv| = α is the scale, s = (|v| − |u|)/(|v| + |u|) the shape of the start, and together
-they act as one scale, (u² + v²)/2 = α (1 + s²)/(1 − s²). Small ones end near the least ℓ1 norm,
-large ones near the least ℓ2 norm.
+A hundred noisy samples of a w* with five entries in a thousand, fitted by u⊙v − u'⊙v' (the data of
+Azulay et al. 2021). The start has the scale α = |uv| and the shape s = (|v| − |u|)/(|v| + |u|). Its
+limit depends on (u² + v²)/2 = α (1 + s²)/(1 − s²) alone: small values end near the solution of
+least ℓ1 norm, large ones near that of least ℓ2 norm.
 """
 
 import numpy as np
@@ -15,10 +15,15 @@ from ddln import figures, theory
 
 SOURCE = "Azulay et al. 2021"
 SCALE, SHAPE = "network.scale", "network.init.smallest"
-LIMITS = {1e-4: (0.0374862742, 3.0163632853), 1e-2: (0.7736112072, 7.3798800810)}
-"""α: ‖w − w*‖² and ‖w‖₁ of the limit from u = v = √α, computed independently."""
-LEAST = {"ℓ1": (0.0111233700, 2.6466022760), "ℓ2": (0.8933581565, 7.9608096922)}
-"""The same two numbers of the solutions of least norm."""
+PUBLISHED = {
+    "least ℓ1 norm": (0.0111233700, 2.6466022760, 1e-9),
+    "least ℓ2 norm": (0.8933581565, 7.9608096922, 1e-9),
+    "limit from α = 0.0001": (0.0374862742, 3.0163632853, 5e-10),
+    "limit from α = 0.01": (0.7736112072, 7.3798800810, 5e-10),
+    "run from α = 0.0001": (0.0374862742, 3.0163632853, 1e-6),
+    "run from α = 0.01": (0.7736112072, 7.3798800810, 1e-6),
+}
+"""‖w − w*‖² and ‖w‖₁, computed independently; u = v = √α. Their tolerance."""
 
 
 def data() -> dict[str, np.ndarray]:
@@ -32,91 +37,64 @@ def data() -> dict[str, np.ndarray]:
     return {"features": features, "targets": targets, "truth": truth}
 
 
-def one_scale(dataset: xr.Dataset) -> xr.DataArray:
+def least_norms(dataset: xr.Dataset) -> dict[int, np.ndarray]:
+    """The solutions of least ℓ1 and ℓ2 norm."""
+    plain = dataset.ddln.first.problem.unsigned
+    return {1: theory.min_l1(plain), 2: theory.min_l2(plain)}
+
+
+def joint_scale(dataset: xr.Dataset) -> xr.DataArray:
     """(u² + v²)/2 at the start."""
     return dataset[SCALE] ** 2 * (dataset[SHAPE] ** 2 + dataset["network.init.imbalance"] / 2)
 
 
-def limit_of(problem: ddln.Problem, layers) -> np.ndarray:
-    """w of the limit point, found without integrating anything."""
-    return np.asarray(problem.predictor(ddln.limit_point(problem, layers)))
-
-
-def norms(name: str, w, expected: tuple[float, float], truth, **options) -> list[ddln.Claim]:
-    """‖w − w*‖² and ‖w‖₁ are the published numbers."""
-    measured = {"‖w−w*‖²": ((w - truth) ** 2).sum(), "‖w‖₁": abs(w).sum()}
-    return [
-        ddln.claim.equal(f"{norm} {name}", value, number, applies=truth.size == 1000, **options)
-        for (norm, value), number in zip(measured.items(), expected, strict=True)
-    ]
+def limits(run) -> list[np.ndarray]:
+    """w in the limit, from the layers of a run and from equal layers √((u² + v²)/2)."""
+    equal = ddln.init.constant(2, run.problem.dim, float(joint_scale(run.data)) ** 0.5)
+    return [run.problem.predictor(ddln.limit_point(run.problem, u)) for u in (run.layers, equal)]
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """The limit points have their numbers, and the runs end at them."""
-    first = dataset.ddln.first
-    plain, truth, published = first.problem.unsigned, first.data["truth"].values, []
-    itself = {"statement": "of the solution itself, without a run", "why": "the digits given"}
-    finite = {"statement": "of the end of the run", "why": "what a finite time leaves"}
-    from_limit, between_limits = [], []
-    for run in dataset.ddln.runs():
-        layers, end = run.layers, run.data.ddln.end["predictor"].values
-        limit, size = limit_of(run.problem, layers), float(one_scale(run.data)) ** 0.5
-        twin = limit_of(run.problem, ddln.init.constant(2, run.problem.dim, size))
-        from_limit.append(abs(end - limit).max() / abs(limit).max())
-        between_limits.append(abs(twin - limit).max() / abs(limit).max())
-        for alpha, expected in LIMITS.items():
-            if np.isclose(run.point[SCALE] ** 2, alpha) and layers[0, 0] == layers[1, 0]:
-                name = f"α={alpha:.0e}"
-                published += norms(f"limit, {name}", limit, expected, truth, tol=5e-10, **itself)
-                published += norms(f"run, {name}", end, expected, truth, tol=1e-6, **finite)
-    if truth.size == 1000:
-        for norm, solve in (("ℓ1", theory.min_l1), ("ℓ2", theory.min_l2)):
-            name, w = f"of least {norm} norm", np.asarray(solve(plain))
-            published += norms(name, w, LEAST[norm], truth, tol=1e-9, **itself)
-    return [
-        ddln.claim.at_most(
-            "limit",
-            max(from_limit),
-            0.0,
-            tol=1e-5,
-            statement="every run ends at its limit point: largest difference over largest |w|",
-            source="derived in docs",
-            why="what a finite time leaves",
-            applies=truth.size == 1000,
-        ),
-        ddln.claim.at_most(
-            "one scale",
-            max(between_limits),
-            0.0,
-            tol=1e-8,
-            statement="equal layers √((u² + v²)/2) have the same limit: the same difference",
-            why="both to rounding",
-        ),
-        *published,
+    """The limit points have their published numbers, and the runs end at them."""
+    end, truth = dataset.ddln.end["predictor"], dataset.ddln.first.data["truth"].values
+    limit, twin = dataset.ddln.map(limits, "start", "feature").transpose("start", ...)
+    size, whole = abs(limit).max("feature"), {"applies": truth.size == 1000}
+    away, apart = ((abs(w - limit).max("feature") / size).max() for w in (end, twin))
+    finite = {"source": "derived in docs", "why": "what a finite time leaves", **whole}
+    made = [
+        ddln.claim.at_most("distance of runs to their limits", away, 0.0, tol=1e-5, **finite),
+        ddln.claim.at_most("distance to equal-layer limits", apart, 0.0, tol=1e-8, why="rounding"),
     ]
+    found = {f"least ℓ{p} norm": w for p, w in least_norms(dataset).items()}
+    for alpha in (1e-4, 1e-2):
+        at = {SCALE: alpha**0.5, SHAPE: 1.0}
+        found[f"limit from α = {alpha:g}"] = limit.sel(at, method="nearest").values
+        found[f"run from α = {alpha:g}"] = end.sel(at, method="nearest").values
+    for name, (error, norm, tol) in PUBLISHED.items():
+        square, total = ((found[name] - truth) ** 2).sum(), abs(found[name]).sum()
+        digits = {"tol": tol, "why": "the digits, and of a run what a finite time leaves", **whole}
+        made.append(ddln.claim.equal(f"‖w − w*‖², {name}", square, error, **digits))
+        made.append(ddln.claim.equal(f"‖w‖₁, {name}", total, norm, **digits))
+    return made
 
 
 @figures.style()
 def draw(dataset: xr.Dataset) -> Figure:
-    """‖w − w*‖² against α, a curve for each shape; and against the one scale that unites them."""
-    figure, panels = figures.canvas(7.0, 3.2, ncols=2, sharey=True)
-    error = dataset.ddln.end.ddln.distance_to_truth**2
-    scales = {r"$\alpha = |uv|$": dataset[SCALE] ** 2, r"$(u^2 + v^2)/2$": one_scale(dataset)}
-    first = dataset.ddln.first
-    plain, truth = first.problem.unsigned, first.data["truth"].values
-    levels = {theory.min_l1: figures.DOTS, theory.min_l2: figures.DASHES[0]}
+    """‖w − w*‖² against α, a curve for each shape; and against (u² + v²)/2, which unites them."""
+
+    def shape(smallest: xr.DataArray) -> str:
+        return f"shape $s$ = {float((1 - smallest**2) / (1 + smallest**2)):.2g}"
+
+    axis = {"xscale": "log", "yscale": "log"}
+    figure, panels = figures.canvas(7.0, 3.2, ncols=2, sharey=True, subplot_kw=axis)
+    error, truth = dataset.ddln.end.ddln.distance_to_truth**2, dataset.ddln.first.data["truth"]
+    least = least_norms(dataset).items()
+    levels = {rf"least $\ell_{p}$ norm": ((w - truth) ** 2).sum() for p, w in least}
+    scales = {r"$\alpha = |uv|$": dataset[SCALE] ** 2, r"$(u^2 + v^2)/2$": joint_scale(dataset)}
     for axes, (name, scale) in zip(panels, scales.items(), strict=True):
-        figures.curves(axes, error, SHAPE, against=scale, label=shape_label)
-        for solve, dashes in levels.items():
-            level = float(((np.asarray(solve(plain)) - truth) ** 2).sum())
-            axes.axhline(level, color="0.5", linestyle=dashes, zorder=0)
-        axes.set(xscale="log", yscale="log", xlabel=name)
+        figures.curves(axes, error, SHAPE, against=scale, label=shape)
+        figures.levels(axes, levels)
+        axes.set(xlabel=name)
     panels[0].set_ylabel(r"$\|w - w^*\|^2$")
-    names = r"least $\ell_1$ norm", r"least $\ell_2$ norm"
-    figures.legend(figure, dict(zip(names, levels.values(), strict=True)))
+    figures.legend(figure)
     return figure
-
-
-def shape_label(smallest: xr.DataArray) -> str:
-    """The shape s of a start, from its smallest layer."""
-    return f"shape $s$ = {float((1 - smallest**2) / (1 + smallest**2)):.2g}"

@@ -1,7 +1,8 @@
 """Large steps of gradient descent end away from the sparse truth (Even et al. 2023).
 
-Twenty noiseless samples of a θ* with three nonzero entries in thirty; two layers, trained by
-gradient descent with steps up to where it diverges.
+Twenty noiseless samples of a θ* with three nonzero entries in thirty, and two layers. Gradient
+descent runs with 18 step sizes γ, up to the largest of a logarithmic grid that does not diverge. Up
+to γ ≈ 0.3 the end hardly moves; beyond, ‖θ − θ*‖ and the test error grow.
 """
 
 import numpy as np
@@ -32,25 +33,23 @@ def data() -> dict[str, np.ndarray]:
 
 
 def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
-    """Where four of the step sizes end."""
-    end, is_as_long = dataset.ddln.end, dataset["step"][-1] == 100_000
-    unseen = xr.DataArray(dataset.ddln.arrays["test_features"], dims=("sample", "coordinate"))
-    missed = xr.dot(unseen, end["theta"] - end["truth"], dim="coordinate")
-    test_error = np.sqrt((missed**2).sum("sample")) / (2 * unseen.sizes["sample"])
-    measured = {"distance": end.ddln.distance_to_truth, "test error": test_error}
-    return [
-        ddln.claim.equal(
-            f"{name} at γ = {step:.2g}",
-            values.sel({STEP: step}, method="nearest"),
-            expected,
-            tol=1e-7,
-            statement=f"the {name} after the last step",
-            why="the digits of a loop in NumPy",
-            applies=is_as_long and abs(dataset[STEP] - step).min() < 1e-6,
+    """Four of the step sizes end where a loop in NumPy does."""
+    end, is_long = dataset.ddln.end, dataset["step"][-1] == 100_000
+    residuals = end.ddln.test_residuals
+    test_error = np.sqrt((residuals**2).sum("sample")) / (2 * residuals.sizes["sample"])
+    made = []
+    for step, (distance, error) in RECOMPUTED.items():
+        at, known = {STEP: step}, is_long and abs(dataset[STEP] - step).min() < 1e-6
+        found = (
+            end.ddln.distance_to_truth.sel(at, method="nearest"),
+            test_error.sel(at, method="nearest"),
         )
-        for step, pair in RECOMPUTED.items()
-        for (name, values), expected in zip(measured.items(), pair, strict=True)
-    ]
+        loop = {"tol": 1e-7, "why": "the digits of a loop in NumPy", "applies": known}
+        made += [
+            ddln.claim.equal(f"distance at γ = {step:.2g}", found[0], distance, **loop),
+            ddln.claim.equal(f"test error at γ = {step:.2g}", found[1], error, **loop),
+        ]
+    return made
 
 
 @figures.style()
@@ -64,5 +63,5 @@ def draw(dataset: xr.Dataset) -> dict[str, Figure]:
     gaps, axes = figures.canvas()
     figures.gap_against_time(dataset, axes, over=STEP, against="step")
     axes.set(xscale="log", xlim=(1, float(dataset["step"][-1])))
-    figures.legend(gaps, {})
+    figures.legend(gaps)
     return {"large_steps_end": figure, "large_steps_gap": gaps}

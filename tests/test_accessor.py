@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import ddln
+from ddln.config import datasets
 from ddln.sweeps import _netcdf, accessor
 
 SCALE, SEED, DEPTH = "network.scale", "network.init.seed", "network.depth"
@@ -96,6 +97,93 @@ def test_distances_to_the_truth_are_euclidean(name):
     dataset = made_by(["sweep={}"], {**variables, "truth": (along, truth)})
     expected = np.linalg.norm(curve - truth, axis=1)
     np.testing.assert_allclose(dataset.ddln.distance_to_truth, expected, rtol=1e-15)
+
+
+def test_relative_gap_and_distance_are_in_units_of_the_start_and_of_the_truth():
+    curve, truth = np.random.default_rng(1).normal(size=(7, 4)), np.array([3.0, 0, 0, -4.0])
+    gaps = np.geomspace(8.0, 1e-20, 7)
+    dataset = made_by(
+        ["sweep={}"],
+        {
+            "gap": ("time", gaps),
+            "theta": (("time", "coordinate"), curve),
+            "truth": ("coordinate", truth),
+        },
+    )
+    expected = np.where(gaps > 8e-14, gaps / 8, np.nan)
+    np.testing.assert_allclose(dataset.ddln.relative_gap, expected, rtol=1e-15)
+    distances = np.linalg.norm(curve - truth, axis=1) / 5
+    np.testing.assert_allclose(dataset.ddln.relative_distance_to_truth, distances, rtol=1e-15)
+
+
+def test_errors_of_sparse_regression_match_their_definitions():
+    overrides = [
+        'problem.data={kind="sparse", samples=30, features=8, nonzeros=3, noise=0.5, seed=4}',
+        "sweep={}",
+    ]
+    data = ddln.load("configs/figure4.toml", overrides).problem.data
+    truth = np.asarray(datasets.truth(data))
+    run = made_by(overrides, {"truth": ("coordinate", truth)}).ddln.first
+    features, targets = run.samples
+    support = features[:, truth != 0]
+    fitted = np.linalg.solve(support.T @ support, support.T @ targets)
+    error = np.linalg.norm(fitted - truth[truth != 0])
+    np.testing.assert_allclose(run.support_error, error, rtol=1e-12)
+    threshold = 0.5 * np.sqrt(2 * np.log(8) / 30)
+    np.testing.assert_allclose(run.sparse_rate(8), 3 * threshold**2, rtol=1e-15)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_relative_margin_is_one_for_the_best_direction_alone(norm):
+    overrides = [
+        'problem.data={kind="classification", samples=5, features=8, nonzeros=2, seed=0}',
+        'problem.loss={kind="logistic"}',
+        "sweep={}",
+    ]
+    dataset = made_by(overrides, {"theta": (("time", "coordinate"), np.zeros((7, 8)))})
+    best = ddln.theory.max_margin(dataset.ddln.first.problem, norm=norm)
+    others = np.random.default_rng(2).normal(size=(50, 8))
+    directions = xr.DataArray([7 * best, *others, 0 * best], dims=("run", "coordinate"))
+    shares = dataset.ddln.relative_margin(directions, norm=norm).values
+    np.testing.assert_allclose(shares[0], 1.0, rtol=1e-10)
+    assert (shares[1:-1] < 1).all()
+    assert np.isnan(shares[-1])
+    features, labels = dataset.ddln.first.samples
+    margin = (labels * (features @ others[0])).min() / np.linalg.norm(others[0], ord=norm)
+    np.testing.assert_allclose(shares[1], margin * np.linalg.norm(best, ord=norm), rtol=1e-9)
+
+
+def test_time_average_is_exact_for_lines_and_with_derivatives_for_cubics():
+    clocks = np.array([TIMES**2, 10 * TIMES])
+    dataset = made_by(
+        ["sweep.network.scale=[1.0, 2.0]"],
+        {"flow_time": ((SCALE, "time"), clocks)},
+        {SCALE: [1.0, 2.0]},
+    ).drop_vars("time")
+    t = dataset["flow_time"]
+    later = t.isel(time=slice(1, None))
+    average = dataset.ddln.time_average(2 * t + 1)
+    np.testing.assert_allclose(average, later + 1, rtol=1e-13)
+    cubic = dataset.ddln.time_average(t**3, 3 * t**2)
+    np.testing.assert_allclose(cubic, later**3 / 4, rtol=1e-13)
+
+
+def test_time_average_of_a_failed_run_is_nan_from_where_it_stopped():
+    values = xr.DataArray(np.where(TIMES < 1.5, 1.0, np.nan), dims="time")
+    average = made_by(["sweep={}"], {}).ddln.time_average(values)
+    np.testing.assert_array_equal(average, [1.0, 1.0, np.nan, np.nan, np.nan, np.nan])
+
+
+def test_test_residuals_use_the_test_features_of_the_file(tmp_path):
+    rng = np.random.default_rng(3)
+    unseen, theta, truth = rng.normal(size=(5, 4)), rng.normal(size=(7, 4)), rng.normal(size=4)
+    features, targets = rng.normal(size=(6, 4)), rng.normal(size=6)
+    np.savez(tmp_path / "file.npz", features=features, targets=targets, test_features=unseen)
+    data = f'problem.data={{kind="file", path="{tmp_path}/file.npz"}}'
+    variables = {"theta": (("time", "coordinate"), theta), "truth": ("coordinate", truth)}
+    residuals = made_by([data, "sweep={}"], variables).ddln.test_residuals
+    expected = (theta - truth) @ unseen.T
+    np.testing.assert_allclose(residuals.transpose("time", "sample"), expected, rtol=1e-13)
 
 
 def test_fitted_power_is_the_slope_of_the_logarithms(grid):

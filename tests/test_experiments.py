@@ -18,7 +18,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
 POINTS, STEPS, LANES, NARROW, WIDE = 61, 2000, 3, 50, 120
-LONGEST, SCREEN = 125, 60  # lines of a study, and of a function in it
+LONGEST, SCREEN = 100, 40  # lines of a study, and of a function in it
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 

@@ -238,6 +238,48 @@ def test_legend_fills_rows_first(sweep):
     assert names[1::2] == ["bound of Theorem 2", "asymptotic rate", ""]
 
 
+def test_reference_levels_are_in_the_legend_by_name():
+    figure, axes = figures.canvas()
+    figures.levels(axes, {"least squares": 0.1, "minimax rate": 0.4})
+    figures.legend(figure)
+    assert [np.asarray(line.get_ydata())[0] for line in named_lines(figure)] == [0.1, 0.4]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["least squares", "minimax rate"]
+
+
+def test_heatmap_has_each_value_at_its_place():
+    depths, scales = xr.DataArray([2, 3, 5], dims="depth"), xr.DataArray([1.0, 2.0], dims="scale")
+    values = (10 * depths + scales).assign_coords(depth=depths, scale=scales)
+    figure, axes = figures.canvas()
+    figures.heatmap(axes, values, label="rate", vmax=60)
+    (mesh,) = axes.collections
+    cells = mesh.get_coordinates()
+    for j, depth in enumerate(depths.values):
+        for i, scale in enumerate(scales.values):
+            low, high = cells[j, i], cells[j + 1, i + 1]
+            assert (low < [scale, depth]).all()
+            assert (high > [scale, depth]).all()
+            assert mesh.get_array()[j, i] == 10 * depth + scale
+    assert mesh.get_clim()[1] == 60
+    assert list(axes.get_yticks()) == [2, 3, 5]
+    assert figure.axes[1].get_ylabel() == "rate"
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 1), (4, 6), (9, 3), (2, 40)])
+def test_network_diagram_has_a_node_for_each_weight_that_is_not_left_out(depth, width):
+    axes = figures.network_diagram(depth, width).axes[0]
+    layers, features = (count if count <= 6 else 5 for count in (depth, width))
+    assert len(axes.patches) == features * (1 + layers) + 1
+    texts = {text.get_text() for text in axes.texts}
+    assert {f"$x_{{{width}}}$", f"$u^{{{depth}}}_{{{width}}}$", r"$\Sigma$"} <= texts
+    assert (r"$\cdots$" in texts, r"$\vdots$" in texts) == (depth > 6, width > 6)
+
+
+def test_network_diagram_rejects_networks_without_layers():
+    with pytest.raises(ValueError, match="`depth` and `width` must be at least 1, got 0 and 3"):
+        figures.network_diagram(0, 3)
+
+
 def test_labels_have_the_words_and_units_of_the_dataset(sweep):
     time = sweep["time"].assign_attrs(units="s")
     assert figures.axis_label(time) == "flow time $t$ (s)"

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from scipy.optimize import OptimizeResult, linprog, minimize, nnls
+from scipy.integrate import quad
+from scipy.optimize import OptimizeResult, linprog, minimize, nnls, root_scalar
 
 import ddln
 from ddln import theory
@@ -15,6 +16,7 @@ RNG = np.random.default_rng(0)
 PROBLEM = ddln.least_squares(RNG.normal(size=(3, 6)), RNG.normal(size=3))
 DATUM = ddln.signed(ddln.least_squares([[1.0, 0.4]], [1.0]))
 KKT = 1e-11
+ROOT = np.sqrt(2 * np.pi)
 
 
 SLOWER = [(True, 2), (False, 3), (False, 5), (True, 5)]
@@ -235,6 +237,35 @@ def test_references_reject_signed_problems():
     for reference in (theory.min_l1, theory.min_l2, lambda problem: theory.lasso(problem, 1.0)):
         with pytest.raises(ValueError, match=r"least squares \(of a signed one, its `.unsigned`\)"):
             reference(DATUM)
+
+
+def test_statistical_dimension_solves_its_stationarity_equation():
+    counts, dim = np.array([[1, 7], [20, 39]]), 40
+
+    def excess(t, power):
+        """∫ (x − t)^power φ(x) dx over x > t."""
+        return quad(lambda x: (x - t) ** power * np.exp(-(x**2) / 2), t, np.inf)[0] / ROOT
+
+    for k, found in zip(counts.flat, theory.statistical_dimension(counts, dim).flat, strict=True):
+        root = root_scalar(lambda t, k=k: k * t - 2 * (dim - k) * excess(t, 1), bracket=(0, 10))
+        t = root.root
+        expected = k * (1 + t**2) + 2 * (dim - k) * excess(t, 2)
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+def test_statistical_dimension_is_where_basis_pursuit_turns():
+    # Eight samples below δ and thirteen above, where √d = 6.3, all of twenty draws agree.
+    k, dim = 5, 40
+    turn = float(theory.statistical_dimension(k, dim))
+    for samples, recovered in ((turn - 8, 0), (turn + 13, 20)):
+        found = 0
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            truth = np.append(rng.normal(size=k), np.zeros(dim - k))
+            features = rng.normal(size=(round(samples), dim))
+            solution = theory.min_l1(ddln.least_squares(features, features @ truth))
+            found += np.allclose(solution, truth, atol=1e-6)
+        assert found == recovered
 
 
 @pytest.mark.parametrize("norm", [1, 2])

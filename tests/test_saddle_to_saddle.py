@@ -10,6 +10,7 @@ from scipy.integrate import quad, solve_ivp
 
 import ddln
 from ddln import theory
+from ddln.theory.saddle_to_saddle import SaddlePath
 
 ONE = ddln.least_squares([[1.0]], [1.0], normalisation="half")
 HALF = ddln.least_squares([[1.0]], [2.0], normalisation="half")
@@ -110,6 +111,14 @@ def test_saddle_path_of_depth_two_matches_published_visits():
     signed = theory.saddle_path(ddln.signed(STAIRS), ddln.init.signed(jnp.ones((2, 4))))
     np.testing.assert_allclose(signed.times, path.times, atol=1e-8)
     np.testing.assert_allclose(signed.theta[:, :4] - signed.theta[:, 4:], visits, atol=1e-12)
+
+
+def test_time_average_of_the_saddle_path_matches_quadrature():
+    path = SaddlePath(np.array([0.0, 1.0, 2.5]), np.array([[0.0, 0.0], [2.0, 0.0], [1.0, -3.0]]))
+    grid = (np.arange(40_000) + 0.5) / 10_000  # midpoints
+    theta = path.theta[np.searchsorted(path.times, grid, side="right") - 1]
+    for t, found in zip((0.5, 1.7, 4.0), path.time_average([0.5, 1.7, 4.0]), strict=True):
+        np.testing.assert_allclose(found, theta[grid < t].mean(axis=0), atol=1e-12)
 
 
 def test_flow_climbs_the_staircase_at_scale_1e_minus_60():

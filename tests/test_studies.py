@@ -194,6 +194,13 @@ def test_claims_of_a_bound_hold_up_to_the_bound_and_tolerance():
     assert ddln.claim.at_most("", 1.1, 1.0, why="", applies=np.False_).holds
 
 
+def test_claims_without_a_tolerance_are_exact():
+    assert ddln.claim.equal("", 0, 0, why="a count").row()["tolerance"] == 0
+    assert not ddln.claim.equal("", 1, 0, why="a count").holds
+    row = ddln.claim.at_most("", 0.2, 0.3).row()
+    assert (row["tolerance"], row["reason"]) == (0, "only the inequality is claimed")
+
+
 def test_claim_refuses_several_numbers():
     for make in (ddln.claim.equal, ddln.claim.at_most):
         with pytest.raises(TypeError, match=r"only .* arrays? .*scalar"):

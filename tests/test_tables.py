@@ -59,6 +59,13 @@ def test_widest_row_fits_80_columns_without_truncation():
     assert all(word in letters for word in ("a-posteriori", "Corollary", "FAILS"))
 
 
+def test_statement_is_shown_where_it_says_more_than_the_name():
+    texts = {"name": "product", "source": "Figure 1", "lanes_applicable": 1, "lanes_holding": 1}
+    for statement, claim in (("product", "product"), ("θ = ∏ u", "product: θ = ∏ u")):
+        *_, line = tables.markdown([ROW | texts | {"statement": statement}])
+        assert line.startswith(f"| {claim} | Figure 1 |")
+
+
 def test_usual_row_takes_one_line():
     usual = {"source": "Theorem 2", "measured": 1.0, "predicted": 1.0, "tolerance": 1e-6}
     (line,) = tables.render([ROW | usual], "").splitlines()[3:]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -25,6 +26,8 @@ COLOURS = ("#004488", "#bb5566", "#ddaa33", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ((0, (4, 1.6)), (0, (5, 1.5, 1, 1.5)))
 DOTS = (0, (1, 1.3))
+DASHED: dict[str, Any] = {"linestyle": DASHES[0], "linewidth": 1.2, "marker": ""}
+"""A curve from theory, as arguments of `Axes.plot`; it has the colour of the measured one."""
 
 _STYLE: dict[Any, Any] = {
     "font.family": "STIXGeneral",
@@ -110,7 +113,7 @@ def canvas(width: float = 5.2, height: float = 3.6, **subplots: Any) -> tuple[St
     return figure, figure.subplots(**subplots)
 
 
-def legend(figure: Figure, kinds: Mapping[str, Any]) -> None:
+def legend(figure: Figure, kinds: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Add a legend above the figure: its named curves, then kinds of lines.
 
     Args:

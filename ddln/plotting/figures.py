@@ -7,7 +7,7 @@ matplotlib's `Figure` objects, without pyplot: they need no display and no globa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import xarray as xr
@@ -21,7 +21,9 @@ from ddln.plotting._labels import describe as describe
 from ddln.plotting._labels import power_label as power_label
 from ddln.plotting._labels import value_label as value_label
 from ddln.plotting._labels import words as words
+from ddln.plotting._network_diagram import network_diagram as network_diagram
 from ddln.plotting._style import COLOURS as COLOURS
+from ddln.plotting._style import DASHED as DASHED
 from ddln.plotting._style import DASHES as DASHES
 from ddln.plotting._style import DOTS as DOTS
 from ddln.plotting._style import MARKERS as MARKERS
@@ -102,6 +104,42 @@ def curves(
         axes.plot(x.isel(selection), curve, label=name, **{**line_style, **style, **shifted})
 
 
+def levels(axes: Axes, values: Mapping[str, SupportsFloat]) -> None:
+    """Draw up to three reference values as grey horizontal lines, with their names for the legend.
+
+    The first line is dotted, the second dashed and the third dashed and dotted.
+
+    >>> axes = canvas()[1]
+    >>> levels(axes, {"least squares": 0.1, "minimax rate": 0.4})
+    >>> [line.get_label() for line in axes.lines]
+    ['least squares', 'minimax rate']
+    """
+    for (name, value), dashes in zip(values.items(), (DOTS, *DASHES), strict=False):
+        axes.axhline(float(value), color="0.5", linestyle=dashes, zorder=0, label=name)
+
+
+def heatmap(axes: Axes, values: xr.DataArray, *, label: str, **style: Any) -> None:
+    """Draw values over two axes of a sweep as colours, with a colour bar.
+
+    Args:
+        axes: where to draw. Every value of the axes of the sweep has a tick.
+        values: the first dimension goes up, the second to the right.
+        label: of the colour bar.
+        style: arguments of `Axes.pcolormesh`.
+
+    >>> axes = canvas()[1]
+    >>> scale, depth = ("network.scale", [1.0, 2.0]), ("network.depth", [2, 3])
+    >>> heatmap(axes, xr.DataArray(np.eye(2), [depth, scale]), label="rate")
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('initialisation scale $a$', 'depth $L$')
+    """
+    rows, columns = (values[name] for name in values.dims)
+    style = {"cmap": "cividis", "shading": "nearest", **style}
+    colours = axes.pcolormesh(columns, rows, values, **style)
+    axes.set(xlabel=axis_label(columns), ylabel=axis_label(rows), xticks=columns, yticks=rows)
+    _figure_of(axes).colorbar(colours, ax=axes, label=label)
+
+
 def ticks_at(axes: Axes, values: xr.DataArray) -> None:
     """Mark these values on the x axis as plain numbers, and no others."""
     axes.set_xticks(values.values, [f"{value:.2g}" for value in values.values])
@@ -156,7 +194,7 @@ def gap_against_time(
         gap = resolved(network).dropna("time")
         _draw_curve(target, gap, i, label=value_label(network[over]) if named else None, **line)
         for name, dashes in zip(bounds, DASHES, strict=False):
-            bound = {"color": line["color"], "linestyle": dashes, "linewidth": 1.2}
+            bound = {**DASHED, "color": line["color"], "linestyle": dashes}
             target.plot(network["time"], network[name], **bound)
         if slope:
             _draw_slope(target, gap, network["asymptotic_rate"].item())

@@ -59,6 +59,25 @@ class NetworkRun:
         features, targets = datasets.draw(problem.data, problem.loss.kind)
         return np.asarray(features), np.asarray(targets)
 
+    @property
+    def support_error(self) -> float:
+        """‖ŵ − w*‖ of the least-squares solution ŵ on the support of the truth w*."""
+        features, targets = self.samples
+        truth = self.data["truth"].values
+        support = truth != 0
+        fitted = np.linalg.lstsq(features[:, support], targets, rcond=None)[0]
+        return float(np.linalg.norm(fitted - truth[support]))
+
+    def sparse_rate(self, count: int | float) -> float:
+        """2kσ² ln(count)/n: each of k entries is off by σ√(2 ln(count)/n).
+
+        The data are n samples of a truth with k nonzero entries, with noise of deviation σ; the
+        largest of `count` normal errors is about σ√(2 ln(count)/n). With d features, the count d
+        gives the minimax rate of ‖w − w*‖², and 2k the parametric one.
+        """
+        data: Any = self.experiment.problem.data
+        return 2 * data.nonzeros * data.noise**2 / data.samples * float(np.log(count))
+
 
 @xr.register_dataset_accessor("ddln")
 class Accessor:
@@ -129,17 +148,86 @@ class Accessor:
         return gap.where(gap > ROUNDING * gap.isel(time=0))
 
     @property
+    def relative_gap(self) -> xr.DataArray:
+        """The resolved gap over its value at the start."""
+        gap = self.resolved_gap
+        return gap / gap.isel(time=0)
+
+    @property
     def distance_to_truth(self) -> xr.DataArray:
         """‖θ − θ*‖ along each run, of the linear predictor if the network is signed."""
-        truth = self._dataset["truth"]
-        signed = "predictor" in self._dataset
-        away = self._dataset["predictor" if signed else "theta"] - truth
-        return (away**2).sum("feature" if signed else "coordinate") ** 0.5
+        away = self._predictor - self._dataset["truth"]
+        return (away**2).sum(self._along) ** 0.5
+
+    @property
+    def relative_distance_to_truth(self) -> xr.DataArray:
+        """‖θ − θ*‖ / ‖θ*‖ along each run."""
+        return self.distance_to_truth / (self._dataset["truth"] ** 2).sum(self._along) ** 0.5
+
+    @property
+    def _predictor(self) -> xr.DataArray:
+        """The linear predictor: θ, or w if the network is signed."""
+        return self._dataset["predictor" if "predictor" in self._dataset else "theta"]
+
+    @property
+    def _along(self) -> str:
+        """The dimension of the linear predictor."""
+        return "feature" if "predictor" in self._dataset else "coordinate"
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays of the NPZ file that the data are from, such as data to test on."""
         return datasets.arrays_of(self._dataset)
+
+    @property
+    def test_residuals(self) -> xr.DataArray:
+        """X_test (θ − θ*) along each run, X_test being `test_features` of the NPZ file."""
+        unseen = xr.DataArray(self.arrays["test_features"], dims=("sample", self._along))
+        return xr.dot(unseen, self._predictor - self._dataset["truth"], dim=self._along)
+
+    def relative_margin(self, theta: xr.DataArray, *, norm: int) -> xr.DataArray:
+        """The margin min_i y_i x_iᵀθ / ‖θ‖ over the largest margin of any direction.
+
+        Args:
+            theta: linear predictors along "feature" if the network is signed, else "coordinate".
+            norm: 1 or 2, for ‖θ‖₁ or ‖θ‖₂.
+
+        Returns:
+            The ratios; NaN for θ = 0.
+
+        Raises:
+            ValueError: the labels are not ±1, or no θ separates them.
+        """
+        from ddln import theory
+
+        features, labels = self.first.samples
+        signed = xr.DataArray(labels[:, None] * features, dims=("sample", self._along))
+        problem = self.first.problem
+        best = theory.max_margin(getattr(problem, "unsigned", problem), norm=norm)
+
+        def margin(theta: xr.DataArray) -> xr.DataArray:
+            size = (abs(theta) ** norm).sum(self._along) ** (1 / norm)
+            return xr.dot(signed, theta, dim=self._along).min("sample") / size.where(size > 0)
+
+        return margin(theta) / margin(xr.DataArray(best, dims=self._along))
+
+    def time_average(
+        self, values: xr.DataArray, derivative: xr.DataArray | None = None
+    ) -> xr.DataArray:
+        """(1/t) ∫₀ᵗ of a quantity along each run, from the second saved time on.
+
+        Args:
+            values: along `time`, and other dimensions.
+            derivative: in flow time. With it the integral is that of the cubic Hermite interpolant
+                instead of the trapezoidal rule.
+        """
+        clock = self.flow_time
+        step = clock - clock.shift(time=1)
+        pieces = step / 2 * (values + values.shift(time=1))
+        if derivative is not None:
+            pieces = pieces + step**2 / 12 * (derivative.shift(time=1) - derivative)
+        later = {"time": slice(1, None)}
+        return pieces.isel(later).cumsum("time", skipna=False) / clock.isel(later)
 
     def powers(self, values: xr.DataArray, over: str) -> xr.DataArray:
         """d log values / d log `over`, from each value of a swept axis to the next."""

@@ -25,6 +25,7 @@ from ddln.solvers.status import FINISHED, Status
 from ddln.sweeps._manifest import LARGEST_FILE
 from ddln.sweeps.dataset_schema import accuracy_in_words, count_recomputed
 from ddln.sweeps.run_folder import RunFolder, StoreError
+from ddln.verification.tables import explanation
 
 LISTED = 50
 """How many unfinished networks are listed by name; the others are counted."""
@@ -166,7 +167,7 @@ def _check(row: Mapping[str, Any]) -> dict[str, str]:
         "name": str(row["name"]),
         "source": str(row["source"]),
         "meaning": MEANINGS.get(row["name"], ""),
-        "statement": str(row["statement"]),
+        "statement": str(explanation(row)),
         "measured": number(row["measured"]),
         "relation": "≤" if row["relation"] == "<=" else str(row["relation"]),
         "predicted": number(row["predicted"]),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ddln._internal.extras import needed_for
-from ddln._internal.validation import Number
+from ddln._internal.validation import ArrayLike, Number
 from ddln.problems._column_space import product
 from ddln.problems._escaping import escaping
 from ddln.problems.base import LinearRisk, Problem
@@ -57,6 +57,39 @@ def min_l1(problem: Problem) -> Float[np.ndarray, " dim"]:
         )
     positive, negative = np.split(found.x, 2)
     return positive - negative
+
+
+def statistical_dimension(nonzeros: ArrayLike, dim: int) -> Float[np.ndarray, "..."]:
+    """δ(k), the number of samples at which basis pursuit begins to recover k nonzero entries.
+
+        δ(k) = min_t { k (1 + t²) + 2 (d − k) ∫_t^∞ (x − t)² φ(x) dx },  φ the density of N(0, 1).
+
+    With n ≥ δ + c√d random samples of a signal in R^d, basis pursuit recovers it with high
+    probability, and with n ≤ δ − c√d it fails with high probability.
+
+    Args:
+        nonzeros: k, numbers from 1 to dim, any shape.
+        dim: d, the number of entries.
+
+    Returns:
+        δ(k), the statistical dimension of the descent cone of the ℓ1 norm at the signal, in the
+        shape of `nonzeros`.
+
+    Source: Amelunxen, Lotz, McCoy & Tropp, Information and Inference 3, 2014.
+
+    >>> ddln.theory.statistical_dimension([1, 5, 40], dim=40).round(3).tolist()
+    [4.925, 15.23, 40.0]
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.stats import norm
+
+    def bound(t: float, k: float) -> float:
+        tail = (1 + t**2) * norm.sf(t) - t * norm.pdf(t)
+        return float(k * (1 + t**2) + 2 * (dim - k) * tail)
+
+    counts = np.asarray(nonzeros, float)
+    least = [minimize_scalar(bound, (0.0, 1.0), args=(k,)).fun for k in counts.ravel()]
+    return np.reshape(least, counts.shape)
 
 
 def min_l2(problem: Problem) -> Float[np.ndarray, " dim"]:

@@ -69,6 +69,12 @@ class SaddlePath(NamedTuple):
     theta: np.ndarray
     """shape (saddles, dim)."""
 
+    def time_average(self, times: ArrayLike) -> np.ndarray:
+        """(1/t) ∫₀ᵗ θ along the path up to each of the positive times, shape (times, dim)."""
+        ends = np.asarray(times)[:, None]
+        spent = np.diff(np.minimum(np.append(self.times, np.inf), ends), axis=1)
+        return spent @ self.theta / ends
+
 
 def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000) -> SaddlePath:
     """The saddles that gradient flow from α·layers visits as α → 0, and the times of its jumps.

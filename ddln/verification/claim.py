@@ -10,7 +10,7 @@ def equal(
     measured: SupportsFloat,
     expected: SupportsFloat,
     *,
-    tol: SupportsFloat,
+    tol: SupportsFloat = 0.0,
     why: str,
     statement: str = "",
     source: str = "",
@@ -48,7 +48,7 @@ def at_most(
     bound: SupportsFloat,
     *,
     tol: SupportsFloat = 0.0,
-    why: str,
+    why: str = "only the inequality is claimed",
     statement: str = "",
     source: str = "",
     applies: SupportsFloat = True,
@@ -60,7 +60,7 @@ def at_most(
         measured: one number: a float, or an array of one element.
         bound: what it should not exceed.
         tol: by how much it may do so nevertheless.
-        why: the reason for this tolerance.
+        why: the reason for this tolerance or bound.
         statement: what is claimed, in words; the name if it says all.
         source: paper and statement; the study's `SOURCE` if there is none.
         applies: whether the hypotheses hold and the run is long enough to tell.

@@ -70,17 +70,22 @@ def _lines(cell: Sequence[str], widths: Sequence[int], style: str | None = None)
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The lines of the table in Markdown, with each claim's statement.
+    """The lines of the table in Markdown; a statement follows the name that it explains.
 
     >>> claim = ddln.Claim("half", "arithmetic", "1/2", measured=0.5, predicted=0.5, tolerance=0.0)
     >>> markdown([claim.row()])[-1]
-    '| half | 1/2 | arithmetic | 0.5 | = 0.5 ± 0.0e+00 | holds |'
+    '| half: 1/2 | arithmetic | 0.5 | = 0.5 ± 0.0e+00 | holds |'
     """
-    lines = ["| claim | says | source | measured | expected | |", "|---|---|---|--:|---|---|"]
+    lines = ["| claim | source | measured | expected | |", "|---|---|--:|---|---|"]
     for row in rows:
-        texts = row["name"], row["statement"], row["source"], *cells(row)
+        texts = ": ".join(filter(None, (row["name"], explanation(row)))), row["source"], *cells(row)
         lines.append(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |")
     return lines
+
+
+def explanation(row: Mapping[str, Any]) -> str:
+    """The statement of a claim, empty if its name says all."""
+    return "" if row["statement"] == row["name"] else row["statement"]
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
