@@ -247,6 +247,21 @@ def test_layer_and_mirror_formulations_are_certified(certified):
     assert ddln.certify(problem, ddln.mirror_flow(problem, layers, TIMES)).ok
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [3, 5, 8])
+@pytest.mark.parametrize("target", [1e3, 1e5])
+def test_mirror_flow_to_the_end_of_its_range_is_certified(depth, target):
+    problem = ddln.least_squares([[1.0]], [target])
+    layers = np.array([[0.0]] + [[1.0 + 0.1 * i] for i in range(depth - 1)])
+    times = np.linspace(0.0, 3.0 / target, 41)
+    run = ddln.mirror_flow(problem, layers, times)
+    _, high = ddln.Entropy(layers).range()
+    xi = ddln.Entropy(layers).mirror_map(run.theta[-1])
+    assert xi[0] > 0.9 * high[0]
+    assert np.allclose(run.theta[-1], target, rtol=1e-5)
+    assert ddln.certify(problem, run).ok
+
+
 def test_exponential_bound_does_not_apply_to_tied_networks(certified):
     problem, _, _ = certified
     layers = jnp.ones((3, 4)).at[:2, 1].set(0.0)

@@ -28,7 +28,7 @@ from ddln.verification._tolerances import (
     theta_noise,
 )
 from ddln.verification.claims import Claim
-from ddln.verification.error_estimate import expected_error, relative_accuracy
+from ddln.verification.error_estimate import dual_size, expected_error, relative_accuracy
 
 _SAFETY = 4
 """Factor on the estimated quadrature error of a single interval."""
@@ -128,7 +128,7 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     quadrature = _larger_end(jnp.abs(run.velocity)) * _hermite.relative_error(
         run.times, run.velocity, slope
     ) + _hermite.kink_error(run.times, slope)
-    at_ends = _larger_end(_integrator_error(problem, run))
+    at_ends = _larger_end(_integrator_error(run))
     between = _larger_end(_velocity_error(problem, run))
     noise = step * (_SAFETY * quadrature + between) + 2 * at_ends
     noise = jnp.where(_is_unresolved(step, run.velocity, slope), jnp.inf, noise)
@@ -162,7 +162,7 @@ def _larger_end(values: Float[Array, "times dim"]) -> Float[Array, "times-1 dim"
     return jnp.maximum(values[1:], values[:-1])
 
 
-def _integrator_error(problem: Problem, run: Trajectory) -> Float[Array, "times dim"]:
+def _integrator_error(run: Trajectory) -> Float[Array, "times dim"]:
     """Expected error of each θ_k relative to the steps before it.
 
     A relative tolerance holds for the layers or the reduced coordinate, hence for θ_k; in dual
@@ -173,14 +173,7 @@ def _integrator_error(problem: Problem, run: Trajectory) -> Float[Array, "times 
     depth = run.layers.shape[1]
     size = jnp.maximum(largest(jnp.abs(run.layers), axis=1), 1.0)
     absolute = run.atol * (jnp.sqrt(depth * metric) * size + metric)
-    error = accuracy * jnp.abs(run.theta) + absolute
-    if run.coordinates == "mirror":
-        gradient, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
-            run.theta, run.velocity
-        )
-        dual = _hermite.integrate(run.times, gradient, slope)
-        error = error + accuracy * metric * jnp.abs(dual)
-    return error
+    return accuracy * (jnp.abs(run.theta) + dual_size(run)) + absolute
 
 
 def _velocity_error(problem: Problem, run: Trajectory) -> Float[Array, "times dim"]:
