@@ -11,6 +11,8 @@ from markdown.inlinepatterns import InlineProcessor
 
 _FORMULA = r"(?<![\\$\w])(\$\$?)(?![\s$]*\$)(.+?)(?<!\\)\1(?![\w$])"
 _NAME = re.compile(r"<m[io]>([A-Za-z]{2,})</m[io]>(<mo[^>]*>&#x00028;</mo>)?")
+_BAR = re.compile(r"<mo>(&#x02016;|&#x0007C;)</mo>")
+"""Of a norm or an absolute value: browsers take one inside a formula for a relation."""
 _AFTER_CODE = 185
 """Below code (190), in which a dollar is a dollar, and above escapes (180) and emphasis."""
 
@@ -33,7 +35,7 @@ class _Formula(InlineProcessor):
 def mathml(latex: str, *, display: bool = False) -> str:
     """A formula as MathML, with the spaces around names of functions that TeX leaves."""
     made = convert(latex.strip(), display="block" if display else "inline")
-    made = made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
+    made = _BAR.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', made)
     return _NAME.sub(_spaced, made)
 
 
