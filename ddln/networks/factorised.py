@@ -130,10 +130,19 @@ def _split(array: Any, depth: int, imbalance: float | int) -> Factorised:
             "factorised leaves must have no zeros at `imbalance` = 0: no gradient moves a product "
             "of layers that are all 0."
         )
-        root = jnp.abs(refuse(flat == 0, message, flat)) ** (1 / depth)
-        layers = jnp.tile(root, (depth, 1)).at[0].multiply(jnp.sign(flat))
-    else:
-        imbalances = jnp.full((depth - 1, flat.size), imbalance, flat.dtype)
-        reduction = Reduction(init.imbalanced(jnp.zeros_like(flat), imbalances))
-        layers = reduction.layers(_coordinate_maps.coordinate_of_theta(flat, reduction))
+        flat = refuse(flat == 0, message, flat)
+    layers = _layers(flat, depth, imbalance)
     return Factorised(layers.reshape(depth, *np.shape(array)))
+
+
+@eqx.filter_jit
+def _layers(
+    theta: Float[Array, " dim"], depth: int, imbalance: float | int
+) -> Float[Array, "depth dim"]:
+    """Layers of the given imbalance whose product is θ."""
+    if imbalance == 0:
+        root = jnp.abs(theta) ** (1 / depth)
+        return jnp.tile(root, (depth, 1)).at[0].multiply(jnp.sign(theta))
+    imbalances = jnp.full((depth - 1, theta.size), imbalance, theta.dtype)
+    reduction = Reduction(init.imbalanced(jnp.zeros_like(theta), imbalances))
+    return reduction.layers(_coordinate_maps.coordinate_of_theta(theta, reduction))

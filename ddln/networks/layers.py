@@ -6,6 +6,7 @@ ties decide what a coordinate of θ can reach, see `coordinate_kinds`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import ArrayLike, as_layers
@@ -102,6 +103,7 @@ def mobility(layers: ArrayLike) -> Float[Array, " dim"]:
     return mobility_of_squares(as_layers(layers) ** 2)
 
 
+@jax.jit
 def mobility_of_squares(squares: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
     """M as a function of the squares of the layers.
 
@@ -160,10 +162,10 @@ def describe(layers: ArrayLike) -> str:
     1 of 2 coordinates open: a unique smallest layer; θ_k moves on the whole line.
     1 of 2 coordinates on a half-line: smallest layers tied and nonzero; θ_k keeps its sign (k = 1).
     """
-    kinds = coordinate_kinds(layers)
+    kinds = np.asarray(coordinate_kinds(layers))
     lines = []
     for kind, words in _KINDS.items():
-        members = [int(k) for k in jnp.flatnonzero(kinds == kind)]
+        members = [int(k) for k in np.flatnonzero(kinds == kind)]
         if members:
             shown = ", ".join(map(str, members[:5])) + (", …" if len(members) > 5 else "")
             indices = "" if kind == OPEN else f" (k = {shown})"

@@ -161,8 +161,9 @@ class LinearRisk(Problem):
         self, rows: Int[AnyArray, "*batch"] | None
     ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
         """x_i and y_i of the given rows; of all samples if `rows` is None."""
-        chosen = slice(None) if rows is None else rows
-        return self.features[chosen], self.targets[chosen]
+        if rows is None:
+            return self.features, self.targets
+        return self.features[rows], self.targets[rows]
 
     def estimate(
         self,

@@ -27,6 +27,7 @@ class Solution(NamedTuple):
     pl_constant: Float[Array, ""]
     smoothness: Float[Array, ""]
 
+    @jax.jit
     def is_finite(self) -> Bool[Array, ""]:
         """Whether ℒ* and θ* are finite; they are NaN if a factorisation failed."""
         return jnp.isfinite(self.minimum) & jnp.all(jnp.isfinite(self.minimiser))

@@ -84,7 +84,7 @@ def solve_in_batches(
     members = np.concatenate([batch.members for batch in batches])
     order = np.empty(len(layers), int)
     order[members] = np.arange(members.size)
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[order]), *solutions)
+    return jax.tree.map(lambda *parts: jax.device_put(np.concatenate(parts)[order]), *solutions)
 
 
 def _solve_on(
