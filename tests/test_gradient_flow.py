@@ -59,7 +59,7 @@ def test_every_formulation_agrees_with_scipy_on_the_layers(depth, samples, dim):
 
 
 def test_default_tolerances_reach_the_reference():
-    problem, layers = network(1, 4, 6, 5)
+    problem, layers = network(1, 3, 6, 4)
     run = ddln.gradient_flow(problem, layers, TIMES)
     np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=AGREEMENT)
 
@@ -67,7 +67,7 @@ def test_default_tolerances_reach_the_reference():
 def test_balanced_depth_two_is_the_logistic_curve():
     problem = ddln.least_squares([[1.0]], [2.0], normalisation="half")
     start, target = 0.01, 2.0
-    run = ddln.gradient_flow(problem, jnp.full((2, 1), start**0.5), TIMES, rtol=1e-11)
+    run = ddln.gradient_flow(problem, np.full((2, 1), start**0.5), TIMES, rtol=1e-11)
     curve = target / (1 + (target / start - 1) * np.exp(-2 * target * TIMES))
     np.testing.assert_allclose(run.theta[:, 0], curve, rtol=1e-9)
 
@@ -82,14 +82,14 @@ def test_frozen_coordinates_stay_at_the_saddle():
 
 def test_velocity_is_the_derivative_of_theta():
     problem, layers = network(3, 3, 6, 4)
-    times = np.array([0.0, 0.5 - 1e-4, 0.5, 0.5 + 1e-4])
+    times = np.array([*TIMES[:2], 0.5 - 1e-4, 0.5, 0.5 + 1e-4, *TIMES[5:]])
     run = ddln.gradient_flow(problem, layers, times, rtol=1e-12, atol=1e-14)
-    finite = (run.theta[3] - run.theta[1]) / 2e-4
-    np.testing.assert_allclose(run.velocity[2], finite, rtol=1e-5, atol=1e-7)
+    finite = np.diff(np.asarray(run.theta)[[2, 4]], axis=0)[0] / 2e-4
+    np.testing.assert_allclose(np.asarray(run.velocity)[3], finite, rtol=1e-5, atol=1e-7)
 
 
 def test_start_time_does_not_matter():
-    problem, layers = network(4, 2, 6, 4)
+    problem, layers = network(4, 3, 6, 4)
     late = ddln.gradient_flow(problem, layers, TIMES + 2.0**45)  # exact: TIMES are quarters
     np.testing.assert_array_equal(late.theta, ddln.gradient_flow(problem, layers, TIMES).theta)
 
@@ -100,25 +100,23 @@ def test_implicit_solver_agrees_with_the_reference():
     np.testing.assert_allclose(run.layers, reference(problem, layers, TIMES), atol=1e-6)
 
 
-def test_jit_and_vmap_agree_with_eager_flows():
+def test_vmap_agrees_with_eager_flows():
     problem, layers = network(6, 3, 6, 4)
-    layers, times = jnp.asarray(layers), jnp.asarray(TIMES)
-    scales = jnp.array([0.8, 1.2])
+    scales = np.array([0.8, 1.2])
 
-    def end(scale):
-        return ddln.gradient_flow(problem, scale * layers, times).theta[-1]
+    def theta(scale):
+        return ddln.gradient_flow(problem, scale * layers, TIMES).theta
 
-    loop = jnp.stack([end(scale) for scale in scales])
-    np.testing.assert_allclose(jax.vmap(end)(scales), loop, rtol=1e-9)
-    np.testing.assert_allclose(jax.jit(end)(scales[0]), loop[0], rtol=1e-12)
+    loop = np.stack([theta(scale) for scale in scales])
+    np.testing.assert_allclose(jax.vmap(theta)(scales), loop, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
     "adjoint", [None, pytest.param(diffrax.ForwardMode(), marks=pytest.mark.slow)]
 )
-def test_gradients_agree_with_finite_differences(adjoint):
+def test_jit_agrees_with_eager_flows_and_gradients_with_finite_differences(adjoint):
     problem, layers = network(7, 3, 6, 4)
-    times = jnp.array([0.0, 0.3])
+    times = np.array([0.0, 0.3])
 
     def loss(scale):
         run = ddln.gradient_flow(
@@ -129,11 +127,13 @@ def test_gradients_agree_with_finite_differences(adjoint):
     step = 1e-5
     finite = (loss(1.0 + step) - loss(1.0 - step)) / (2 * step)
     derivative = jax.jacfwd if adjoint else jax.grad
-    np.testing.assert_allclose(derivative(loss)(1.0), finite, rtol=1e-6)
+    value, slope = jax.jit(lambda scale: (loss(scale), derivative(loss)(scale)))(1.0)
+    np.testing.assert_allclose(value, loss(1.0), rtol=1e-12)
+    np.testing.assert_allclose(slope, finite, rtol=1e-6)
 
 
 def test_results_keep_single_precision():
-    problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
+    problem = ddln.least_squares(np.ones((1, 1), np.float32), np.ones(1, np.float32))
     layers = np.array([[0.0], [1.0]], np.float32)
     run = ddln.gradient_flow(problem, layers, [0.0, 1.0], rtol=1e-4, atol=1e-6)
     assert run.theta.dtype == jnp.float32
@@ -149,10 +149,10 @@ def test_failed_flow_raises_with_advice():
 
 
 def test_failure_does_not_affect_other_flows_of_a_vmap():
-    scales = jnp.array([1.0, 1e3])
+    scales = np.array([1.0, 1e3])
 
     def run(scale):
-        layers = scale * jnp.array([[0.1], [1.0]])
+        layers = scale * np.array([[0.1], [1.0]])
         return ddln.gradient_flow(EASY, layers, [0.0, 1.0], max_steps=200, throw=False)
 
     runs = jax.vmap(run)(scales)
@@ -184,7 +184,7 @@ def test_invalid_arguments_are_errors(layers, times, options, message):
 
 def test_frozen_coordinates_do_not_disturb_a_long_run():
     problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
-    times = np.linspace(0.0, 500.0, 11)
+    times = [0.0, 500.0]
     for solve in (ddln.gradient_flow, ddln.mirror_flow):
         run = solve(problem, [[0.0, 0.5], [0.0, 1.0]], times)
         assert (run.theta[:, 0] == 0).all()
@@ -192,18 +192,19 @@ def test_frozen_coordinates_do_not_disturb_a_long_run():
 
 
 def test_network_with_three_zero_layers_is_stationary():
-    problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
-    run = ddln.gradient_flow(problem, [[0.0, 0.1], [0.0, 1.0], [0.0, 0.7]], [0.0, 1.0])
-    assert (run.velocity[:, 0] == 0).all()
+    problem, layers = network(8, 3, 6, 4)
+    layers[:, 0] = 0.0
+    run = ddln.gradient_flow(problem, layers, TIMES)
+    assert (np.asarray(run.velocity)[:, 0] == 0).all()
 
 
 def test_half_line_coordinate_tends_to_zero():
-    problem = ddln.least_squares([[1.0]], [-1.0])
-    run = ddln.gradient_flow(problem, jnp.ones((2, 1)), jnp.linspace(0.0, 1000.0, 51))
-    # Near 0 the gradient is 2, and θ̇ = −2θ·2.
-    np.testing.assert_allclose(run.theta[5] / run.theta[4], np.exp(-4 * 20.0), rtol=1e-4)
-    assert run.theta[-1] == 0
-    assert ddln.certify(problem, run).ok
+    problem = ddln.least_squares([[1.0]], [-1.0], normalisation="half")
+    times = np.array([0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 200.0, 500.0, 1000.0])
+    theta = np.asarray(ddln.gradient_flow(problem, np.ones((2, 1)), times).theta)
+    # Near 0 the gradient is 1, and θ̇ = −2θ.
+    np.testing.assert_allclose(theta[5] / theta[4], np.exp(-2 * 20.0), rtol=1e-4)
+    assert theta[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_default_tolerances_depend_on_the_precision(solve, finest):
 
 
 def test_tolerance_below_machine_epsilon_warns():
-    problem = ddln.least_squares(np.ones((2, 1), np.float32), np.ones(2, np.float32))
+    problem = ddln.least_squares(np.ones((1, 1), np.float32), np.ones(1, np.float32))
     with pytest.warns(UserWarning, match="finer than the 1e-07 of float32"):
         ddln.gradient_flow(
             problem, np.array([[0.0], [1.0]], np.float32), [0.0, 0.1], rtol=1e-9, throw=False
