@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,13 +44,23 @@ def lanes_of(chunk):
     )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = RunFolder.of(FIGURE4, tmp_path / "runs")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The parent of a run folder with all its chunks."""
+    runs = tmp_path_factory.mktemp("written")
+    folder = RunFolder.of(FIGURE4, runs)
     with folder.locked():
         folder.open(PLAN, versions={"jax": "0"})
         for chunk in PLAN.chunks:
             folder.write_chunk(chunk, lanes_of(chunk))
+    return runs
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    shutil.copytree(written, tmp_path / "runs")
+    folder = RunFolder.of(FIGURE4, tmp_path / "runs")
+    with folder.locked():
         yield folder
 
 
