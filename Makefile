@@ -97,7 +97,8 @@ clean: ## remove the environment, caches and builds; runs/ stays
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,PYTHON,FILE): by uv where it is there and works; else by pip, which knows the user's own settings.
-install = { command -v uv >/dev/null 2>&1 && uv pip install -q --python $(1) $(HASHED) -r $(2); } \
+# Like pip, uv is to compile to bytecode: otherwise every process of a test that may not write it compiles for itself.
+install = { command -v uv >/dev/null 2>&1 && uv pip install -q --compile-bytecode --python $(1) $(HASHED) -r $(2); } \
   || $(1) $(PIP) install -qq $(HASHED) -r $(2)
 
 $(VENV)/.made:
