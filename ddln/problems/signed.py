@@ -29,7 +29,7 @@ class Signed(Problem):
         return self.unsigned.samples
 
     @property
-    def minimum(self) -> Float[Array, "*batch"]:
+    def minimum(self) -> Float[AnyArray, "*batch"]:
         return self.unsigned.minimum
 
     @property
@@ -42,12 +42,12 @@ class Signed(Problem):
         return self.unsigned.attained
 
     @property
-    def pl_constant(self) -> Float[Array, "*batch"] | None:
+    def pl_constant(self) -> Float[AnyArray, "*batch"] | None:
         mu = self.unsigned.pl_constant
         return None if mu is None else 2 * mu
 
     @property
-    def smoothness(self) -> Float[Array, "*batch"] | None:
+    def smoothness(self) -> Float[AnyArray, "*batch"] | None:
         beta = self.unsigned.smoothness
         return None if beta is None else 2 * beta
 
