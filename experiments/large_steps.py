@@ -39,15 +39,13 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     test_error = np.sqrt((residuals**2).sum("sample")) / (2 * residuals.sizes["sample"])
     made = []
     for step, (distance, error) in RECOMPUTED.items():
-        at, known = {STEP: step}, is_long and abs(dataset[STEP] - step).min() < 1e-6
-        found = (
-            end.ddln.distance_to_truth.sel(at, method="nearest"),
-            test_error.sel(at, method="nearest"),
-        )
+        known = is_long and abs(dataset[STEP] - step).min() < 1e-6
+        at_end = end.ddln.distance_to_truth.sel({STEP: step}, method="nearest")
+        unseen = test_error.sel({STEP: step}, method="nearest")
         loop = {"tol": 1e-7, "why": "the digits of a loop in NumPy", "applies": known}
         made += [
-            ddln.claim.equal(f"distance at γ = {step:.2g}", found[0], distance, **loop),
-            ddln.claim.equal(f"test error at γ = {step:.2g}", found[1], error, **loop),
+            ddln.claim.equal(f"distance at γ = {step:.2g}", at_end, distance, **loop),
+            ddln.claim.equal(f"test error at γ = {step:.2g}", unseen, error, **loop),
         ]
     return made
 

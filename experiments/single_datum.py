@@ -55,9 +55,8 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     """The flow ends at the closed form, and its distance to (1, 0) has its powers."""
     end, scale = dataset.ddln.end["predictor"], dataset[SCALE]
     error = abs(end - dataset.ddln.map(closed_form, "feature")).max()
-    made = [
-        ddln.claim.at_most("off the closed form", error, 0.0, tol=1e-8, why="error of the solver")
-    ]
+    solver = "error of the solver"
+    made = [ddln.claim.at_most("distance to the closed form", error, 0.0, tol=1e-8, why=solver)]
     digits = {"tol": 1e-8, "source": f"{SOURCE}, by mpmath", "why": "the digits given"}
     for (depth, alpha), weights in WEIGHTS.items():
         found = end.sel({DEPTH: depth, SCALE: alpha}, method="nearest")
