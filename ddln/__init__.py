@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ddln.solvers.trajectory import Trajectory as Trajectory
     from ddln.sweeps.compute import run as run
     from ddln.sweeps.compute import sweep as sweep
-    from ddln.sweeps.run_folder import open as open
+    from ddln.sweeps.saved_runs import open as open
     from ddln.theory import asymptotic_rate as asymptotic_rate
     from ddln.theory import escape_times as escape_times
     from ddln.theory import limit_point as limit_point
@@ -101,7 +101,7 @@ _HOMES = {
     "verification.claims": ("Certificates", "Claim"),
     "verification.discretisation": ("discretisation_order",),
     "sweeps.compute": ("run", "sweep"),
-    "sweeps.run_folder": ("open",),
+    "sweeps.saved_runs": ("open",),
     "plotting.entropy_profile": ("entropy_profile",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from ddln.cli import main as cli
 from ddln.sweeps import environment as runtime
 from ddln.sweeps import studies
+from ddln.sweeps.run_folder import RunFolder
 from ddln.verification import tables
 
 ROOT = Path(__file__).parent.parent
@@ -377,6 +378,46 @@ def test_newest_of_two_runs_is_shown_with_its_name(fakes, tmp_path):
     assert call("draw", "figure4").out.startswith(f"runs/{new.name}/figures/")
     assert call("report", "figure4").out == f"runs/{new.name}/report.html\n"
     assert call("show", old.name).err == ""
+
+
+def test_list_runs_shows_what_each_run_has_come_to(fakes, tmp_path):
+    assert call("list", "--runs").out == "no run in runs/\n"
+    call("run", FIGURE4)
+    (finished,) = (tmp_path / "runs").iterdir()
+    os.utime(finished / "config.toml", (1, 1))
+    fakes.interrupt_at = 1
+    call("run", FIGURE4, "sweep.network.depth=[2, 3]")
+    (stopped,) = set((tmp_path / "runs").iterdir()) - {finished}
+    head, first, second = call("list", "--runs").out.splitlines()
+    assert head.split() == ["run", "begun", "status", "networks", "size"]
+    assert first.split()[:1] + first.split()[3:6] == [stopped.name, "not", "finished", "3"]
+    assert second.split()[:1] + second.split()[3:7] == [finished.name, "all", "claims", "hold", "3"]
+    (finished / "manifest.json").write_text("{")
+    assert "damaged" in call("list", "--runs").out
+    fakes.interrupt_at, fakes.row = None, {**ROW, "holds": False}
+    call("run", FIGURE4, "network.depth=3")
+    assert "1 of 2 claims fail" in call("list", "--runs").out
+
+
+def test_rm_deletes_one_run_and_no_other(fakes, tmp_path):
+    call("run", FIGURE4)
+    (kept,) = (tmp_path / "runs").iterdir()
+    call("run", FIGURE4, "network.depth=3")
+    (gone,) = set((tmp_path / "runs").iterdir()) - {kept}
+    several = call("rm", "figure4", "--yes")
+    assert several.code == 2
+    assert kept.name in several.err
+    assert gone.name in several.err
+    assert call("rm", gone.name).code == 1  # nothing confirms
+    assert gone.is_dir()
+    with RunFolder(gone).locked():
+        busy = call("rm", gone.name, "--yes")
+    assert busy.code == 2
+    assert "another process is working on this run" in busy.err
+    assert (gone / "manifest.json").is_file()
+    assert call("rm", gone.name, "--yes").code == 0
+    assert list((tmp_path / "runs").iterdir()) == [kept]
+    assert call("run", FIGURE4).code == 0
 
 
 def test_progress_is_one_json_event_per_line(fakes, tmp_path):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ddln.config.experiment import load
-from ddln.sweeps import _manifest, assemble
+from ddln.sweeps import _manifest, assemble, saved_runs
 from ddln.sweeps import plan as plan_module
 from ddln.sweeps.dataset_schema import accuracy_in_words, status_counts
 from ddln.sweeps.plan import make_plan
@@ -420,9 +420,9 @@ def test_status_codes_are_counted_by_name():
 def test_run_is_found_by_path_and_by_the_beginning_of_its_name(folder):
     root = folder.path.parent
     for name in (str(folder.path), folder.path.name, "figure4"):
-        assert RunFolder.existing(name, root).path.samefile(folder.path)
+        assert saved_runs.newest(name, root).path.samefile(folder.path)
     with pytest.raises(StoreError, match="not a run folder"):
-        RunFolder.existing("figure5", root)
+        saved_runs.newest("figure5", root)
 
 
 def begin(root, name, moment):
@@ -436,12 +436,12 @@ def test_newest_run_of_a_study_is_found(tmp_path):
     for name, moment in (("figure4-b", 1), ("figure4-a", 3), ("figure4-c", 2), ("figure40-d", 4)):
         begin(tmp_path, name, moment)
     (tmp_path / "figure4-b" / "manifest.json").write_text("{} ")  # as drawing rewrites it
-    found = RunFolder.matching("figure4", tmp_path)
+    found = saved_runs.matching("figure4", tmp_path)
     assert [folder.path.name for folder in found] == ["figure4-a", "figure4-c", "figure4-b"]
-    assert RunFolder.existing("figure4", tmp_path).path.name == "figure4-a"
-    assert RunFolder.existing("figure4-", tmp_path).path.name == "figure4-a"
+    assert saved_runs.newest("figure4", tmp_path).path.name == "figure4-a"
+    assert saved_runs.newest("figure4-", tmp_path).path.name == "figure4-a"
     with pytest.raises(StoreError, match="figure: which of figure4-a, figure4-b, figure4-c, figur"):
-        RunFolder.existing("figure", tmp_path)
+        saved_runs.newest("figure", tmp_path)
 
 
 HOLD = """

@@ -58,6 +58,8 @@ Cluster = Annotated[
         "or a scheduler file."
     ),
 ]
+Runs = Annotated[bool, typer.Option("--runs", help="List the runs instead, newest first.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0 takes a free one.")

@@ -229,6 +229,21 @@ def export(run: arguments.Run, out: arguments.Out = Path("runs")) -> None:
 
 
 @app.command()
+def rm(run: arguments.Run, out: arguments.Out = Path("runs"), yes: arguments.Yes = False) -> None:
+    """Delete a run folder.
+
+    RUN must be the name of one run. The exit status is 1 if you do not confirm.
+    """
+    from ddln.sweeps import saved_runs
+
+    with exit_on_error():
+        folder = saved_runs.only(run, out)
+        if not yes:
+            typer.confirm(f"delete {relative_path(folder.path)}?", abort=True)
+        saved_runs.remove(folder)
+
+
+@app.command()
 def explore(
     subject: arguments.ConfigOrRun = "explore",
     overrides: arguments.Overrides = None,
@@ -253,10 +268,15 @@ def explore(
 
 
 @app.command("list")
-def list_() -> None:
-    """List the configs and the subjects of their studies."""
+def list_(runs: arguments.Runs = False, out: arguments.Out = Path("runs")) -> None:
+    """List the configs and the subjects of their studies, or the runs."""
     from ddln.sweeps import studies
 
+    if runs:
+        from ddln.sweeps import saved_runs
+
+        output.print_runs(saved_runs.summaries(out), out)
+        return
     for path, about in studies.configs():
         typer.echo(f"{path.stem:16}{about}\n{'':16}{relative_path(path)}")
 
@@ -329,9 +349,9 @@ def _study_or_error(name: str, path: Path) -> "ModuleType | StudyError":
 
 def _existing(run: str, out: Path) -> "RunFolder":
     """The newest run folder that matches; its name is logged if there are several."""
-    from ddln.sweeps.run_folder import RunFolder
+    from ddln.sweeps import saved_runs
 
-    folders = RunFolder.matching(run, out)
+    folders = saved_runs.matching(run, out)
     if len(folders) > 1:
         log(f"{folders[0].path.name}, the newest of {len(folders):,} runs")
     return folders[0]

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ddln.config.experiment import Experiment
     from ddln.sweeps.plan import Plan
     from ddln.sweeps.run_folder import RunFolder
+    from ddln.sweeps.saved_runs import RunSummary
 
 ROWS = 40
 """Most rows printed of one table."""
@@ -101,6 +103,29 @@ def print_run(folder: "RunFolder", tables: dict[str, Any]) -> None:
         if status.value in ends and not status.is_finished:
             typer.echo(f"{status.value}: {status.meaning}: {status.advice}")
     typer.echo(relative_path(folder.path))
+
+
+def print_runs(runs: "list[RunSummary]", root: Path) -> None:
+    """One line for each run: name, time, status, networks and size."""
+    if not runs:
+        typer.echo(f"no run in {relative_path(root)}/")
+        return
+    head = ("run", "begun", "status", "networks", "size")
+    rows = [
+        (
+            run.name,
+            f"{run.begun:%Y-%m-%d %H:%M}",
+            run.status,
+            f"{run.networks:,}",
+            f"{run.nbytes / 1e6:,.1f} MB",
+        )
+        for run in runs
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        left = [text.ljust(width) for text, width in zip(row[:3], widths, strict=False)]
+        right = [text.rjust(width) for text, width in zip(row[3:], widths[3:], strict=True)]
+        typer.echo("  ".join(left + right))
 
 
 def print_accuracy(recomputed: int, inexact: int) -> None:

@@ -63,37 +63,6 @@ class RunFolder(FolderFiles):
         """The folder of an experiment: root/<study>-<digest>."""
         return cls(Path(root) / f"{experiment.study}-{experiment.digest()}")
 
-    @classmethod
-    def existing(cls, name: str, root: str | Path = "runs") -> "RunFolder":
-        """The newest of the folders that match `name`, see `matching`."""
-        return cls.matching(name, root)[0]
-
-    @classmethod
-    def matching(cls, name: str, root: str | Path = "runs") -> "list[RunFolder]":
-        """The folders that match `name`, newest first.
-
-        Args:
-            name: a path, a study, or the beginning of a folder's name in `root`.
-            root: the folder of run folders.
-
-        Raises:
-            StoreError: no folder matches, or folders of several studies do.
-        """
-        if (Path(name) / "manifest.json").is_file():
-            return [cls(name)]
-        runs = sorted(manifest.parent for manifest in Path(root).glob("*/manifest.json"))
-        of_study = [run for run in runs if _study_of(run) == name]
-        found = of_study or [run for run in runs if run.name.startswith(name)]
-        if len({_study_of(run) for run in found}) > 1:
-            raise StoreError(f"{name}: which of {', '.join(run.name for run in found)}?")
-        if found:
-            return [cls(run) for run in sorted(found, key=_begun_at, reverse=True)]
-        known = ", ".join(run.name for run in runs) or "no run"
-        raise StoreError(
-            f"{name}: not a run folder, nor the beginning of one in {root}/, which has {known};"
-            " `--out` names another folder"
-        )
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for this process; make it if needed.
@@ -373,27 +342,3 @@ class RunFolder(FolderFiles):
             study: SHA-256 of the study that made the claims.
         """
         self._update_manifest(complete=True, study_sha256=study)
-
-
-def open(run: str, root: str | Path = "runs") -> "xr.Dataset":
-    """The data set of a run folder; each variable is read or computed when it is used.
-
-    Args:
-        run: a path, a study, or the beginning of a folder's name in `root`; of several runs, the
-            newest.
-        root: the folder of run folders.
-
-    Raises:
-        StoreError: no run matches, or its files are missing or damaged.
-    """
-    return RunFolder.existing(run, root).read_dataset()
-
-
-def _study_of(run: Path) -> str:
-    return run.name.rpartition("-")[0]
-
-
-def _begun_at(run: Path) -> float:
-    """When a run began: its config is written once, its manifest many times."""
-    config = run / "config.toml"
-    return (config if config.is_file() else run / "manifest.json").stat().st_mtime

@@ -15,9 +15,9 @@ from threading import Timer
 from ddln._internal.extras import install_command
 from ddln.config.experiment import add_source, load
 from ddln.plotting.explorer import run_browser
-from ddln.sweeps import studies
+from ddln.sweeps import saved_runs, studies
 from ddln.sweeps.plan import make_plan
-from ddln.sweeps.run_folder import RunFolder, StoreError
+from ddln.sweeps.run_folder import StoreError
 
 HOST = "127.0.0.1"
 _SUBJECT = "DDLN_SUBJECT"
@@ -51,7 +51,7 @@ def open_subject(name: str, overrides: Sequence[str], root: Path) -> tuple[str, 
         config = studies.find_config(name)
     except studies.StudyError as no_config:
         try:
-            folder = RunFolder.existing(name, root)
+            folder = saved_runs.newest(name, root)
         except StoreError as no_run:
             raise ValueError(f"{no_config}\n{no_run}") from None
         run_browser.read(folder).close()
