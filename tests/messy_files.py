@@ -212,7 +212,8 @@ def refused():
         yield Case(name, content, refusal=f'row 3, column "size": {told}')
         yield Case(f"{name}, missing dropped", content, {"missing": "drop"}, refusal=told)
     grouped = utf("size;target\n1,234;2\n5,678;3\n")
-    yield Case("thousands, semicolons", grouped, refusal='not a number: "1,234"')
+    hint = r'not a number: "1,234" \(for decimal commas, set decimal = ","\)'
+    yield Case("thousands, semicolons", grouped, refusal=hint)
     decimal = {"decimal": ","}
     as_said = [(1.234, 2.0), (5.678, 3.0)]
     yield Case("thousandths, semicolons", grouped, decimal, as_said)

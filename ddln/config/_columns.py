@@ -1,6 +1,7 @@
 """Columns of a data file as numbers: cells parsed, words as classes or columns of 0 and 1."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ LARGE = 2.0**48
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "missing", "?", ".", "-", "--"}
 """Cells that stand for a missing value, in lower case, unless missing values are refused."""
 MOST_CATEGORIES = 1000
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+"""A number, if the comma is its decimal mark."""
 
 
 class Numbers(NamedTuple):
@@ -82,7 +85,8 @@ def _number(cell: str) -> float:
     except ValueError:
         value = None
     if value is None:
-        raise ValueError(f'not a number: "{cell}"')
+        hint = ' (for decimal commas, set decimal = ",")' if _COMMA.fullmatch(cell) else ""
+        raise ValueError(f'not a number: "{cell}"{hint}')
     if not math.isfinite(value):
         raise ValueError(f'not a finite number: "{cell}"')
     if value == 0 and any(digit in "123456789" for digit in cell.lower().partition("e")[0]):
