@@ -81,10 +81,7 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 @figures.style()
 def draw(dataset: xr.Dataset) -> Figure:
     """‖w − w*‖² against α, a curve for each shape; and against (u² + v²)/2, which unites them."""
-
-    def shape(smallest: xr.DataArray) -> str:
-        return f"shape $s$ = {float((1 - smallest**2) / (1 + smallest**2)):.2g}"
-
+    style = {"label": lambda u: f"shape $s$ = {float((1 - u**2) / (1 + u**2)):.2g}"}
     axis = {"xscale": "log", "yscale": "log"}
     figure, panels = figures.canvas(7.0, 3.2, ncols=2, sharey=True, subplot_kw=axis)
     error, truth = dataset.ddln.end.ddln.distance_to_truth**2, dataset.ddln.first.data["truth"]
@@ -92,7 +89,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     levels = {rf"least $\ell_{p}$ norm": ((w - truth) ** 2).sum() for p, w in least}
     scales = {r"$\alpha = |uv|$": dataset[SCALE] ** 2, r"$(u^2 + v^2)/2$": joint_scale(dataset)}
     for axes, (name, scale) in zip(panels, scales.items(), strict=True):
-        figures.curves(axes, error, SHAPE, against=scale, label=shape)
+        figures.curves(axes, error, SHAPE, against=scale, **style)
         figures.levels(axes, levels)
         axes.set(xlabel=name)
     panels[0].set_ylabel(r"$\|w - w^*\|^2$")
