@@ -1,5 +1,7 @@
 """Run every config in full; write experiments/RESULTS.md and the figures in docs/images/.
 
+A config in configs/ is all that a study needs to be run here; `ddln new` makes one.
+
 Every config is a `ddln run` in a process of its own, one after the other. An interrupted run
 continues where it stopped, and a finished one is not repeated. The page lists the configs that have
 run so far. A failed theorem or claim, or a refused run, does not stop the others; the exit status

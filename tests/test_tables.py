@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ddln.cli import main as cli
-from ddln.cli import output
+from ddln.cli import printing
 from ddln.verification import tables
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]")
@@ -44,7 +44,7 @@ def shown(monkeypatch):
         with monkeypatch.context() as patch:
             terminal = Terminal()
             patch.setattr("sys.stdout", terminal)
-            output.print_table(list(rows), "Certificates")
+            printing.print_table(list(rows), "Certificates")
             return terminal.getvalue()
 
     return shown
@@ -85,7 +85,7 @@ def test_no_color_disables_colour(shown, monkeypatch):
 
 
 def test_output_to_a_file_has_no_escapes(capsys):
-    output.print_table([ROW], "Certificates")
+    printing.print_table([ROW], "Certificates")
     assert "\x1b" not in capsys.readouterr().out
 
 

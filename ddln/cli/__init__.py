@@ -1,5 +1,5 @@
 """The `ddln` command.
 
-`main` defines the verbs, `output` prints plans and results, and `signals` turns errors and
+`main` defines the verbs, `printing` prints plans and results, and `signals` turns errors and
 interruptions into messages and exit statuses.
 """

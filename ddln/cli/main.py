@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddln.cli import _arguments as arguments
-from ddln.cli import output
+from ddln.cli import printing
 from ddln.cli.signals import exit_on_error, interruptible, log
 from ddln.sweeps.environment import relative_path, start_jax
 
@@ -116,7 +116,7 @@ def run(
                 if json_lines:
                     progress.event("failed", run=str(folder.path), error=str(error))
                 else:
-                    output.print_run(folder, folder.read_claims())
+                    printing.print_run(folder, folder.read_claims())
                 raise
         if is_new and cluster is None:
             run_times.record(plan, time.monotonic() - began, done.seconds_per_lane)
@@ -136,7 +136,7 @@ def check(config: arguments.Config, overrides: arguments.Overrides = None) -> No
             start_jax()
             _validate(plan, path)
     with exit_on_error():
-        output.print_plan(plan)
+        printing.print_plan(plan)
         _check_memory(plan, path)
 
 
@@ -176,9 +176,9 @@ def verify(
         typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))
     else:
         typer.echo(assumptions.render(assumed) + "\n")
-        output.print_table(rows, "Certificates")
-        output.print_accuracy(*count_recomputed(dataset))
-    raise typer.Exit(output.failed(rows))
+        printing.print_table(rows, "Certificates")
+        printing.print_accuracy(*count_recomputed(dataset))
+    raise typer.Exit(printing.failed(rows))
 
 
 @app.command()
@@ -186,7 +186,7 @@ def show(run: arguments.Run, out: arguments.Out = Path("runs")) -> None:
     """Print the tables of a run."""
     with exit_on_error():
         folder = _existing(run, out)
-        output.print_run(folder, folder.read_claims())
+        printing.print_run(folder, folder.read_claims())
 
 
 @app.command()
@@ -275,7 +275,7 @@ def list_(runs: arguments.Runs = False, out: arguments.Out = Path("runs")) -> No
     if runs:
         from ddln.sweeps import saved_runs
 
-        output.print_runs(saved_runs.summaries(out), out)
+        printing.print_runs(saved_runs.summaries(out), out)
         return
     for path, about in studies.configs():
         typer.echo(f"{path.stem:16}{about}\n{'':16}{relative_path(path)}")
@@ -385,12 +385,12 @@ def _validate(plan: "Plan", path: Path) -> None:
 def _conclude(folder: "RunFolder", json_lines: bool) -> None:
     """Print the results, or the event `finished`, and exit with status 0 or 1."""
     tables = folder.read_claims()
-    failed = [row for rows in tables.values() for row in rows if output.failed([row])]
+    failed = [row for rows in tables.values() for row in rows if printing.failed([row])]
     if json_lines:
         from ddln.sweeps import progress
 
         names = [row["name"] for row in failed]
         progress.event("finished", run=str(folder.path), ok=not failed, failed=names)
     else:
-        output.print_run(folder, tables)
+        printing.print_run(folder, tables)
     raise typer.Exit(int(bool(failed)))

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ddln._internal.compiler_options import FASTEST, SMALL_BATCH
 from ddln._internal.program_store import StoredJit
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems import sharding
@@ -22,10 +23,6 @@ from ddln.solvers._steppers import Rodas5P, Tsit5
 from ddln.solvers.formulations import Reduced, Smallest, first_step
 from ddln.solvers.status import Status
 from ddln.solvers.trajectory import Trajectory
-
-_SMALL = 128
-"""Numbers in the state of a batch up to which it compiles with few optimisations: in 0.7 s instead
-of 1.7, for steps that take 1.7 times as long."""
 
 
 class FlowInputs(NamedTuple):
@@ -96,7 +93,7 @@ def _solve_on(
     if problem.minimum.ndim:
         problem = jax.tree.map(lambda array: array[members], problem)
     placed = _place(device, problem, inputs, np.int32(max_steps))
-    solve = _solve_small_batch if inputs.reduction.start.size <= _SMALL else _solve_large_batch
+    solve = _solve_small_batch if inputs.reduction.start.size <= SMALL_BATCH else _solve_large_batch
     solution = jax.tree.map(np.asarray, solve((batch.stepper, batch.formulation), *placed))
     # Distribute the steps of the copies that pad the batch over its networks.
     iterations = -(-solution.loop_iterations * members.size // np.unique(members).size)
@@ -154,11 +151,7 @@ def _solve_batch(
 
 
 _solve_large_batch = StoredJit(_solve_batch, title="the flow")
-_solve_small_batch = StoredJit(
-    _solve_batch,
-    compiler_options={"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0},
-    title="the flow",
-)
+_solve_small_batch = StoredJit(_solve_batch, compiler_options=FASTEST, title="the flow")
 
 
 def _batch_last(array: Shaped[Array, "batch *rest"]) -> Shaped[Array, "*rest batch"]:

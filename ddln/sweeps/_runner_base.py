@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ddln._internal.compiler_options import options_of_chunk
 from ddln._internal.program_store import StoredJit
 from ddln.config.experiment import Experiment, substitute
 from ddln.problems import sharding
@@ -28,9 +29,6 @@ from ddln.sweeps import build
 from ddln.sweeps.dataset_schema import stored_variables
 from ddln.theory.assumptions import STATEMENTS, check_hypotheses
 from ddln.verification import claims, diagnostics
-
-FEW_NETWORKS = 32
-"""Chunk width up to which compiling longer would cost more than running faster would save."""
 
 CERTIFIED_TOGETHER = 16
 """Networks that a CPU certifies at a time: their arrays stay in its cache, and in memory that the
@@ -100,7 +98,7 @@ class Runner(ABC):
         problem_axis = 0 if any(name.startswith("problem.") for name in swept) else None
         key_axis = 0 if "dynamics.sampling.seed" in swept else None
         self.axes = Inputs(truth=0, problem=problem_axis, layers=0, controls=0, key=key_axis)
-        options = fast_compile_options(width)
+        options = options_of_chunk(width)
 
         def build_one(varying: dict[str, Array], shared: dict[str, Array]) -> Inputs:
             return self._build_one(substitute(experiment, {**shared, **varying}))
@@ -303,16 +301,6 @@ class Runner(ABC):
 def _on_host(array: Any) -> Any:
     """The array in NumPy, which slices it without compiling; random keys stay in JAX."""
     return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
-
-
-def fast_compile_options(width: int) -> dict[str, bool | int]:
-    """Options of XLA for a large program that does little work.
-
-    It compiles in half the time and runs a tenth slower; for few networks, it compiles in a fifth
-    of the time and runs at less than half the speed.
-    """
-    options: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False}
-    return options | ({"xla_backend_optimization_level": 0} if width <= FEW_NETWORKS else {})
 
 
 def _has_stalled(losses: Float[Array, " points"], patience: int) -> Bool[Array, " points"]:

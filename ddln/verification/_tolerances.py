@@ -1,4 +1,4 @@
-"""Error allowances that several certificates share.
+"""Error allowances that several certificates share; the tolerance of one stands in its function.
 
 The *floor* of the gap is ½ β δ²: the square root of the gap is a seminorm of θ − θ*, so an error δ
 of the integrator in θ moves it by at most √(β/2) δ. A run says nothing about gaps below the floor.
