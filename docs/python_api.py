@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ddln
+from docs.docstring_text import typeset
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "networks": (
@@ -95,7 +96,7 @@ def _first_line(value: object) -> str:
     """The first sentence of a docstring, safe in a table."""
     text = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
     parts = escape(text, quote=False).replace("|", "\\|").split("`")
-    parts[::2] = [part.replace("*", "\\*").replace("_", "\\_") for part in parts[::2]]
+    parts[::2] = [part.replace("*", "\\*").replace("_", "\\_") for part in map(typeset, parts[::2])]
     return "`".join(parts)
 
 
