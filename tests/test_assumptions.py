@@ -63,6 +63,7 @@ def test_dataset_has_hypotheses_and_the_predictor_of_a_signed_network(signed):
     experiment = ddln.load("configs/figure4.toml").with_(
         {
             "dynamics.points": 11,
+            "network.depth": 2,
             "network.signed": signed,
             "problem.data.samples": 4,
             "problem.data.features": 3,

@@ -14,6 +14,8 @@ import ddln
 from ddln.config import datasets
 from ddln.config.data_schema import CountsDataConfig
 from ddln.config.experiment import ConfigError
+from ddln.verification._convergence_bounds import divergence_bound, exponential_bound
+from ddln.verification._tolerances import gap_floor
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 3))
@@ -528,13 +530,19 @@ def test_user_given_pl_constant_enables_the_exponential_bound():
     def loss(theta):
         return jnp.sum(curvature * (theta - 1) ** 2) / 2
 
-    problem = ddln.from_function(loss, 3, minimum=0, minimiser=jnp.ones(3), pl_constant=1)
-    claims = certified(problem)
-    assert claims["exponential bound"].applies
-    assert claims["exponential bound"].holds
-    assert not claims["divergence bound"].applies  # convexity was not claimed
-    wrong = ddln.from_function(loss, 3, minimum=0, minimiser=jnp.ones(3), pl_constant=20)
-    assert not certified(wrong)["exponential bound"].holds
+    @jax.jit
+    def bounds(problem, run):
+        given = problem, run, ddln.theory.predict(problem, run), gap_floor(problem, run)
+        return exponential_bound(*given), divergence_bound(*given)
+
+    problem = ddln.from_function(loss, 3, minimum=0, minimiser=np.ones(3), pl_constant=1)
+    run = ddln.gradient_flow(problem, LAYERS, TIMES)
+    exponential, divergence = bounds(problem, run)
+    assert exponential.applies
+    assert exponential.holds
+    assert not divergence.applies  # convexity was not claimed
+    wrong = ddln.from_function(loss, 3, minimum=0, minimiser=np.ones(3), pl_constant=20)
+    assert not bounds(wrong, run)[0].holds
 
 
 CONFIG = """

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS, STEPS, LANES, NARROW, WIDE = 61, 2000, 3, 50, 120
+POINTS, STEPS, DEPTH, LANES, NARROW, WIDE = 61, 2000, 3, 3, 50, 120
 LONGEST, SCREEN = 100, 40  # lines of a study, and of a function in it
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
 
 
 def smaller(path):
-    """The experiment with fewer saved times, steps, networks and features, and a single program."""
+    """The experiment with fewer times, steps, layers, networks and features; a single program."""
     experiment = ddln.load(path)
     axes = plan.make_plan(experiment).axes
     kept = {axis.dimension: np.arange(axis.values.size) for axis in axes}
@@ -42,6 +42,8 @@ def smaller(path):
     for name, most in limits.items():
         if getattr(experiment.dynamics, name, 0) > most:
             changes[f"dynamics.{name}"] = most
+    if experiment.network.depth > DEPTH:
+        changes["network.depth"] = DEPTH
     if experiment.features > WIDE:
         is_file = experiment.problem.data.kind == "file"
         columns = [f"x{k + 1}" for k in range(WIDE)]
