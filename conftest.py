@@ -42,5 +42,5 @@ def _programs_are_let_go():
     from ddln._internal.compiled_programs import memory_maps
 
     maps = memory_maps()
-    if maps is None or maps[0] > maps[1] // 3:
+    if maps is None or maps[0] > maps[1] // 4:
         jax.clear_caches()

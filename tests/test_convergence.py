@@ -1,5 +1,6 @@
 """Rates and bounds against their formulas, long runs and the Hessian."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,8 +82,9 @@ def test_modes_of_few_samples_are_eigenvectors_of_the_hessian(kind):
         problem, layers = ddln.signed(problem), ddln.init.signed(layers)
     theta = np.prod(layers, axis=0)
     rates, modes = theory.mode_rates(problem, theta, layers)
-    root = np.sqrt(ddln.mobility(layers))
-    whole = root[:, None] * jax.hessian(problem.loss)(theta) * root[None]
+    root = np.sqrt(np.asarray(ddln.mobility(layers)))
+    hessian = np.asarray(jax.jit(jax.hessian(lambda theta: problem.loss(theta)))(theta))
+    whole = root[:, None] * hessian * root[None]
     np.testing.assert_allclose(np.linalg.eigvalsh(whole)[-3:], rates, rtol=1e-9)
     np.testing.assert_allclose(whole @ modes, modes * rates[None], atol=1e-9 * float(rates[-1]))
 
@@ -116,7 +118,7 @@ def test_posterior_bound_equals_the_gap_in_one_dimension():
     run = ddln.gradient_flow(problem, [[0.2], [1.0], [1.1]], jnp.linspace(1.0, 1.2, 41))
     assert run.gap[-1] < run.gap[0] / 5
     np.testing.assert_allclose(theory.posterior_bound(problem, run), run.gap, rtol=INTEGRATOR)
-    predicted = theory.predict(problem, run)
+    predicted = eqx.filter_jit(theory.predict)(problem, run)
     np.testing.assert_allclose(predicted.posterior_bound, run.gap, rtol=INTEGRATOR)
     # The relative error of the bound is the error of its exponent.
     _, error = theory.smallest_mobility_integral(run)

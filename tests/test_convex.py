@@ -3,6 +3,7 @@
 import tracemalloc
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -97,37 +98,51 @@ def test_gap_is_accurate_near_the_minimum(problems, name, distance):
         np.testing.assert_allclose(problem.gap(theta), float(exact), rtol=tolerance)
 
 
+@eqx.filter_jit
+def derivatives(problem, theta):
+    """The derivatives of a loss, its own and those by autodiff."""
+    return {
+        "gradient": problem.gradient(theta),
+        "grad(loss)": jax.grad(problem.loss)(theta),
+        "hessian": problem.hessian(theta),
+        "hessian(loss)": jax.hessian(problem.loss)(theta),
+        "jacfwd(gradient)": jax.jacfwd(problem.gradient)(theta),
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("at", [0.0, 4.0])
 def test_derivatives_match_finite_differences_of_the_loss(problems, name, at):
     problem = problems[name]
-    theta = jnp.array([0.4, 1.1, -0.7]) * at + problem.minimiser * float(at == 0)
+    theta = np.array([0.4, 1.1, -0.7]) * at + np.asarray(problem.minimiser) * float(at == 0)
     step = 1e-6
+    loss = jax.jit(lambda theta: problem.loss(theta))
     differences = [
-        (problem.loss(theta + step * e) - problem.loss(theta - step * e)) / (2 * step)
-        for e in jnp.eye(3)
+        (float(loss(theta + step * e)) - float(loss(theta - step * e))) / (2 * step)
+        for e in np.eye(3)
     ]
-    scale = 1 + float(jnp.abs(problem.loss(theta)))
-    np.testing.assert_allclose(problem.gradient(theta), jnp.stack(differences), atol=1e-8 * scale)
+    scale = 1 + abs(float(loss(theta)))
+    found = derivatives(problem, theta)
+    np.testing.assert_allclose(found["gradient"], differences, atol=1e-8 * scale)
     # The gradient is written as a difference from θ*, so that autodiff of ℒ is another road.
+    np.testing.assert_allclose(found["gradient"], found["grad(loss)"], atol=1e-13 * scale)
+    np.testing.assert_allclose(found["hessian"], found["hessian(loss)"], atol=1e-12 * scale)
     np.testing.assert_allclose(
-        problem.gradient(theta), jax.grad(problem.loss)(theta), atol=1e-13 * scale
+        found["jacfwd(gradient)"], found["hessian(loss)"], atol=1e-12 * scale
     )
-    hessian = jax.hessian(problem.loss)(theta)
-    np.testing.assert_allclose(problem.hessian(theta), hessian, atol=1e-12 * scale)
-    np.testing.assert_allclose(jax.jacfwd(problem.gradient)(theta), hessian, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_known_smoothness_bounds_the_change_of_the_gradient(problems, name):
     problem = problems[name]
-    theta = jnp.asarray(5 * RNG.normal(size=(200, 3)))
-    gradients, gaps = jax.vmap(problem.gradient)(theta), jax.vmap(problem.gap)(theta)
+    both = jax.jit(jax.vmap(lambda theta: (problem.gradient(theta), problem.gap(theta))))
+    gradients, gaps = map(np.asarray, both(5 * RNG.normal(size=(200, 3))))
     assert (gaps >= 0).all()
     if name in ("poisson", "exponential"):
         assert problem.smoothness is None
         return
-    assert (jnp.sum(gradients**2, axis=1) <= 2 * problem.smoothness * gaps * (1 + 1e-12)).all()
+    limit = 2 * float(problem.smoothness) * gaps * (1 + 1e-12)
+    assert (np.sum(gradients**2, axis=1) <= limit).all()
     top = np.linalg.svd(X)[2][0]
     largest = np.linalg.eigvalsh(X.T @ X)[-1] * {"logistic": 0.25, "huber": 1.0}[name]
     np.testing.assert_allclose(problem.smoothness, largest, rtol=1e-12)
@@ -273,17 +288,20 @@ def test_single_precision_loss_stays_single_and_accurate(name):
         make = getattr(ddln, name)
         targets = np.asarray(TARGETS.get(name, VALUES), np.float32)
         problem, exact = make(single, targets), make(single.astype(float), targets.astype(float))
-    theta = problem.minimiser + jnp.array([0.5, -0.4, 0.3], jnp.float32)
-    values = {
-        part: getattr(problem, part)(theta) for part in ("loss", "gap", "gradient", "hessian")
-    }
+    theta = np.asarray(problem.minimiser) + np.array([0.5, -0.4, 0.3], np.float32)
+    parts = ("loss", "gap", "gradient", "hessian")
+
+    @eqx.filter_jit
+    def values_of(problem, theta):
+        return {part: getattr(problem, part)(theta) for part in parts}
+
+    values, exact_values = values_of(problem, theta), values_of(exact, theta.astype(float))
     for part in ("minimum", "minimiser", "pl_constant", "smoothness"):
         values[part] = getattr(problem, part)
     known = {part: value for part, value in values.items() if value is not None}
     assert {part: value.dtype for part, value in known.items()} == dict.fromkeys(known, jnp.float32)
     for part, value in known.items():
-        want = getattr(exact, part)
-        want = np.asarray(want(theta.astype(float)) if callable(want) else want)
+        want = np.asarray(exact_values[part] if part in parts else getattr(exact, part))
         near = SINGLE * np.max(np.abs(want))
         if part == "gap" and name == "function":
             near = SINGLE * float(problem.minimum)  # a difference, as its docstring says

@@ -33,12 +33,19 @@ def test_least_squares_matches_numpy(data, normalisation, factor):
     best, *_ = np.linalg.lstsq(features, targets, rcond=None)
     singular = np.linalg.svd(features, compute_uv=False)
     smallest = singular[singular > 1e-10][-1]
-    np.testing.assert_allclose(problem.loss(theta), factor * residual @ residual, rtol=1e-12)
-    np.testing.assert_allclose(
-        problem.gradient(theta), 2 * factor * features.T @ residual, atol=1e-11
-    )
-    np.testing.assert_allclose(problem.gradient(theta), jax.grad(problem.loss)(theta), atol=1e-11)
-    np.testing.assert_allclose(problem.hessian(theta), jax.hessian(problem.loss)(theta), atol=1e-11)
+    loss, slope, autodiff, hessian, twice = jax.jit(
+        lambda theta: (
+            problem.loss(theta),
+            problem.gradient(theta),
+            jax.grad(problem.loss)(theta),
+            problem.hessian(theta),
+            jax.hessian(problem.loss)(theta),
+        )
+    )(theta)
+    np.testing.assert_allclose(loss, factor * residual @ residual, rtol=1e-12)
+    np.testing.assert_allclose(slope, 2 * factor * features.T @ residual, atol=1e-11)
+    np.testing.assert_allclose(slope, autodiff, atol=1e-11)
+    np.testing.assert_allclose(hessian, twice, atol=1e-11)
     np.testing.assert_allclose(problem.minimiser, best, atol=1e-12)
     np.testing.assert_allclose(
         problem.minimum, factor * np.sum((features @ best - targets) ** 2), atol=1e-12
@@ -52,9 +59,10 @@ def test_least_squares_matches_numpy(data, normalisation, factor):
 @pytest.mark.parametrize("data", [WIDE, TALL, DEFICIENT], ids=["wide", "tall", "deficient"])
 def test_pl_condition_and_smoothness_hold_and_are_attained(data):
     problem = ddln.least_squares(*data)
-    theta = problem.minimiser[None] + RNG.normal(size=(200, data[0].shape[1]))
-    gradients, gaps = jax.vmap(problem.gradient)(theta), jax.vmap(problem.gap)(theta)
-    ratio = jnp.sum(gradients**2, axis=1) / 2 / gaps
+    theta = np.asarray(problem.minimiser) + RNG.normal(size=(200, data[0].shape[1]))
+    both = jax.jit(jax.vmap(lambda theta: (problem.gradient(theta), problem.gap(theta))))
+    gradients, gaps = map(np.asarray, both(theta))
+    ratio = np.sum(gradients**2, axis=1) / 2 / gaps
     assert problem.pl_constant is not None
     assert problem.smoothness is not None
     assert (ratio >= problem.pl_constant * (1 - 1e-9)).all()
@@ -199,5 +207,7 @@ def test_batched_gradients_match_single_gradients(make, is_signed):
     problem = make(rng.standard_normal((6, 4)), np.sign(rng.standard_normal(6)))
     problem = ddln.signed(problem) if is_signed else problem
     thetas = rng.standard_normal((problem.dim, 3))
-    each = np.stack([problem.gradient(theta) for theta in thetas.T], axis=-1)
-    np.testing.assert_allclose(problem.gradients(jnp.asarray(thetas)), each, rtol=1e-12, atol=1e-12)
+    gradient = jax.jit(lambda theta: problem.gradient(theta))
+    each = np.stack([gradient(theta) for theta in thetas.T], axis=-1)
+    together = jax.jit(lambda thetas: problem.gradients(thetas))(thetas)
+    np.testing.assert_allclose(together, each, rtol=1e-12, atol=1e-12)
