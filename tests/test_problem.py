@@ -194,6 +194,15 @@ def test_estimates_over_all_samples_average_to_the_loss(wrap):
     np.testing.assert_allclose(moved, np.sum(residual**2) / 4, rtol=1e-12)
 
 
+def test_changing_the_given_array_does_not_change_the_problem():
+    buffer = np.ones(6 * 4 + 8)
+    start = -buffer.ctypes.data % 64 // buffer.itemsize  # memory that JAX would share
+    features = buffer[start : start + 6 * 4].reshape(6, 4)
+    problem = ddln.least_squares(features, np.ones(6))
+    features[:] = 0.0
+    np.testing.assert_array_equal(problem.features, 1.0)
+
+
 def test_signing_a_signed_problem_is_refused():
     problem = ddln.signed(ddln.least_squares([[1.0]], [1.0]))
     with pytest.raises(ValueError, match="must not be signed already"):
