@@ -21,13 +21,14 @@ def _(mo):
     mo.md(r"""
     # First steps
 
-    A deep diagonal linear network has layers $u^1, \dots, u^L \in \mathbb{R}^d$ and acts through their elementwise
-    product, its **effective parameter** $\theta = u^1 \odot \dots \odot u^L$. Training follows the gradient of a loss
-    $\mathcal{L}(\theta)$ with respect to the layers. What depth and initialisation change is not which $\theta$ can be
-    had (all can) but how one moves, and so where one ends.
+    A deep diagonal linear network has layers $u^1, \dots, u^L \in \mathbb{R}^d$. Its output depends on them only
+    through their elementwise product, the **effective parameter** $\theta = u^1 \odot \dots \odot u^L$. Training
+    follows the gradient of a loss $\mathcal{L}(\theta)$ with respect to the layers. The network can represent the
+    same linear models as $\theta$ alone. Depth and initialisation change how $\theta$ moves, and therefore where it
+    ends.
 
-    A problem first: least squares, in the convention of the paper, $\mathcal{L}(\theta) = \|X\theta - y\|^2$. With two
-    samples and three features its minimisers are a line.
+    We begin with a problem: least squares, in the convention of the paper, $\mathcal{L}(\theta) = \|X\theta -
+    y\|^2$. There are two samples and three features, so the minimisers form a line.
     """)
     return
 
@@ -42,10 +43,11 @@ def _(ddln):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The constants are what the theorems need: $\mu$ of the Polyak–Łojasiewicz inequality and the smoothness $\beta$.
+    The display shows the constants that the theorems need: $\mu$ of the Polyak–Łojasiewicz inequality and the
+    smoothness $\beta$.
 
-    Now a network of three layers. The first is zero, so that $\theta(0) = 0$ whatever the others are: the start of
-    Figure 4 of the paper.
+    Next, a network of three layers. The first is zero, so $\theta(0) = 0$ whatever the others are, as in Figure 4
+    of the paper.
     """)
     return
 
@@ -80,9 +82,9 @@ def _(mo):
     mo.md(r"""
     ## The entropy
 
-    Theorem 1 says that $\theta$ by itself follows a **mirror flow**, $\frac{d}{dt}\nabla Q(\theta) =
-    -\nabla\mathcal{L}(\theta)$, whose entropy $Q$ is made by the initial layers alone. Where $Q$ is flat the network is
-    quick, where it is steep it is slow.
+    By Theorem 1, $\theta$ alone follows a **mirror flow**, $\frac{d}{dt}\nabla Q(\theta) =
+    -\nabla\mathcal{L}(\theta)$. The initial layers determine its entropy $Q$. Since $\dot\theta = -(\nabla^2
+    Q)^{-1} \nabla\mathcal{L}$, a coordinate moves fast where $Q$ has little curvature.
     """)
     return
 
@@ -99,8 +101,8 @@ def _(mo):
     mo.md(r"""
     ## Every theorem, on this run
 
-    `certify` holds the run against each statement: what was measured, what it should be, and how close the two must be.
-    The pointer on a claim's name tells what it says.
+    `certify` compares the run with each statement. The table shows what was measured, what was expected, and the
+    tolerance. Point at the name of a claim to read its statement.
     """)
     return
 
@@ -117,8 +119,8 @@ def _(mo):
     mo.md(r"""
     ## Where it ends
 
-    Of all minimisers the flow picks the one with the smallest $D_Q(\theta, \theta(0))$. That is a convex problem which
-    knows nothing of the flow, and its solution is where the flow went.
+    Of all minimisers, the flow ends at the one with the smallest Bregman divergence $D_Q(\theta, \theta(0))$.
+    `limit_point` solves this convex problem without integrating the flow.
     """)
     return
 
@@ -159,8 +161,8 @@ def _(figures, least_norm, predicted, run):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The flow goes to the dashed lines, not to the dotted ones. To move the numbers and watch: `ddln explore`. To do the
-    same from a file that says all of it: `ddln run figure4`.
+    The flow ends at the dashed lines, not at the dotted ones. Continue with `ddln explore`, which has sliders for
+    these numbers, or with `ddln run figure4`, which reads them from a file.
     """)
     return
 

@@ -22,13 +22,13 @@ def _(mo):
     mo.md(r"""
     # The mirror flow by hand
 
-    Theorem 1 in its differentiated form is a flow on $\theta$ alone,
+    In differentiated form, the mirror flow of Theorem 1 is a flow of $\theta$ alone,
 
     $$\dot\theta = -\nabla^2 Q(\theta)^{-1}\, \nabla\mathcal{L}(\theta).$$
 
-    Here it is integrated with nothing but this formula: the Hessian of $Q$ by automatic differentiation,
-    `jacfwd(grad(Q))`, and four lines of Runge–Kutta. It must come out on the curve that gradient flow on the *layers*
-    draws, which never hears of $Q$.
+    We integrate it with nothing but this formula. Automatic differentiation, `jacfwd(grad(Q))`, gives the Hessian
+    of $Q$, and four lines of code are the Runge–Kutta method. The result must be the curve of the gradient flow on
+    the *layers*, whose equation does not contain $Q$.
     """)
     return
 
@@ -45,8 +45,8 @@ def _(ddln, jax):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The Hessian is diagonal, and its entries are $1/M_k$ with $M_k = \sum_j \prod_{i \ne j} (u^i_k)^2$: two ways to the
-    same numbers, one through $Q$ and one through the layers.
+    The Hessian is diagonal, and its entries are $1/M_k$ with $M_k = \sum_j \prod_{i \ne j} (u^i_k)^2$. We compute
+    the same numbers twice, from $Q$ and from the layers.
     """)
     return
 
@@ -89,7 +89,7 @@ def _(hessian, jax, jnp, problem):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The reference integrates the layers as they stand, `coordinates="layers"`, at a fine tolerance.
+    The reference integrates the layers themselves, `coordinates="layers"`, at a fine tolerance.
     """)
     return
 
@@ -136,11 +136,12 @@ def _(errors, figures, on_layers, paths, steps, times):
 @app.cell
 def _(mo):
     mo.md(r"""
-    Lines are the layers' flow, marks the mirror flow by hand; and halving the step divides the distance between them by
-    sixteen, which is all the error of Runge–Kutta's: the two flows are one.
+    Lines are the flow of the layers, marks the mirror flow by hand. Halving the step divides the distance between
+    them by sixteen, as it must for a Runge–Kutta method of order four: the two flows agree, and the distance is its
+    error.
 
-    `ddln.mirror_flow` does it another way again: its state is $\xi = \nabla Q(\theta)$, and $\theta$ is found by inverting
-    the mirror map.
+    `ddln.mirror_flow` is a third way. Its state is $\xi = \nabla Q(\theta)$, and it finds $\theta$ by inverting the
+    mirror map.
     """)
     return
 

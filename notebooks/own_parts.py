@@ -26,9 +26,9 @@ def _(mo):
 
     ## A loss
 
-    Any differentiable function of $\theta$ is a problem. This one is the log-cosh loss, quadratic near its minimum and
-    linear far from it, written as $\log(1 + 2\sinh^2(r/2))$ so that nothing cancels where it is small. What the theorems
-    need is given where it is known; what is not known they say they lack.
+    Any differentiable function of $\theta$ is a problem. This one is the log-cosh loss, which is quadratic near its
+    minimum and linear far from it. We write it as $\log(1 + 2\sinh^2(r/2))$ to avoid cancellation where it is
+    small. Constants that you know are arguments; certificates that need others say that they do not apply.
     """)
     return
 
@@ -65,13 +65,13 @@ def _(ddln, jax, jnp, robust):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The bounds that need a Polyak–Łojasiewicz constant do not apply, since none was given. The others hold: Theorem 1
-    does not ask what the loss is.
+    The bounds that need a Polyak–Łojasiewicz constant do not apply, since we gave none. The other claims hold:
+    Theorem 1 is valid for any differentiable loss.
 
     ## An entropy
 
-    `mirror_descent` takes anything that has `mirror_map` and `inverse`. Here the hyperbolic entropy is written down as
-    such: it is what two layers $(0, \alpha)$ make, so that the network's own entropy must give the same steps.
+    `mirror_descent` accepts any object with the methods `mirror_map` and `inverse`. Here we write the hyperbolic
+    entropy. It is the entropy of two layers $(0, \alpha)$, so the network's own entropy must give the same steps.
     """)
     return
 
@@ -116,7 +116,7 @@ def _(mo):
     mo.md(r"""
     ## An optimiser
 
-    `descend` trains the layers by any optax transformation. This one is written from nothing: steps along the gradient
+    `descend` trains the layers by any optax transformation. We write one ourselves: a step along the gradient
     divided by its norm, so that the network does not slow down near a saddle.
     """)
     return
@@ -168,14 +168,13 @@ def _(figures, flow, mine, np, plain, robust, trained):
 @app.cell
 def _(mo):
     mo.md(r"""
-    Left, plain gradient descent waits where the layers are small, and normalised steps do not; near the minimum it is the
-    other way round. Right, two entropies, two
-    ways to the one minimiser.
+    Left: where the layers are small, plain gradient descent is slow and normalised steps are not; near the minimum
+    it is the opposite. Right: mirror descent with two entropies takes two ways to the same minimiser.
 
     ## A study
 
-    A study is two functions of a data set: what to claim, and how to draw it. `ddln new NAME` writes one to a file,
-    `ddln run NAME` computes and checks it; the functions work just as well on a data set in memory.
+    A study consists of two functions of a data set: its claims and its figure. `ddln new NAME` writes one to a
+    file, and `ddln run NAME` computes and checks it. The functions also work on a data set in memory.
     """)
     return
 

@@ -26,8 +26,8 @@ def _(mo):
     mo.md(r"""
     # Reading a data set
 
-    A run leaves `dataset.nc`, netCDF-4, that xarray opens and so do Julia, R and MATLAB. `ddln.run` gives the same data
-    set in memory. Here it is written and read again, as from a run folder.
+    A run writes `dataset.nc`, a netCDF-4 file for xarray, Julia, R or MATLAB. `ddln.run` returns the same data set
+    in memory. Here we write it and read it again, as from a run folder.
     """)
     return
 
@@ -54,9 +54,9 @@ def _(Path, ddln, studies, tempfile, xr):
 @app.cell
 def _(mo):
     mo.md(r"""
-    A dimension for every axis of the sweep, then `time`, then what a variable has of its own. Names with dots are keys
-    like any other; where xarray wants a keyword, it takes a dictionary. Each variable says in its attributes what it is
-    and in which units.
+    A variable has a dimension for every axis of the sweep, then `time`, then dimensions of its own. A name with
+    dots is an ordinary key. Where xarray expects a keyword, pass a dictionary. The attributes of each variable give
+    its meaning and its unit.
     """)
     return
 
@@ -81,7 +81,7 @@ def _(mo):
     mo.md(r"""
     ## How long until a gap is reached
 
-    Reductions over time are reductions of an array. The seeds are what the median and the band are over.
+    To reduce over time, reduce the array along `time`. The median and the band are taken over the seeds.
     """)
     return
 
@@ -122,8 +122,8 @@ def _(mo):
     mo.md(r"""
     ## What did not finish, and what does not hold
 
-    The numbers of a network that failed are NaN from where it stopped, and its `status` says why; certificates are
-    variables along `certificate`.
+    The numbers of a network that failed are NaN from there on, and `status` gives the reason. Certificates are
+    variables along the dimension `certificate`.
     """)
     return
 
@@ -147,8 +147,8 @@ def _(mo):
     mo.md(r"""
     ## Back to the network
 
-    A data set carries its config, so any network can be reconstructed, with its problem: `dataset.ddln.runs()` gives
-    them all, and `one` has a single one.
+    A data set carries its config, so any network can be rebuilt, with its problem. `dataset.ddln.runs()` yields all
+    of them; here `one` is a single one.
     """)
     return
 

@@ -24,11 +24,11 @@ def _(mo):
 
     Theorem 2 guarantees $\mathcal{L}(\theta(t)) - \mathcal{L}^* \le (\mathcal{L}(\theta(0)) - \mathcal{L}^*)\,
     e^{-2\mu c t}$ with $c = \min_k \prod_{j \ne m_k} \lambda_{jk}$, a product of $L - 1$ imbalances. Layers that are $a$
-    times as large have imbalances $a^2$ times as large, so the guaranteed rate grows like $a^{2(L-1)}$. How much of that
-    does the flow itself do?
+    times as large have imbalances $a^2$ times as large, so the guaranteed rate grows like $a^{2(L-1)}$. How does the rate of
+    the flow itself grow?
 
-    An experiment is a config, here that of Figure 4. `sweep` runs it over a grid, all networks of a depth side by side
-    in one compiled program.
+    An experiment is a config, here that of Figure 4. `sweep` runs it over a grid. All networks of one depth run side by
+    side in one compiled program.
     """)
     return
 
@@ -47,8 +47,9 @@ def _(ddln, np, studies):
 @app.cell
 def _(mo):
     mo.md(r"""
-    `rate_bound` is $\mu c$, before the run; `asymptotic_rate` is $r$, with which the gap falls in the end, $e^{-2rt}$: the
-    smallest nonzero eigenvalue of $M_\infty^{1/2}\, \nabla^2\mathcal{L}\, M_\infty^{1/2}$ at the limit.
+    `rate_bound` is the guaranteed rate $\mu c$, known before the run. `asymptotic_rate` is the rate $r$ at which
+    the gap decays in the end, as $e^{-2rt}$: the smallest nonzero eigenvalue of $M_\infty^{1/2}\,
+    \nabla^2\mathcal{L}\, M_\infty^{1/2}$ at the limit.
     """)
     return
 
@@ -95,12 +96,13 @@ def _(dataset, np, scales):
 @app.cell
 def _(mo):
     mo.md(r"""
-    The bound has its power exactly. The flow's own rate grows by less: in the end $M$ is made of the imbalance *and* of
-    how far $\theta$ went, and what $\theta$ has to be does not depend on the scale. For large scales the imbalance wins
-    and the two run in parallel; for small ones the flow is much quicker than what is guaranteed.
+    The bound follows the power exactly. The flow's own rate grows more slowly. In the end, $M$ depends on the
+    imbalance *and* on $\theta$, and the minimiser, which is unique here, does not depend on the scale. At large
+    scales the imbalance dominates, and the two curves are parallel. At small scales the flow is much faster than
+    guaranteed.
 
-    In steps of gradient descent nothing of this is left, since the largest stable step shrinks by the same factor: that is
-    the study `stable_step`.
+    Counted in steps of gradient descent, larger scales gain nothing, since the largest stable step shrinks by the
+    same factor. The study `stable_step` shows this.
     """)
     return
 
@@ -109,13 +111,13 @@ def _(mo):
 def _(ddln, mo, studies):
     _experiment = ddln.load(studies.find_config("figure4"))
     mo.md(f"""
-    The same by a command, in a folder that can be gone on with:
+    The same sweep as a command, with a run folder that can be resumed:
 
     ```console
     ddln run figure4 'sweep={{}}' 'sweep.network.scale={{ logspace = [-0.15, 0.26, 9] }}'
     ```
 
-    where the config that is being changed says `{_experiment.network.init.kind}` for the start.
+    The command changes the config of the study, whose initialisation is `{_experiment.network.init.kind}`.
     """)
     return
 
