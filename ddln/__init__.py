@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ddln.problems.piecewise_linear import quantile as quantile
     from ddln.problems.signed import Signed as Signed
     from ddln.problems.signed import signed as signed
+    from ddln.solvers import weight_decay as weight_decay
     from ddln.solvers.batched_flow import Flows as Flows
     from ddln.solvers.batched_flow import gradient_flows as gradient_flows
     from ddln.solvers.gradient_descent import Descent as Descent
@@ -111,6 +112,7 @@ _MODULES = {
     "figures": "plotting.figures",
     "init": "networks.init",
     "theory": "theory",
+    "weight_decay": "solvers.weight_decay",
 }
 __all__ = [*_MODULE_OF, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -21,7 +21,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "flows": (
         *("gradient_flow", "gradient_flows", "mirror_flow", "stochastic_flow"),
-        *("Trajectory", "Flows", "Diffusion"),
+        *("weight_decay", "Trajectory", "Flows", "Diffusion"),
     ),
     "training": ("descend", "optimiser", "Sampling", "SharpnessAware", "Descent"),
     "theory": (

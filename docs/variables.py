@@ -45,6 +45,7 @@ def examples() -> dict[str, Experiment]:
     return {
         "flows": flow,
         "training by steps": load(FIGURE4, [f"dynamics={DESCENT}"]),
+        "flows with `weight_decay`": load(FIGURE4, ["dynamics.weight_decay=0.1"]),
         "signed networks": load(FIGURE4, ["network.signed=true"]),
         "data with a known truth": load(FIGURE4, [f"problem.data={SPARSE}"]),
         "runs with this `measure`": flow.model_copy(update={"dynamics": measured}),

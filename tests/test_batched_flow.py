@@ -96,14 +96,17 @@ def test_balanced_batch_follows_the_logistic_curve(problem):
     np.testing.assert_allclose(theta, 1.5 / (1 + decay), rtol=1e-6)
 
 
+@pytest.mark.parametrize("speed", [0.0, 0.5], ids=["autonomous", "faster and faster"])
 @pytest.mark.parametrize(("stepper", "order"), [(Tsit5, 5), (Rodas5P, 5)])
-def test_steps_and_dense_output_have_their_orders(stepper, order):
+def test_steps_and_dense_output_have_their_orders(stepper, order, speed):
     class Logistic:
-        def rate(self, y):
-            return y * (1 - y)
+        def rate(self, time, y):
+            return (1 + speed * time)[None] * y * (1 - y)
 
-        def linearised(self, y):
-            return self.rate(y), (1 - 2 * y)[None]
+        def linearised(self, time, y):
+            drift = speed * y * (1 - y) if speed else None
+            jacobian = (1 + speed * time)[None] * (1 - 2 * y)
+            return self.rate(time, y), jacobian[None], drift
 
         def is_terminated(self, y):
             return jnp.full(y.shape[1:], False)
@@ -111,10 +114,11 @@ def test_steps_and_dense_output_have_their_orders(stepper, order):
     sizes = np.array([0.1, 0.05])
     start = jnp.full((1, 2), 0.2)
     system = Logistic()
-    step = stepper.step(system, start, stepper.start(system, start), jnp.asarray(sizes))
+    carry, zeros = stepper.start(system, start), jnp.zeros(2)
+    step = stepper.step(system, zeros, start, carry, jnp.asarray(sizes))
 
     def exact(t):
-        return 1 / (1 + 4 * np.exp(-t))
+        return 1 / (1 + 4 * np.exp(-t - speed * t**2 / 2))
 
     def errors(fraction):
         c1, c2, c3 = step.coefficients

@@ -291,4 +291,5 @@ def test_reference_of_variables_is_that_of_the_schema():
     assert table["theta"][4:] == ["every run", "`theta` |"]
     assert table["bound"][4:] == ["flows", "`loss` |"]
     assert table["step"][4] == "training by steps"
+    assert table["dose"][4] == "flows with `weight_decay`"
     assert table["gain"][4] == "runs with this `measure`"

@@ -123,3 +123,37 @@ def test_saved_steps_increase_from_first_to_last(steps, spacing):
     assert (np.diff(records) >= 1).all()
     if spacing == "log" and steps > 1000:
         np.testing.assert_allclose(np.diff(np.log(records[8:])), np.log(steps) / 19, rtol=1e-2)
+
+
+DECAYED = load(FIGURE4, ["dynamics.weight_decay=0.1", "sweep={}"])
+
+
+def test_weight_decay_is_a_number_or_a_schedule():
+    assert DECAYED.dynamics.weight_decay.rate == 0.1
+    assert "dynamics.weight_decay.rate" in numeric_leaves(DECAYED)
+    cosine = DECAYED.with_({"dynamics.weight_decay": {"kind": "cosine", "rate": 1, "until": 9}})
+    assert cosine.dynamics.weight_decay.final == 0.0
+    off = DECAYED.with_({"dynamics.weight_decay.until": 2.0})
+    assert (off.dynamics.weight_decay.kind, off.dynamics.weight_decay.until) == ("constant", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (-0.1, "dynamics.weight_decay: must be ≥ 0, got -0.1"),
+        ({"kind": "linear", "rate": 1}, 'weight_decay.kind: unknown kind "linear"'),
+        ({"kind": "cosine", "rate": 1, "until": 2}, "must not end before the flow, at 3, got 2"),
+        ({"kind": "piecewise", "rates": [1], "until": [2]}, "before the flow, at 3, got 2"),
+        ({"kind": "piecewise", "rates": [1, 2], "until": [5]}, "until: must increase and have 2"),
+        ({"kind": "piecewise", "rates": [-1], "until": [5]}, r"rates\[0\]: must be ≥ 0, got -1"),
+        ("often", "weight_decay"),
+    ],
+)
+def test_invalid_weight_decay_is_reported(decay, expected):
+    with pytest.raises(ConfigError, match=expected):
+        DECAYED.with_({"dynamics.weight_decay": decay})
+
+
+def test_target_gap_is_refused_under_weight_decay():
+    with pytest.raises(ConfigError, match="target_gap: a flow with weight_decay does not stop"):
+        DECAYED.with_({"dynamics.target_gap": 1e-3})

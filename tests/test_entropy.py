@@ -548,3 +548,29 @@ def test_inverse_undoes_mirror_map_at_and_near_any_start(depth):
 def test_inverse_of_zero_is_a_start_close_to_zero():
     layers = [[-7.634834309038386e-10], [1.1042252456449204], [0.8790228541743641]]
     np.testing.assert_allclose(ddln.Entropy(layers).inverse([0.0]), [-7.410664e-10], rtol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_decayed_entropy_is_that_of_the_smaller_layers(depth):
+    """Also the scaling law ∇Q_t(θ) = e^{(L−2)Ω} ∇Q(e^{LΩ} θ); open, half-line and zero starts."""
+    rng, dose = np.random.default_rng(depth), 0.7
+    layers = rng.uniform(0.3, 1.2, (depth, 3))
+    layers[0], layers[1, 1] = [0.1, 0.2, 0.0], -0.2
+    whole, fresh = ddln.Entropy(layers), ddln.Entropy(np.exp(-dose) * layers)
+    decayed = whole.decayed(dose)
+    start = np.exp(-depth * dose) * layers.prod(0)
+    theta, other = start * 1.5 + [0.2, 0.0, 0.3], start * 0.5 - [0.1, 0.0, 0.2]
+    xi = decayed.mirror_map(theta)
+    np.testing.assert_allclose(xi, fresh.mirror_map(theta), rtol=1e-11)
+    scaled = np.exp((depth - 2) * dose) * whole.mirror_map(np.exp(depth * dose) * theta)
+    np.testing.assert_allclose(xi, scaled, rtol=1e-11)
+    np.testing.assert_allclose(decayed.inverse(xi), theta, rtol=1e-11)
+    np.testing.assert_allclose(decayed.hessian(theta), fresh.hessian(theta), rtol=1e-11)
+    for one, two in (
+        (decayed.value(theta), fresh.value(theta)),
+        (decayed.conjugate(xi), fresh.conjugate(xi)),
+        (decayed.divergence(theta, other), fresh.divergence(theta, other)),
+        *zip(decayed.range(), fresh.range(), strict=True),
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-11)
+    assert np.abs(decayed.mirror_map(start)).max() < 1e-13 * np.abs(xi).max()

@@ -421,7 +421,10 @@ def test_every_claim_has_a_meaning_in_plain_words(certified):
     descent = ddln.descend(
         problem, run.layers[0], ddln.optimiser("sgd", learning_rate=1e-3), steps=9
     )
-    claims = (*certificates.claims, *ddln.certify(problem, descent).claims)
+    under_decay = ddln.gradient_flow(problem, run.layers[0], TIMES, weight_decay=0.1)
+    runs = descent, under_decay
+    others = (claim for run in runs for claim in ddln.certify(problem, run).claims)
+    claims = (*certificates.claims, *others)
     assert {claim.name for claim in claims} == report.MEANINGS.keys()
 
 
@@ -439,3 +442,86 @@ def test_run_from_a_scale_of_1e_minus_120_is_certified():
     assert run.gap[-1] < 1e-12 * run.gap[0]
     assert bool(certificates["mirror identity"].applies)
     assert bool(certificates.ok), certificates
+
+
+DECAY = ddln.weight_decay.piecewise([0.8, 0.3, 0.0], until=[0.4, 0.7, jnp.inf])
+
+
+@pytest.fixture(scope="module")
+def decayed():
+    problem, run = random_run(jax.random.key(3))
+    layers = run.layers[0].at[:2, 1].set(0.8).at[:2, 2].set(0.0)  # a half-line, and frozen
+    layers = layers / 2  # slower, so that the quadrature of the dual path is exact to 1e-4
+    run = ddln.gradient_flow(problem, layers, TIMES, weight_decay=DECAY)
+    return problem, run, ddln.certify(problem, run)
+
+
+IDENTITIES_UNDER_DECAY = {
+    *("consistency", "conservation", "sign", "monotone objective"),
+    *("dissipation", "mirror identity", "entropy Hessian", "dual path"),
+}
+
+
+def test_certificates_hold_under_decay(decayed):
+    problem, run, certificates = decayed
+    assert certificates.ok, certificates
+    applying = {claim.name for claim in certificates.claims if claim.applies}
+    assert applying == IDENTITIES_UNDER_DECAY | {"completed"}
+    assert certificates["conservation"].measured < 1e-13
+    assert certificates["mirror identity"].measured < 1e-10
+    assert np.isnan(certificates.predictions.exponential_bound).all()
+    for coordinates in ("layers", "mirror"):
+        solve = ddln.mirror_flow
+        if coordinates == "layers":
+            solve = partial(ddln.gradient_flow, coordinates="layers")
+        other = solve(problem, run.layers[0], TIMES, weight_decay=DECAY)
+        assert ddln.certify(problem, other).ok, coordinates
+
+
+@pytest.mark.parametrize(
+    ("wrong", "claims"),
+    [
+        # The exponents of λ, of the velocity, of the objective and of the time-varying entropy.
+        (
+            lambda decay: {"dose": 0.5 * decay.dose},
+            {"conservation", "mirror identity", "dual path"},
+        ),
+        (lambda decay: {"rate": 1.01 * decay.rate}, {"consistency", "dissipation"}),
+        (lambda decay: {"rate": 0.99 * decay.rate}, {"mirror identity"}),
+        (
+            lambda decay: {"dose": 1.001 * decay.dose},
+            {"conservation", "mirror identity", "dual path"},
+        ),
+    ],
+)
+def test_a_wrong_exponent_of_decay_fails(decayed, wrong, claims):
+    problem, run, _ = decayed
+    spoilt = spoil(run, decay=run.decay._replace(**wrong(run.decay)))
+    failed = {claim.name for claim in ddln.certify(problem, spoilt).claims if not claim.holds}
+    assert claims <= failed
+
+
+def test_flow_with_a_wrong_exponent_fails(monkeypatch, decayed):
+    """Shrinking λ by e^{−Ω}, as if it were a layer."""
+    problem, run, _ = decayed
+    true = Reduction.shrunk
+
+    def shrunk(self, dose):
+        reduction = true(self, dose)
+        return eqx.tree_at(
+            lambda r: r.other_imbalances, reduction, self.other_imbalances * jnp.exp(-dose)
+        )
+
+    monkeypatch.setattr(Reduction, "shrunk", shrunk)
+    spoilt = gradient_flow.gradient_flow(problem, run.layers[0], TIMES[:7], weight_decay=0.5)
+    monkeypatch.setattr(Reduction, "shrunk", true)
+    failed = {claim.name for claim in ddln.certify(problem, spoilt).claims if not claim.holds}
+    assert {"conservation", "mirror identity"} <= failed
+
+
+def test_rising_objective_fails_under_decay(decayed):
+    problem, run, _ = decayed
+    spoilt = spoil(run, loss=run.loss.at[7].set(2 * run.loss[6]))
+    claim = ddln.certify(problem, spoilt)["monotone objective"]
+    assert claim.applies
+    assert not claim.holds

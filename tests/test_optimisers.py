@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import ddln
+from ddln import weight_decay
 from ddln.solvers import optimisers
 
 START = np.array([[1.0, -2.0], [0.5, 3.0]])
@@ -278,3 +279,69 @@ def test_invalid_traced_numbers_become_nan():
 def test_objects_other_than_transformations_are_errors():
     with pytest.raises(ValueError, match=r"`optimiser` must be an optax transformation.* got 0\.1"):
         optimisers.as_optimiser(0.1)
+
+
+COSINE = weight_decay.cosine(0.5, until=6.0, final=0.1)
+
+
+def trained_by_numpy(problem, layers, gamma, beta, steps, omega, *, decoupled):
+    """Heavy ball with decay ω(t), in the gradient or beside the rule, one step at a time."""
+    features, targets = np.asarray(problem.features), np.asarray(problem.targets)
+    u, velocity = np.array(layers), np.zeros_like(layers)
+    for k in range(steps):
+        length = gamma / (1 - beta)
+        decay = omega(k * length)
+        gradient = 2 * features.T @ (features @ u.prod(0) - targets)
+        g = gradient * np.array([np.delete(u, j, 0).prod(0) for j in range(len(u))])
+        velocity = beta * velocity - gamma * (g if decoupled else g + decay * u)
+        u = u + velocity - (length * decay * u if decoupled else 0.0)
+    return u
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("decay", [0.3, COSINE], ids=["constant", "cosine"])
+def test_decay_by_a_schedule_in_flow_time_matches_its_formula(decay, decoupled):
+    rng = np.random.default_rng(1)
+    problem = ddln.least_squares(rng.standard_normal((4, 3)), rng.standard_normal(4))
+    layers, gamma, beta, steps = rng.uniform(0.2, 1.0, (3, 3)), 0.01, 0.5, 300
+    omega = (lambda t: 0.3) if decay is not COSINE else (lambda t: float(COSINE.rate(t)))
+    expected = trained_by_numpy(problem, layers, gamma, beta, steps, omega, decoupled=decoupled)
+    rule = ddln.optimiser("heavy_ball", learning_rate=gamma, momentum=beta)
+    chosen = {"weight_decay": decay, "decoupled": decoupled}
+    run = ddln.descend(problem, layers, rule, steps=steps, **chosen)
+    np.testing.assert_allclose(run.layers[-1], expected, rtol=1e-10)
+    half = ddln.descend(problem, layers, rule, steps=100, **chosen)
+    rest = ddln.descend(problem, half.state, rule, steps=200, **chosen)
+    np.testing.assert_array_equal(rest.layers[-1], run.layers[-1])
+    assert ddln.certify(problem, run)["recursion"].applies
+    assert ddln.certify(problem, run).ok
+
+
+def test_decoupled_adam_is_adamw():
+    problem = ddln.least_squares([[1.0, 0.5]], [1.0])
+    layers = [[0.3, 0.4], [0.8, -0.2]]
+    ours = ddln.optimiser("adam", learning_rate=0.01, weight_decay=0.2, decoupled=True)
+    theirs = optax.adamw(0.01, weight_decay=0.2)
+    ends = [ddln.descend(problem, layers, rule, steps=200).layers[-1] for rule in (ours, theirs)]
+    np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_decay": weight_decay.cosine(0.1, until=0.5)}, "must cover all steps"),
+        ({"weight_decay": -1.0}, "`weight_decay` must be ≥ 0"),
+        ({"weight_decay": 0.1, "rule": {"weight_decay": 0.1}}, "must be None if the optimiser has"),
+        ({"rule": {"decoupled": True}}, "`decoupled` must come with a `weight_decay`"),
+    ],
+)
+def test_invalid_decay_of_a_descent_is_refused(options, message):
+    problem = ddln.least_squares([[1.0, 0.5]], [1.0])
+    numbers = options.pop("rule", {})
+
+    def train():
+        rule = ddln.optimiser("sgd", learning_rate=0.01, **numbers)
+        ddln.descend(problem, [[0.3, 0.4], [0.8, -0.2]], rule, steps=100, **options)
+
+    with pytest.raises(ValueError, match=message):
+        train()

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, Strict, model_validator
 
 from ddln.config._table import SHAPE, Seed, Table, Whole, default_kind
+from ddln.config.weight_decay import ConstantDecayConfig, CosineDecayConfig, DecayConfig
 
 OF_DEPTH_2 = {"gain", "effective_initialisation"}
 """Measures that are defined for two layers only."""
@@ -94,6 +95,10 @@ class FlowConfig(_TrajectoryConfig):
         default="reduced",
         description="integrate one number per coordinate, or all layers",
     )
+    weight_decay: DecayConfig = Field(
+        default=None,
+        description="weight decay −ω(t) u in the flow of each layer u: a number, or a schedule",
+    )
     solver: Literal["auto", "tsit5", "rodas5p", "dopri8", "kvaerno5"] = Field(
         default="auto",
         description="explicit (tsit5, dopri8) or implicit (rodas5p, kvaerno5) steps; auto chooses "
@@ -122,6 +127,22 @@ class FlowConfig(_TrajectoryConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decay_fits(self):
+        decay = self.weight_decay
+        for name in ("target_gap", "target_norm", "patience"):
+            if decay is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name}: a flow with weight_decay does not stop early")
+        if decay is None or isinstance(decay, ConstantDecayConfig):
+            return self
+        end = decay.until if isinstance(decay, CosineDecayConfig) else decay.until[-1]
+        if end < self.until:
+            raise ValueError(
+                f"weight_decay.until: the schedule must not end before the flow, at {self.until:g},"
+                f" got {end:g}"
+            )
+        return self
+
     @property
     def saved(self) -> int:
         """Number of saved points."""
@@ -135,7 +156,7 @@ class FlowConfig(_TrajectoryConfig):
     @property
     def method(self) -> str:
         """The name of the flow."""
-        return self.kind
+        return self.kind if self.weight_decay is None else f"{self.kind}_with_decay"
 
     @property
     def is_reduced(self) -> bool:
@@ -175,9 +196,19 @@ class _StepConfig(Table):
     weight_decay: float | None = Field(
         default=None, ge=0, description="ω: adds ω u to the gradient in each layer u"
     )
+    decoupled: bool | None = Field(
+        default=None,
+        description="apply weight_decay beside the rule, as AdamW does: −γω u / (1 − β)",
+    )
     drops: Annotated[tuple[Drop, ...], _LISTED] = Field(
         default=(), description="[step, factor] pairs: from that step on, γ is multiplied by factor"
     )
+
+    @model_validator(mode="after")
+    def _decay_can_be_decoupled(self):
+        if self.decoupled and (self.weight_decay is None or isinstance(self, AdamWOptimiserConfig)):
+            raise ValueError("decoupled: needs a weight_decay that is not the rule's own")
+        return self
 
 
 class PlainOptimiserConfig(_StepConfig):

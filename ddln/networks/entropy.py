@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal import display
-from ddln._internal.validation import ArrayLike, as_layers, as_vector, refuse
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, as_vector, refuse
 from ddln.networks import _coordinate_maps, _inverse_mirror_map
 from ddln.networks.layers import product_and_error
 from ddln.networks.reparametrisation import Reduction
@@ -50,6 +50,31 @@ class Entropy(eqx.Module):
         layers = as_layers(layers)
         self.reduction = Reduction(layers)
         self.start = product_and_error(jax.lax.stop_gradient(layers))
+
+    def decayed(self, dose: Number) -> "Entropy":
+        """The entropy of the layers e^{−Ω} u(0), those that a dose Ω of weight decay alone leaves.
+
+        Under weight decay with dose Ω(t) = ∫₀ᵗ ω it is the entropy Q_t of the time t:
+        dθ/dt = −∇²Q_t(θ)⁻¹ ∇ℒ(θ) − L ω θ, and ∇Q_t(θ) = e^{(L−2)Ω} ∇Q(e^{LΩ} θ).
+
+        Args:
+            dose: Ω, shape ().
+
+        Source: as derived in docs/theory.md; at depth 2, Jacobs & Burkholz 2024.
+
+        >>> entropy = ddln.Entropy([[0.5], [1.0], [-2.0]])
+        >>> later = entropy.decayed(0.3)
+        >>> scaled = jnp.exp(0.3) * entropy.mirror_map([jnp.exp(0.9) * 0.2])
+        >>> bool(jnp.allclose(later.mirror_map([0.2]), scaled, rtol=1e-12))
+        True
+        """
+        dose = as_floats("dose", dose, 0).astype(self.reduction.start.dtype)
+        product, error = self.start
+        factor = jnp.broadcast_to(jnp.exp(-dose), (self.reduction.depth, product.size))
+        rounded, rest = product_and_error(jnp.concatenate([product[None], factor]))
+        start = rounded, rest + error * factor[0] ** self.reduction.depth
+        parts = self.reduction.shrunk(dose), start
+        return eqx.tree_at(lambda entropy: (entropy.reduction, entropy.start), self, parts)
 
     def value(self, theta: ArrayLike) -> Float[Array, ""]:
         """Q(θ), summed over the coordinates; Q(θ(0)) = 0.

@@ -68,6 +68,11 @@ class Reduction(eqx.Module):
         ) = _reduce(as_layers(layers))
 
     @property
+    def depth(self) -> int:
+        """The number L of layers."""
+        return len(self.order)
+
+    @property
     def is_open(self) -> Bool[Array, "dim *batch"]:
         """Whether the smallest layer is unique."""
         return self.sqrt_min_imbalance > 0
@@ -76,6 +81,28 @@ class Reduction(eqx.Module):
     def is_frozen(self) -> Bool[Array, "dim *batch"]:
         """Whether the smallest layer is tied and zero."""
         return (self.sqrt_min_imbalance == 0) & (self.half_line_sign == 0)
+
+    def shrunk(self, dose: Float[Array, "*batch"]) -> "Reduction":
+        """The reduction of the layers e^{−Ω} u: those that a dose Ω of weight decay alone leaves.
+
+        >>> reduction = ddln.Reduction([[0.5], [1.0], [-2.0]]).shrunk(jnp.log(2.0))
+        >>> reduction.layers(reduction.start).ravel().tolist()
+        [0.25, 0.5, -1.0]
+        """
+        factor = jnp.exp(-dose)[None]
+        return eqx.tree_at(
+            lambda reduction: (
+                reduction.start,
+                reduction.sqrt_min_imbalance,
+                reduction.other_imbalances,
+            ),
+            self,
+            (
+                self.start - self.half_line_sign * dose[None],
+                self.sqrt_min_imbalance * factor,
+                self.other_imbalances * factor[None] ** 2,
+            ),
+        )
 
     def at(self, v: Float[Array, "dim *batch"]) -> "ReducedPoint":
         """The reduced network at reparametrised coordinate v."""
@@ -236,7 +263,11 @@ class ReducedPoint(eqx.Module):
         # Only constants are put into the order of the layers: under `vmap` over w, only once.
         signs, imbalances = _by_layer(signs, order), _by_layer(imbalances, order)
         layer, w, g = _layer_index(order), self.smallest[None], self.second[None]
-        others = jnp.where(layer == order[1:2], g, jnp.sqrt(w**2 + imbalances))
+        squares = w**2 + imbalances
+        # The root of 1 where w or g is chosen, or on a frozen coordinate: that of 0 has no slope.
+        has_slope = (squares != 0) & (layer != order[:1]) & (layer != order[1:2])
+        others = jnp.where(has_slope, jnp.sqrt(jnp.where(has_slope, squares, 1.0)), 0.0)
+        others = jnp.where(layer == order[1:2], g, others)
         return signs * jnp.where(layer == order[:1], w, others)
 
 

@@ -20,9 +20,10 @@ from ddln.problems.base import Problem
 from ddln.solvers._batching import NetworkBatch, concurrent_devices, plan_batches, predict
 from ddln.solvers._integrate import BatchSolution, integrate
 from ddln.solvers._steppers import Rodas5P, Tsit5
-from ddln.solvers.formulations import Reduced, Smallest, first_step
+from ddln.solvers.formulations import Reduced, Smallest, diagonal, first_step, with_decay
 from ddln.solvers.status import Status
-from ddln.solvers.trajectory import Trajectory
+from ddln.solvers.trajectory import Trajectory, dose_at
+from ddln.solvers.weight_decay import WeightDecay
 
 
 class FlowInputs(NamedTuple):
@@ -33,6 +34,7 @@ class FlowInputs(NamedTuple):
     rtol: Float[Array, " networks"]
     atol: Float[Array, " networks"]
     target_gap: Float[Array, " networks"] | None
+    decay: WeightDecay | None
 
 
 def solve_in_batches(
@@ -47,6 +49,8 @@ def solve_in_batches(
     """Solve for all networks. The saved states are the smallest layers, (networks, times, dim)."""
     horizon = inputs.times[:, -1] - inputs.times[:, 0]
     stiffness, coordinate_range = predict(problem, layers, inputs.reduction, horizon)
+    if inputs.decay is not None:  # v grows with the dose, since λ shrinks
+        coordinate_range = coordinate_range + dose_at(inputs.decay, horizon)
     devices = concurrent_devices(mesh)
     batches = list(
         plan_batches(
@@ -122,15 +126,17 @@ def _solve_batch(
     rtol: Float[Array, " batch"],
     atol: Float[Array, " batch"],
     target_gap: Float[Array, " batch"] | None,
+    decay: WeightDecay | None,
     max_steps: Int[Array, ""],
 ) -> BatchSolution:
     """Solve one batch: the leading axis of every input, the last axis in between."""
     stepper, formulate = method
-    formulation = formulate(jax.tree.map(_batch_last, reduction))
+    reduction, decay = jax.tree.map(_batch_last, (reduction, decay))
+    formulation = formulate(reduction, decay=decay)
     if problem.minimum.ndim:
         problem = jax.tree.map(_batch_last, problem)
     system = _BatchedFlow(problem, formulation, target_gap)
-    elapsed = (times - times[:, :1]).T  # the equation is autonomous
+    elapsed = (times - times[:, :1]).T
     solution = integrate(
         system,
         stepper,
@@ -141,11 +147,11 @@ def _solve_batch(
         atol=formulation.tolerance(atol),
         max_steps=max_steps,
     )
-    smallest = jax.vmap(formulation.smallest)(solution.saved)
+    smallest = jax.vmap(lambda t, y: formulation.at(t).smallest(y))(elapsed, solution.saved)
     iterations = jnp.broadcast_to(solution.loop_iterations, solution.status.shape)
     return solution._replace(
         saved=jnp.moveaxis(smallest, -1, 0),
-        status=_checked_status(system, solution),
+        status=_checked_status(system, solution, elapsed[-1]),
         loop_iterations=iterations,
     )
 
@@ -159,14 +165,17 @@ def _batch_last(array: Shaped[Array, "batch *rest"]) -> Shaped[Array, "*rest bat
     return jnp.moveaxis(array, 0, -1)
 
 
-def _checked_status(system: "_BatchedFlow", solution: BatchSolution) -> Int[Array, " batch"]:
+def _checked_status(
+    system: "_BatchedFlow", solution: BatchSolution, horizon: Float[Array, " batch"]
+) -> Int[Array, " batch"]:
     """The status, "diverged" for a finished flow whose loss or gap is infinite or NaN.
 
     Flows decrease the loss, so its values at both ends suffice.
     """
     is_finite = jnp.ones(solution.status.shape, bool)
-    for y in (system.formulation.initial(), solution.saved[-1]):
-        theta = system.formulation.theta(y)
+    ends = (jnp.zeros_like(horizon), system.formulation.initial()), (horizon, solution.saved[-1])
+    for time, y in ends:
+        theta = system.formulation.at(time).theta(y)
         is_finite &= jnp.isfinite(system.vmap(_loss, theta))
         is_finite &= jnp.isfinite(system.vmap(_gap, theta))
     finished = (Trajectory.code_of(Status.OK), Trajectory.code_of(Status.STOPPED))
@@ -200,19 +209,30 @@ class _BatchedFlow(eqx.Module):
         theta = self.formulation.theta(y)
         return self.vmap(_gap, theta) <= self.target_gap
 
-    def rate(self, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
+    def rate(
+        self, time: Float[Array, " batch"], y: Float[Array, "dim batch"]
+    ) -> Float[Array, "dim batch"]:
         """dy/dt."""
-        return self.formulation.rate(y, self.gradient(self.formulation.theta(y)))
+        now = self.formulation.at(time)
+        rate = now.rate(y, self.gradient(now.theta(y)))
+        return with_decay(rate, now.shrinkage(y), self.formulation.decay, time)
 
     def linearised(
-        self, y: Float[Array, "dim batch"]
-    ) -> tuple[Float[Array, "dim batch"], Float[Array, "dim dim batch"]]:
-        """dy/dt and its Jacobian."""
-        theta = self.formulation.theta(y)
+        self, time: Float[Array, " batch"], y: Float[Array, "dim batch"]
+    ) -> tuple[
+        Float[Array, "dim batch"], Float[Array, "dim dim batch"], Float[Array, "dim batch"] | None
+    ]:
+        """dy/dt, its Jacobian, and ∂/∂t of it under decay."""
+        now = self.formulation.at(time)
+        theta = now.theta(y)
         gradient = self.gradient(theta)
         hessian = self.vmap(lambda problem, theta: problem.hessian(theta), theta)
-        rate = self.formulation.rate(y, gradient)
-        return rate, self.formulation.jacobian(y, gradient, hessian)
+        jacobian = now.jacobian(y, gradient, hessian)
+        if self.formulation.decay is None:
+            return now.rate(y, gradient), jacobian, None
+        rate, drift = jax.jvp(lambda time: self.rate(time, y), (time,), (jnp.ones_like(time),))
+        _, slope = jax.jvp(now.shrinkage, (y,), (jnp.ones_like(y),))  # elementwise
+        return rate, jacobian + diagonal(self.formulation.decay.rate(time)[None] * slope), drift
 
 
 def _loss(problem: Problem, theta: Float[Array, " dim"]) -> Float[Array, ""]:

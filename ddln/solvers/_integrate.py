@@ -213,7 +213,7 @@ def _step(
     # Stretch the last step slightly instead of leaving a tiny one.
     is_last = state.step_size >= 0.999 * remaining
     size = jnp.where(active, jnp.where(is_last, remaining, state.step_size), 1.0)
-    step = stepper.step(system, state.y, state.carry, size)
+    step = stepper.step(system, state.time, state.y, state.carry, size)
     error = error_norm(state.y, step.end, step.error, rtol=controls.rtol, atol=controls.atol)
     accepted = active & (error <= 1)
     rejected = active & ~accepted

@@ -18,16 +18,20 @@ from jaxtyping import Array, Bool, Float
 
 @runtime_checkable
 class StepperSystem(Protocol):
-    """An autonomous differential equation ẏ = f(y) for each network of a batch."""
+    """A differential equation ẏ = f(t, y) for each network of a batch."""
 
-    def rate(self, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
-        """f(y)."""
+    def rate(
+        self, time: Float[Array, " batch"], y: Float[Array, "dim batch"]
+    ) -> Float[Array, "dim batch"]:
+        """f(t, y)."""
         ...
 
     def linearised(
-        self, y: Float[Array, "dim batch"]
-    ) -> tuple[Float[Array, "dim batch"], Float[Array, "dim dim batch"]]:
-        """f(y) and ∂f/∂y."""
+        self, time: Float[Array, " batch"], y: Float[Array, "dim batch"]
+    ) -> tuple[
+        Float[Array, "dim batch"], Float[Array, "dim dim batch"], Float[Array, "dim batch"] | None
+    ]:
+        """f(t, y), ∂f/∂y and ∂f/∂t; the last is `None` if f does not depend on t."""
         ...
 
     def is_terminated(self, y: Float[Array, "dim batch"]) -> Bool[Array, " batch"]:
@@ -77,6 +81,7 @@ class Tsit5:
             2.324710524099774,
         ),
     )
+    _TIMES = (0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
     _END = np.array([*_STAGES[-1], 0.0])
     _ERROR = np.array(
         [
@@ -104,22 +109,23 @@ class Tsit5:
 
     @staticmethod
     def start(system: StepperSystem, y: Float[Array, "dim batch"]) -> Float[Array, "dim batch"]:
-        """Carry for the first step from y."""
-        return system.rate(y)
+        """Carry for the first step, from y at time 0."""
+        return system.rate(jnp.zeros_like(y[0]), y)
 
     @classmethod
     def step(
         cls,
         system: StepperSystem,
+        time: Float[Array, " batch"],
         y: Float[Array, "dim batch"],
         carry: Float[Array, "dim batch"],
         h: Float[Array, " batch"],
     ) -> Step:
         """A step of size h from y."""
         slopes = [carry]
-        for weights in cls._STAGES:
+        for weights, fraction in zip(cls._STAGES, cls._TIMES, strict=True):
             end = y + h[None] * _combine(weights, slopes)
-            slopes.append(system.rate(end))
+            slopes.append(system.rate(time + fraction * h, end))
         # The dense output has the derivatives of the solution at both ends.
         first = np.eye(7)[0] - cls._END
         middle = -np.eye(7)[6] + cls._END - first - cls._LAST
@@ -131,7 +137,8 @@ class Rodas5P:
     """A Rosenbrock method: linearly implicit, L-stable, order 5 with an error estimate of order 4.
 
     Every stage solves (1/(γh) − ∂f/∂y) k = r. The matrices are small and many, so they are inverted
-    explicitly. The carry is empty.
+    explicitly. The carry is empty. Time is one more component of the state, with rate 1: its stages
+    are known.
 
     Source: Steinebach 2023, BIT 63, 27; in the form without products by ∂f/∂y.
     """
@@ -215,33 +222,46 @@ class Rodas5P:
 
     @staticmethod
     def start(system: StepperSystem, y: Float[Array, "dim batch"]) -> tuple[()]:
-        """Carry for the first step from y."""
+        """Carry for the first step, from y at time 0."""
         return ()
 
     @classmethod
     def step(
         cls,
         system: StepperSystem,
+        time: Float[Array, " batch"],
         y: Float[Array, "dim batch"],
         carry: tuple[()],
         h: Float[Array, " batch"],
     ) -> Step:
         """A step of size h from y."""
-        rate, jacobian = system.linearised(y)
+        rate, jacobian, drift = system.linearised(time, y)
         identity = jnp.eye(y.shape[0], dtype=y.dtype)[:, :, None]
         matrix = inverse(identity / (cls._GAMMA * h)[None, None] - jacobian)
 
-        increments = [product(matrix, rate)]
-        end = y
+        increments = [product(matrix, _drifting(rate, drift, cls._GAMMA * h))]
+        end, passed = y, [cls._GAMMA]
         for i, coupling in enumerate(cls._COUPLING):
             # The last two stages start from the end of the stage before them.
             is_late = i >= len(cls._STAGES)
             end = end + increments[-1] if is_late else y + _combine(cls._STAGES[i], increments)
-            right = system.rate(end) + _combine(coupling, increments) / h[None]
+            fraction = 1.0 if is_late else float(np.dot(cls._STAGES[i], passed))
+            passed.append(cls._GAMMA * (1 + float(np.dot(coupling, passed))))
+            right = system.rate(time + fraction * h, end) + _combine(coupling, increments) / h[None]
+            right = _drifting(right, drift, passed[-1] * h)
             increments.append(product(matrix, right))
         end = end + increments[-1]
         coefficients = tuple(_combine(c, increments) for c in cls._DENSE_OUTPUT)
         return Step(end, increments[-1], coefficients, ())
+
+
+def _drifting(
+    rate: Float[Array, "dim batch"],
+    drift: Float[Array, "dim batch"] | None,
+    passed: Float[Array, " batch"],
+) -> Float[Array, "dim batch"]:
+    """The right-hand side of a stage, with ∂f/∂t times the stage's increment of the time."""
+    return rate if drift is None else rate + drift * passed[None]
 
 
 def _combine(

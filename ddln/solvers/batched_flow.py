@@ -29,7 +29,14 @@ from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem, refuse_kinks
 from ddln.solvers._batch_solver import FlowInputs, solve_in_batches
 from ddln.solvers.formulations import Smallest, observe
-from ddln.solvers.trajectory import Trajectory, as_times, as_tolerances
+from ddln.solvers.trajectory import (
+    Trajectory,
+    applied,
+    as_times,
+    as_tolerances,
+    as_weight_decay,
+)
+from ddln.solvers.weight_decay import WeightDecay
 
 Solver = Literal["auto", "tsit5", "rodas5p"]
 
@@ -57,6 +64,8 @@ class Flows(eqx.Module):
     which includes the steps computed while it waited for the others of its batch."""
     rtol: Float[Array, " networks"]
     atol: Float[Array, " networks"]
+    decay: WeightDecay | None
+    """The schedule of each network's weight decay since its start; `None` without."""
 
     @property
     def efficiency(self) -> float:
@@ -66,7 +75,7 @@ class Flows(eqx.Module):
     @property
     def theta(self) -> Float[Array, "networks times dim"]:
         """θ."""
-        return _theta(self.reduction, self.smallest)
+        return _theta(self.reduction, self.decay, self.times, self.smallest)
 
     @property
     def loss(self) -> Float[Array, "networks times"]:
@@ -102,14 +111,21 @@ def _reductions(layers: Float[Array, "networks depth dim"]) -> Reduction:
 
 @jax.jit
 def _theta(
-    reduction: Reduction, smallest: Float[Array, "networks times dim"]
+    reduction: Reduction,
+    decay: WeightDecay | None,
+    times: Float[Array, "networks times"],
+    smallest: Float[Array, "networks times dim"],
 ) -> Float[Array, "networks times dim"]:
     def of_network(
-        reduction: Reduction, smallest: Float[Array, "times dim"]
+        reduction: Reduction,
+        decay: WeightDecay | None,
+        times: Float[Array, " times"],
+        smallest: Float[Array, "times dim"],
     ) -> Float[Array, "times dim"]:
-        return jax.vmap(Smallest(reduction).theta)(smallest)
+        formulation = Smallest(reduction, decay=decay)
+        return jax.vmap(lambda t, w: formulation.at(t).theta(w))(times - times[0], smallest)
 
-    return jax.vmap(of_network)(reduction, smallest)
+    return jax.vmap(of_network)(reduction, decay, times, smallest)
 
 
 def _loss(problem: Problem, theta: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -140,8 +156,9 @@ def _evaluate(
 @StoredJit
 def _trajectories(flows: Flows) -> Trajectory:
     def of_network(problem: Problem, flows: Flows) -> Trajectory:
-        formulation = Smallest(flows.reduction)
-        path = jax.vmap(lambda w: observe(0.0, w, (problem, formulation)))(flows.smallest)
+        formulation = Smallest(flows.reduction, decay=flows.decay)
+        elapsed = flows.times - flows.times[0]
+        path = jax.vmap(lambda t, w: observe(t, w, (problem, formulation)))(elapsed, flows.smallest)
         counts = {name: count for name, count in flows.stats.items() if name != "num_rounds"}
         return Trajectory(
             times=flows.times,
@@ -155,6 +172,7 @@ def _trajectories(flows: Flows) -> Trajectory:
             rtol=flows.rtol,
             atol=flows.atol,
             coordinates=formulation.name,
+            decay=applied(flows.decay, elapsed),
         )
 
     without_problem = eqx.tree_at(lambda flows: flows.problem, flows, None)
@@ -165,8 +183,9 @@ def trajectories_like(
     problem: Problem,
     layers: Float[Array, "networks depth dim"],
     times: Float[Array, "networks times"],
+    weight_decay: WeightDecay | None = None,
 ) -> Trajectory:
-    """`gradient_flows(problem, layers, times).trajectories()`, compiled but not computed.
+    """`gradient_flows(problem, layers, times, …).trajectories()`, compiled but not computed.
 
     Returns:
         The trajectories, with a `jax.ShapeDtypeStruct` in place of each array.
@@ -176,6 +195,7 @@ def trajectories_like(
         problem: Problem,
         layers: Float[Array, "networks depth dim"],
         times: Float[Array, "networks times"],
+        decay: WeightDecay | None,
     ) -> Flows:
         networks, _, dim = layers.shape
         counts = ("num_steps", "num_accepted_steps", "num_rejected_steps", "num_rounds")
@@ -190,9 +210,11 @@ def trajectories_like(
             stats=dict.fromkeys(counts, count),
             rtol=jnp.zeros(networks, layers.dtype),
             atol=jnp.zeros(networks, layers.dtype),
+            decay=decay,
         )
 
-    return _trajectories.prepare(eqx.filter_eval_shape(flows_like, problem, layers, times))
+    flows = eqx.filter_eval_shape(flows_like, problem, layers, times, weight_decay)
+    return _trajectories.prepare(flows)
 
 
 def _axis(problem: Problem) -> int | None:
@@ -205,6 +227,7 @@ def gradient_flows(
     layers: ArrayLike,
     times: ArrayLike,
     *,
+    weight_decay: WeightDecay | ArrayLike | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     solver: Solver | str = "auto",
@@ -224,6 +247,8 @@ def gradient_flows(
         layers: initial layers, shape (networks, depth, dim).
         times: flow times to save at, strictly increasing; the first is the start. Shape (times,)
             or (networks, times).
+        weight_decay: as in `gradient_flow`, for all networks or one for each: numbers of shape
+            (networks,), or a schedule from `jax.vmap`.
         rtol, atol: tolerances on the reduced coordinates, shape () or (networks,); defaults as in
             `gradient_flow`.
         solver: "tsit5" (Tsitouras 2011), "rodas5p" (Steinebach 2023), or "auto": for each network
@@ -241,7 +266,8 @@ def gradient_flows(
         status is "stopped".
 
     Raises:
-        ValueError: invalid shapes, times or tolerances.
+        ValueError: invalid shapes, times, tolerances or weight decay, as in `gradient_flow`; or a
+            target gap under weight decay.
 
     Source: reduced form and stiffness as derived in docs/theory.md.
 
@@ -273,11 +299,15 @@ def gradient_flows(
         if target_gap.shape not in ((), (networks,)):
             raise ValueError(f"`target_gap` must have shape ({networks},), got {target_gap.shape}.")
         target_gap = jnp.broadcast_to(target_gap, (networks,))
+    if weight_decay is not None:
+        if target_gap is not None:
+            raise ValueError("`target_gap` must be None under weight decay: a flow does not stop.")
+        weight_decay = as_weight_decay(weight_decay, times, is_reduced=True)
     reduction = _reductions(layers)
     solution = solve_in_batches(
         problem,
         layers,
-        FlowInputs(reduction, times, rtol, atol, target_gap),
+        FlowInputs(reduction, times, rtol, atol, target_gap, weight_decay),
         solver=str(solver),
         max_steps=max_steps,
         mesh=mesh,
@@ -298,6 +328,7 @@ def gradient_flows(
         stats=stats,
         rtol=rtol,
         atol=atol,
+        decay=weight_decay,
     )
 
 

@@ -8,10 +8,18 @@
 with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R = P without the first root. All but the first conserve
 the imbalance exactly. `Smallest` and `Reduced` work elementwise, so their arrays can have a last
 axis for a batch of networks.
+
+Under weight decay ω(t) with dose Ω = ∫ω, the same holds at each time of the network with the
+layers e^{−Ω} u(0): its λ, R and Q take the places of those of u(0). Each equation gains a term,
+
+    layers  −ω u        smallest  −ω w        reduced  −ω s        mirror  (L − 2) ω ξ
+
+with s = ±1 on the half-lines of that sign and 0 on the line, where decay leaves v alone.
 """
 
 import abc
-from typing import ClassVar, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,6 +31,9 @@ from ddln.networks._inverse_mirror_map import coordinate_of_dual
 from ddln.networks.layers import effective_parameter, layer_gradient
 from ddln.networks.reparametrisation import Reduction
 from ddln.problems.base import Problem
+from ddln.solvers.weight_decay import WeightDecay
+
+FormulationT = TypeVar("FormulationT", bound="Formulation")
 
 
 class Formulation(eqx.Module):
@@ -30,6 +41,17 @@ class Formulation(eqx.Module):
 
     name: ClassVar[str]
     """As in `Trajectory.coordinates`."""
+    decay: WeightDecay | None = dataclasses.field(default=None, kw_only=True)
+
+    def at(self: FormulationT, time: Number) -> FormulationT:
+        """The formulation without decay, of the layers that decay alone would leave at a time."""
+        if self.decay is None:
+            return self
+        return dataclasses.replace(self, decay=None, **self._shrunk(self.decay.dose(time)))
+
+    def _shrunk(self, dose: Float[Array, "*batch"]) -> dict[str, Any]:
+        """The fields that differ for layers smaller by e^{−Ω}."""
+        return {}
 
     @abc.abstractmethod
     def initial(self) -> Float[Array, "*state"]:
@@ -39,7 +61,11 @@ class Formulation(eqx.Module):
     def rate(
         self, y: Float[Array, "*state"], gradient: Float[Array, "dim *batch"]
     ) -> Float[Array, "*state"]:
-        """dy/dt, given ∇ℒ(θ)."""
+        """dy/dt without decay, given ∇ℒ(θ)."""
+
+    @abc.abstractmethod
+    def shrinkage(self, y: Float[Array, "*state"]) -> Float[Array, "*state"]:
+        """The part of dy/dt that is due to decay, per unit of ω."""
 
     @abc.abstractmethod
     def theta(self, y: Float[Array, "*state"]) -> Float[Array, "dim *batch"]:
@@ -50,11 +76,19 @@ class Formulation(eqx.Module):
         """Layers of a state."""
 
 
-class Smallest(Formulation):
+class _OfReduction(Formulation):
+    """A formulation by way of the reduced network."""
+
+    reduction: Reduction
+
+    def _shrunk(self, dose: Float[Array, "*batch"]) -> dict[str, Any]:
+        return {"reduction": self.reduction.shrunk(dose)}
+
+
+class Smallest(_OfReduction):
     """State w. Evaluates no exponentials, but takes many steps while w grows by decades."""
 
     name = "reduced"
-    reduction: Reduction
 
     def initial(self) -> Float[Array, "dim *batch"]:
         return self.reduction.smallest(self.reduction.start)
@@ -74,6 +108,9 @@ class Smallest(Formulation):
         product = self.reduction.at_smallest(w).other_product
         return jnp.where(self.reduction.is_frozen, 0.0, -product * gradient)
 
+    def shrinkage(self, w: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
+        return -w
+
     def theta(self, w: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         return self.reduction.at_smallest(w).theta
 
@@ -89,14 +126,13 @@ class Smallest(Formulation):
         """∂ẇ_i/∂w_j = −P_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dw_j − δ_ij dP_i/dw_i ∂ℒ/∂θ_i."""
         point = self.reduction.at_smallest(w)
         full = -point.other_product[:, None] * hessian * point.dtheta_dw[None]
-        return full - _diagonal(point.dP_dw * gradient)
+        return full - diagonal(point.dP_dw * gradient)
 
 
-class Reduced(Formulation):
+class Reduced(_OfReduction):
     """State v, the reduced coordinate of `ddln.Reduction`."""
 
     name = "reduced"
-    reduction: Reduction
 
     def initial(self) -> Float[Array, "dim *batch"]:
         return self.reduction.start
@@ -106,6 +142,9 @@ class Reduced(Formulation):
     ) -> Float[Array, "dim *batch"]:
         product = self.reduction.remaining_product(v)
         return jnp.where(self.reduction.is_frozen, 0.0, -product * gradient)
+
+    def shrinkage(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
+        return -self.reduction.half_line_sign
 
     def theta(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         return self.reduction.theta(v)
@@ -130,22 +169,21 @@ class Reduced(Formulation):
         """∂v̇_i/∂v_j = −R_i ∂²ℒ/∂θ_i∂θ_j dθ_j/dv_j − δ_ij dR_i/dv_i ∂ℒ/∂θ_i."""
         point, is_frozen = self.reduction.at(v), self.reduction.is_frozen
         product = jnp.where(is_frozen, 0.0, point.remaining_product)
-        diagonal = jnp.where(is_frozen, 0.0, point.dR_dv * gradient)
-        return -product[:, None] * hessian * point.dtheta_dv[None] - _diagonal(diagonal)
+        of_product = jnp.where(is_frozen, 0.0, point.dR_dv * gradient)
+        return -product[:, None] * hessian * point.dtheta_dv[None] - diagonal(of_product)
 
 
-def _diagonal(entries: Float[Array, "dim *batch"]) -> Float[Array, "dim dim *batch"]:
+def diagonal(entries: Float[Array, "dim *batch"]) -> Float[Array, "dim dim *batch"]:
     """Diagonal matrices with the given entries."""
     dim = len(entries)
     identity = jnp.eye(dim, dtype=entries.dtype)
     return identity.reshape(dim, dim, *[1] * (entries.ndim - 1)) * entries[None]
 
 
-class Mirror(Formulation):
+class Mirror(_OfReduction):
     """State ξ = ∇Q(θ)."""
 
     name = "mirror"
-    reduction: Reduction
 
     def initial(self) -> Float[Array, " dim"]:
         return jnp.zeros_like(self.reduction.start)
@@ -154,6 +192,9 @@ class Mirror(Formulation):
         self, xi: Float[Array, " dim"], gradient: Float[Array, " dim"]
     ) -> Float[Array, " dim"]:
         return -gradient
+
+    def shrinkage(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
+        return (self.reduction.depth - 2) * xi
 
     def theta(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
         return self.reduction.theta(self._reduced(xi))
@@ -180,6 +221,9 @@ class Layers(Formulation):
     ) -> Float[Array, "depth dim"]:
         return -layer_gradient(layers, gradient)
 
+    def shrinkage(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
+        return -layers
+
     def theta(self, layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
         return effective_parameter(layers)
 
@@ -205,7 +249,22 @@ def vector_field(
 ) -> Float[Array, "*state"]:
     """Right-hand side of the differential equation, with the signature that diffrax expects."""
     problem, formulation = args
-    return formulation.rate(state, problem.gradient(formulation.theta(state)))
+    now = formulation.at(t)
+    rate = now.rate(state, problem.gradient(now.theta(state)))
+    return with_decay(rate, now.shrinkage(state), formulation.decay, t)
+
+
+def with_decay(
+    rate: Float[Array, "*state"],
+    shrinkage: Float[Array, "*state"],
+    decay: WeightDecay | None,
+    time: Number,
+) -> Float[Array, "*state"]:
+    """A rate of change, and what decay adds to it: ω(t) times the shrinkage."""
+    if decay is None:
+        return rate
+    omega = decay.rate(time)
+    return rate + omega.reshape(*[1] * (rate.ndim - omega.ndim), *omega.shape) * shrinkage
 
 
 def observe(
@@ -215,12 +274,15 @@ def observe(
 ) -> Observation:
     """Compute what is saved of a state, with the signature that diffrax expects."""
     problem, formulation = args
-    velocity = vector_field(t, state, args)
-    theta, theta_velocity = jax.jvp(formulation.theta, (state,), (velocity,))
+    now = formulation.at(t)
+    rate = vector_field(t, state, (problem, now))
+    theta, velocity = jax.jvp(now.theta, (state,), (rate,))
+    layers = now.layers(state)
     return Observation(
-        layers=formulation.layers(state),
+        layers=layers,
         theta=theta,
-        velocity=theta_velocity,
+        # Decay alone shrinks θ, a product of layers, at the rate L ω.
+        velocity=with_decay(velocity, -len(layers) * theta, formulation.decay, t),
         loss=problem.loss(theta),
         gap=problem.gap(theta),
     )

@@ -25,6 +25,7 @@ from ddln.solvers._descent_state import AccumulatedSteps, Method, State, StepAcc
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling
 from ddln.solvers.optimisers import Optimiser, as_optimiser
 from ddln.solvers.result import Run, raise_on_failure
+from ddln.solvers.weight_decay import WeightDecay
 
 _DEFAULT_RECORDS = 100
 _PROGRESS_CALLS = 20
@@ -152,6 +153,8 @@ def descend(
     record_at: ArrayLike | None = None,
     oracle: GradientEstimator | None = None,
     key: PRNGKeyArray | None = None,
+    weight_decay: WeightDecay | Number | None = None,
+    decoupled: bool = False,
     target_gap: Number | None = None,
     largest_loss: Number | None = None,
     ledger: bool = True,
@@ -174,6 +177,9 @@ def descend(
         oracle: gradient estimator of a step, `ddln.Sampling` or `ddln.SharpnessAware`; `None` is
             the exact gradient.
         key: for the draws of the estimator; a run that continues has its own.
+        weight_decay, decoupled: as in `ddln.optimiser`, for an optimiser without decay of its own:
+            L2 regularisation in the loss, or a shrinkage beside the rule. Schedules are in flow
+            time, or in steps if γ is unknown.
         target_gap: stop at the first record with at most this gap.
         largest_loss: losses from here on count as divergence; infinite by default.
         ledger: accumulate what the certificates need at depth 2. A step of plain gradient descent
@@ -189,7 +195,8 @@ def descend(
         (`jax.jvp`).
 
     Raises:
-        ValueError: invalid shapes, sizes or numbers, or no key for an estimator that draws.
+        ValueError: invalid shapes, sizes or numbers, no key for an estimator that draws, or weight
+            decay that ends before the run or is the optimiser's already.
         RuntimeError: the run diverged, and `throw` is true.
 
     Source: the discretisation of the flow of Proposition 1, arXiv 2412.16765: k steps of size η
@@ -208,6 +215,8 @@ def descend(
     """
     drop_programs()
     rule, estimator = as_optimiser(optimiser), Sampling() if oracle is None else oracle
+    if weight_decay is not None:
+        rule = rule.with_weight_decay(weight_decay, decoupled)
     estimator.check(problem)
     lengths = _segment_lengths(steps, record_every, record_at)
     if isinstance(layers, State):
@@ -218,7 +227,7 @@ def descend(
         layers = as_layers(layers, problem.dim)
         layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
         state = _start(problem, layers, _in_dtype(rule, layers.dtype), estimator, key, ledger)
-    state = _check_draws(state, steps, estimator)
+    state = _check_schedule(_check_draws(state, steps, estimator), steps, rule)
     dtype = state.layers.dtype
     controls = _DescentOptions(
         _in_dtype(rule, dtype), estimator, _as_bounds(target_gap, largest_loss, dtype)
@@ -290,6 +299,21 @@ def _check_draws(state: State, steps: int, estimator: GradientEstimator) -> Stat
     last = state.step + steps
     message = f"`steps` must be at most {available}, for which there are draws, got up to {last}."
     return dataclasses.replace(state, layers=refuse(last > available, message, state.layers))
+
+
+def _check_schedule(state: State, steps: int, optimiser: Optimiser) -> State:
+    """Check that weight decay covers all steps; if traced, the layers become NaN otherwise."""
+    decay = optimiser.weight_decay
+    if not isinstance(decay, WeightDecay):
+        return state
+    end = optimiser.elapsed(state.step, jnp.asarray(steps, jnp.int32), state.time)
+    # The accumulated time of many steps has rounding errors.
+    is_short = decay.edges[-1] < end * (1 - 1e-6)
+    message = (
+        "`weight_decay` must cover all steps, got a schedule that ends before the last of them: "
+        "add a piece, or let `ddln.weight_decay.piecewise` end at inf."
+    )
+    return dataclasses.replace(state, layers=refuse(is_short, message, state.layers))
 
 
 def _as_bounds(target_gap: Number | None, largest_loss: Number | None, dtype: jnp.dtype) -> Bounds:

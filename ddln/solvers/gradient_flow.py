@@ -30,7 +30,14 @@ from ddln.solvers.formulations import (
 )
 from ddln.solvers.result import raise_on_failure
 from ddln.solvers.status import Status
-from ddln.solvers.trajectory import Trajectory, as_times, as_tolerances
+from ddln.solvers.trajectory import (
+    Trajectory,
+    applied,
+    as_times,
+    as_tolerances,
+    as_weight_decay,
+)
+from ddln.solvers.weight_decay import WeightDecay
 
 Coordinates = Literal["reduced", "layers"]
 
@@ -47,7 +54,7 @@ def _integrate(
     max_steps: int,
     adjoint: diffrax.AbstractAdjoint,
 ) -> Trajectory:
-    elapsed = times - times[0]  # the equation is autonomous
+    elapsed = times - times[0]
     horizon = elapsed[-1]
     controller = diffrax.PIDController(
         rtol=rtol, atol=atol, dtmin=smallest_step(horizon), force_dtmin=False
@@ -55,12 +62,16 @@ def _integrate(
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # Its dense output is cubic, with no error control, and its steps are long.
         controller = diffrax.ClipStepSizeController(controller, step_ts=elapsed)
+    elif formulation.decay is not None and formulation.decay.first.size > 1:
+        jumps = formulation.decay.edges[1:-1]
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=jumps)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         solver,
         elapsed[0],
         horizon,
-        first_step(problem, formulation, horizon).astype(times.dtype),
+        # The solution does not depend on it, but under decay the times of the stages do.
+        jax.lax.stop_gradient(first_step(problem, formulation, horizon)).astype(times.dtype),
         formulation.initial(),
         args=(problem, formulation),
         saveat=diffrax.SaveAt(ts=elapsed, fn=observe),
@@ -93,6 +104,7 @@ def _integrate(
         rtol=rtol,
         atol=atol,
         coordinates=formulation.name,
+        decay=applied(formulation.decay, elapsed),
     )
 
 
@@ -101,7 +113,9 @@ def _solve(
     layers: ArrayLike,
     times: ArrayLike,
     *,
-    formulate: Callable[[Float[Array, "depth dim"]], Formulation],
+    formulate: Callable[[Float[Array, "depth dim"], WeightDecay | None], Formulation],
+    weight_decay: WeightDecay | ArrayLike | None,
+    is_reduced: bool,
     rtol: ArrayLike | None,
     atol: ArrayLike | None,
     default_rtol: float,
@@ -125,9 +139,11 @@ def _solve(
     rtol, atol = as_tolerances(rtol, atol, default_rtol, dtype)
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be ≥ 1, got {max_steps}.")
+    if weight_decay is not None:
+        weight_decay = as_weight_decay(weight_decay, times, is_reduced=is_reduced)
     run = _integrate(
         problem,
-        formulate(layers),
+        formulate(layers, weight_decay),
         layers,
         times,
         rtol,
@@ -144,6 +160,7 @@ def gradient_flow(
     layers: ArrayLike,
     times: ArrayLike,
     *,
+    weight_decay: WeightDecay | ArrayLike | None = None,
     coordinates: Coordinates | str = "reduced",
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
@@ -152,12 +169,14 @@ def gradient_flow(
     adjoint: diffrax.AbstractAdjoint | None = None,
     throw: bool = True,
 ) -> Trajectory:
-    """Gradient flow u̇^j = −∂ℒ(u¹ ⊙ … ⊙ u^L)/∂u^j from the given layers.
+    """Gradient flow u̇^j = −∂ℒ(u¹ ⊙ … ⊙ u^L)/∂u^j − ω(t) u^j from the given layers.
 
     Args:
         problem: the loss.
         layers: initial layers, shape (depth, dim).
         times: flow times to save at, strictly increasing; the first is the start.
+        weight_decay: ω ≥ 0 per unit of flow time, or a schedule ω(t) of `ddln.weight_decay`;
+            `None` for none. For constant ω it is the gradient flow of ℒ + (ω/2) Σ_j ‖u^j‖².
         coordinates: "reduced" integrates one number per coordinate, from which the layers follow
             exactly; "layers" integrates the layers themselves.
         rtol, atol: tolerances on the integrated state; `None` is 1e-9 and 1e-12, but at least 100
@@ -173,10 +192,12 @@ def gradient_flow(
         A `Trajectory`.
 
     Raises:
-        ValueError: invalid shapes, times or tolerances.
+        ValueError: invalid shapes, times or tolerances; ω < 0 or not finite; a schedule that ends
+            before the last time, or a dose ∫ω that reduced coordinates cannot represent.
         RuntimeError: the run failed, and `throw` is true.
 
-    Source: the flow of Proposition 1, arXiv 2412.16765; reduced form as derived in docs/theory.md.
+    Source: the flow of Proposition 1, arXiv 2412.16765; reduced form and weight decay as derived in
+    docs/theory.md.
 
     >>> problem = ddln.least_squares([[1.0]], [2.0])
     >>> run = ddln.gradient_flow(problem, [[0.0], [1.0]], [0.0, 1.0, 20.0])
@@ -187,14 +208,18 @@ def gradient_flow(
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
 
-    def formulate(layers: Float[Array, "depth dim"]) -> Formulation:
-        return Layers(layers) if coordinates == "layers" else Reduced(Reduction(layers))
+    def formulate(layers: Float[Array, "depth dim"], decay: WeightDecay | None) -> Formulation:
+        if coordinates == "layers":
+            return Layers(layers, decay=decay)
+        return Reduced(Reduction(layers), decay=decay)
 
     return _solve(
         problem,
         layers,
         times,
         formulate=formulate,
+        is_reduced=coordinates == "reduced",
+        weight_decay=weight_decay,
         rtol=rtol,
         atol=atol,
         default_rtol=1e-9,
@@ -210,6 +235,7 @@ def mirror_flow(
     layers: ArrayLike,
     times: ArrayLike,
     *,
+    weight_decay: WeightDecay | ArrayLike | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -222,6 +248,8 @@ def mirror_flow(
     By Theorem 1 this is the curve of `gradient_flow`. The integrated state is ξ = ∇Q(θ), and θ
     follows from ξ by inverting the mirror map. Tolerances apply to ξ; `None` is 1e-10 and 1e-13.
     Near an end of its range ξ no longer resolves θ (docs/theory.md): use `gradient_flow` there.
+    Under weight decay, Q is at each time that of the layers e^{−Ω} u(0), Ω = ∫ω, and the equation
+    d/dt ∇Q(θ) = −∇ℒ(θ) + (L − 2) ω ∇Q(θ); from depth 3 on it loses e^{(L−2)Ω} in accuracy.
     Arguments, results and errors are otherwise the same.
 
     Source: Theorem 1, arXiv 2412.16765.
@@ -235,7 +263,9 @@ def mirror_flow(
         problem,
         layers,
         times,
-        formulate=lambda layers: Mirror(Reduction(layers)),
+        formulate=lambda layers, decay: Mirror(Reduction(layers), decay=decay),
+        is_reduced=True,
+        weight_decay=weight_decay,
         rtol=rtol,
         atol=atol,
         default_rtol=1e-10,

@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import Number, as_floats, refuse
+from ddln.solvers.weight_decay import WeightDecay
 
 
 def _momentum(learning_rate: Any, momentum: Any, *, nesterov: bool) -> optax.GradientTransformation:
@@ -70,6 +71,14 @@ class StepSchedule(eqx.Module):
         return self.rate * jnp.prod(jnp.where(step >= self.steps, self.factors, 1.0))
 
 
+class _Clock(NamedTuple):
+    """What decay by a schedule knows of the run."""
+
+    step: Int[Array, ""]
+    time: Float[Array, ""]
+    """Flow time."""
+
+
 class DecayingSteps(eqx.Module):
     """A learning rate that rises from 0 over a warm-up, then stays or falls to a last value, by
     optax's schedules. Its rates can be traced."""
@@ -103,17 +112,50 @@ class Optimiser(eqx.Module):
 
     rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
     numbers: dict[str, Any]
-    weight_decay: Array | None = None
+    weight_decay: Array | WeightDecay | None = None
     clip: Array | None = None
+    decoupled: bool = eqx.field(static=True, default=False)
 
     @property
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        rule = self.rule(**self.numbers)
-        if self.weight_decay is not None:
-            rule = optax.chain(optax.add_decayed_weights(self.weight_decay), rule)
+        rule, decay = self.rule(**self.numbers), self.weight_decay
+        if decay is not None and self.decoupled:
+            rule = optax.chain(rule, self._decayed(decay, in_gradient=False))
+        elif isinstance(decay, WeightDecay):
+            rule = optax.chain(self._decayed(decay, in_gradient=True), rule)
+        elif decay is not None:
+            rule = optax.chain(optax.add_decayed_weights(decay), rule)
         if self.clip is not None:
             rule = optax.chain(optax.clip_by_global_norm(self.clip), rule)
         return optax.with_extra_args_support(rule)
+
+    def _decayed(
+        self, decay: Float[Array, ""] | WeightDecay, *, in_gradient: bool
+    ) -> optax.GradientTransformation:
+        """Adds ω(t) u to the gradient, or −ω(t) u to the step, times its length in flow time."""
+
+        def init(params: Any) -> _Clock:
+            return _Clock(jnp.zeros((), jnp.int32), jnp.zeros((), params.dtype))
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, _Clock]:
+            length = self._step_length(state.step)
+            omega = decay.rate(state.time) if isinstance(decay, WeightDecay) else decay
+            factor = omega if in_gradient else -omega * length
+            time = jnp.asarray(state.time + length, state.time.dtype)
+            return updates + factor * params, _Clock(state.step + 1, time)
+
+        return optax.GradientTransformation(init, update)
+
+    def with_weight_decay(self, weight_decay: WeightDecay | Number, decoupled: bool) -> "Optimiser":
+        """The same rule with weight decay, as `optimiser` makes it.
+
+        Raises:
+            ValueError: it has weight decay already, or ω is negative or not finite.
+        """
+        if self.weight_decay is not None:
+            raise ValueError("`weight_decay` must be None if the optimiser has its own.")
+        decay = _checked_decay(weight_decay)
+        return Optimiser(self.rule, self.numbers, decay, self.clip, decoupled)
 
     # Optax mixes types in its rules and schedules (Adam: the step count with the layers), which
     # strict promotion rejects. Hence the contexts of standard promotion below.
@@ -143,19 +185,27 @@ class Optimiser(eqx.Module):
         self, step: Int[Array, ""], more: Int[Array, ""], time: Float[Array, ""]
     ) -> Float[Array, ""]:
         """Flow time Σ γ / (1 − β) after `more` steps, from a step with the given flow time."""
-        momentum = self.numbers.get("momentum")
-        momentum_complement = 1.0 if momentum is None else 1 - momentum
 
         def rate(step: Any) -> Float[Array, ""]:
             return jnp.asarray(self.learning_rate(step), time.dtype)
 
         if not callable(self.numbers.get("learning_rate")):
-            return jnp.asarray(step + more, time.dtype) * rate(step) / momentum_complement
+            return jnp.asarray(step + more, time.dtype) * rate(step) / self._momentum_complement
 
         def add_step(k: Any, time: Float[Array, ""]) -> Float[Array, ""]:
-            return time + rate(k) / momentum_complement
+            return time + rate(k) / self._momentum_complement
 
         return jax.lax.fori_loop(step, step + more, add_step, time)
+
+    @property
+    def _momentum_complement(self) -> Any:
+        """1 − β."""
+        momentum = self.numbers.get("momentum")
+        return 1.0 if momentum is None else 1 - momentum
+
+    def _step_length(self, step: Int[Array, ""]) -> Any:
+        """Flow time of a step, γ / (1 − β)."""
+        return self.learning_rate(step) / self._momentum_complement
 
 
 class _Constant(NamedTuple):
@@ -182,7 +232,8 @@ def optimiser(
     rule: str | Callable[..., optax.GradientTransformation],
     *,
     intrinsic_step: Number | None = None,
-    weight_decay: Number | None = None,
+    weight_decay: WeightDecay | Number | None = None,
+    decoupled: bool = False,
     drops: Sequence[tuple[int, Number]] = (),
     clip: Number | None = None,
     **numbers: Any,
@@ -194,7 +245,11 @@ def optimiser(
             numbers to an optax transformation, such as `optax.lion`.
         intrinsic_step: λ > 0 instead of a learning rate, for a rule with momentum β:
             γ = λ (1 − β)².
-        weight_decay: ω ≥ 0; ω u is added to the gradient in the layers u, as by a loss ½ω‖u‖².
+        weight_decay: ω ≥ 0, or a schedule ω(t) in flow time of `ddln.weight_decay`; ω u is added to
+            the gradient in the layers u, as by a loss ½ω‖u‖² (coupled).
+        decoupled: leave the gradient alone and let every step shrink u by ωγu/(1 − β), beside what
+            the rule does: for "adam" the decay of AdamW (Loshchilov & Hutter 2019). The two differ
+            for all rules but "sgd".
         drops: step schedule, as pairs of a step, counted from 0, and a factor > 0 by which γ is
             multiplied from that step on.
         clip: the largest norm of the gradient in all layers together; a larger gradient is scaled
@@ -239,7 +294,9 @@ def optimiser(
     options = {key: value for key, value in options.items() if value is not None}
     for key in _arguments_of(rule, options, name):
         numbers[key] = options.pop(key)
-    return _build(rule, name, numbers, **options)
+    if decoupled and "weight_decay" not in options:
+        raise ValueError("`decoupled` must come with a `weight_decay` that is not the rule's own.")
+    return _build(rule, name, numbers, decoupled=decoupled, **options)
 
 
 def _arguments_of(rule: Callable[..., Any], options: Iterable[str], name: str) -> list[str]:
@@ -268,7 +325,8 @@ def _build(
     numbers: dict[str, Any],
     *,
     intrinsic_step: Number | None = None,
-    weight_decay: Number | None = None,
+    weight_decay: WeightDecay | Number | None = None,
+    decoupled: bool = False,
     drops: Sequence[tuple[int, Number]] = (),
     clip: Number | None = None,
 ) -> Optimiser:
@@ -279,11 +337,17 @@ def _build(
         inspect.signature(rule).bind(**numbers)
     except TypeError as fault:
         raise ValueError(f"`numbers` must be arguments of {name}: {fault}.") from None
-    decay = None if weight_decay is None else _checked("weight_decay", weight_decay)
+    decay = None if weight_decay is None else _checked_decay(weight_decay)
     numbers = {key: _checked(key, value) for key, value in numbers.items()}
     if len(drops):
         numbers["learning_rate"] = _step_schedule(numbers.get("learning_rate"), drops)
-    return Optimiser(rule, numbers, decay, None if clip is None else _checked("clip", clip))
+    largest = None if clip is None else _checked("clip", clip)
+    return Optimiser(rule, numbers, decay, largest, decoupled)
+
+
+def _checked_decay(decay: WeightDecay | Number) -> Array | WeightDecay:
+    """A schedule itself, or ω ≥ 0 as an array."""
+    return decay if isinstance(decay, WeightDecay) else _checked("weight_decay", decay)
 
 
 def _step_schedule(rate: Any, drops: Sequence[tuple[int, Number]]) -> StepSchedule:

@@ -25,9 +25,10 @@ from ddln.solvers.gradient_estimators import GradientEstimator
 from ddln.solvers.optimisers import Optimiser
 from ddln.solvers.result import stop_at
 from ddln.solvers.trajectory import Trajectory
+from ddln.solvers.weight_decay import WeightDecay
 from ddln.sweeps import build
 from ddln.sweeps.dataset_schema import stored_variables
-from ddln.theory.assumptions import STATEMENTS, check_hypotheses
+from ddln.theory.assumptions import DECAY_STATEMENTS, STATEMENTS, check_hypotheses
 from ddln.verification import claims, diagnostics
 
 CERTIFIED_TOGETHER = 16
@@ -49,13 +50,14 @@ _LAPACK = threading.Lock()
 
 
 class FlowControls(NamedTuple):
-    """The saved times, tolerances and targets of a flow."""
+    """The saved times, tolerances, targets and weight decay of a flow."""
 
     times: Float[Array, "*networks times"]
     rtol: Float[Array, "*networks"]
     atol: Float[Array, "*networks"]
     target_gap: Float[Array, "*networks"] | float | None
     target_norm: Float[Array, "*networks"] | float | None
+    weight_decay: WeightDecay | None
 
 
 class DescentControls(NamedTuple):
@@ -326,7 +328,7 @@ def _diagnostics(
 
 def common_variables(problem: Problem, run: Runs, checked: Claims) -> dict[str, Array]:
     """The variables that flows and descents have in common."""
-    assumed = check_hypotheses(problem, run)
+    assumed, names = check_hypotheses(problem, run), [*STATEMENTS, *DECAY_STATEMENTS]
     numbers = {
         "flow_time": run.times,
         "loss": run.loss,
@@ -336,7 +338,7 @@ def common_variables(problem: Problem, run: Runs, checked: Claims) -> dict[str, 
         "layers": run.layers,
         "status": run.status,
         "steps": run.stats["num_steps"].astype(int),
-        "hypothesis_holds": jnp.stack([assumed[name] for name in STATEMENTS]),
+        "hypothesis_holds": jnp.stack([assumed[name] for name in names if name in assumed]),
     }
     certificates = {
         f"certificate_{name}": jnp.stack([jnp.asarray(getattr(claim, name)) for claim in checked])

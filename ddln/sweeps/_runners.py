@@ -70,6 +70,7 @@ class _FlowRunner(Runner):
             atol=jnp.maximum(controls.atol / FINER, finest),
             target_gap=None if target is None else jnp.zeros_like(target),
             target_norm=None,
+            weight_decay=controls.weight_decay,
         )
         runs, _ = self.integrate(inputs._replace(controls=finer))
         return runs.theta
@@ -77,8 +78,8 @@ class _FlowRunner(Runner):
     def _controls(self, experiment: Experiment) -> tuple[FlowControls, None]:
         flow = cast(FlowConfig, experiment.dynamics)
         rtol, atol = jnp.asarray(flow.rtol, float), jnp.asarray(flow.atol, float)
-        times = build.saved_times(flow)
-        return FlowControls(times, rtol, atol, flow.target_gap, flow.target_norm), None
+        times, decay = build.saved_times(flow), build.build_weight_decay(flow)
+        return FlowControls(times, rtol, atol, flow.target_gap, flow.target_norm, decay), None
 
     def _certify_one(
         self,
@@ -99,6 +100,8 @@ class _FlowRunner(Runner):
             "asymptotic_rate": certified["asymptotic rate"].predicted,
             "discrepancy": error_estimate.discrepancy(run, finer_theta),
         }
+        if run.decay is not None:
+            numbers["dose"] = run.decay.dose
         return numbers | common_variables(problem, run, certified.claims), certified.claims
 
 
@@ -116,6 +119,7 @@ class BatchedFlowRunner(_FlowRunner):
             rtol=controls.rtol,
             atol=controls.atol,
             target_gap=controls.target_gap,
+            weight_decay=controls.weight_decay,
             max_steps=self.dynamics.max_steps,
             solver=self.dynamics.solver,
             mesh=self.mesh,
@@ -126,8 +130,10 @@ class BatchedFlowRunner(_FlowRunner):
         return solved[networks].trajectories()
 
     def _runs_like(self, inputs: Inputs) -> Trajectory:
-        times = inputs.controls.times
-        return batched_flow.trajectories_like(inputs.problem, inputs.layers, times)
+        controls: FlowControls = inputs.controls
+        return batched_flow.trajectories_like(
+            inputs.problem, inputs.layers, controls.times, controls.weight_decay
+        )
 
 
 class DiffraxFlowRunner(_FlowRunner):
@@ -150,6 +156,7 @@ class DiffraxFlowRunner(_FlowRunner):
                 controls.times,
                 rtol=controls.rtol,
                 atol=controls.atol,
+                weight_decay=controls.weight_decay,
                 solver=solver,
                 max_steps=flow.max_steps,
                 throw=False,

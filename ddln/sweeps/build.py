@@ -1,7 +1,7 @@
 """Build what the tables of a configuration describe: problem, layers, times and optimiser.
 
-`LOSSES`, `LAWS` and `INITIALISERS` map every `kind` of such a table to its constructor. Numbers
-that do not determine a shape may be traced.
+`LOSSES`, `LAWS`, `INITIALISERS` and `SCHEDULES` map every `kind` of such a table to its
+constructor. Numbers that do not determine a shape may be traced.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,8 +33,10 @@ from ddln.problems import convex, piecewise_linear, sharding
 from ddln.problems.base import Problem
 from ddln.problems.least_squares import least_squares
 from ddln.problems.signed import signed
+from ddln.solvers import weight_decay
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
 from ddln.solvers.optimisers import DecayingSteps, Optimiser, optimiser
+from ddln.solvers.weight_decay import WeightDecay
 
 LOSSES: Mapping[str, Callable[..., Problem]] = {
     "least_squares": least_squares,
@@ -46,6 +48,14 @@ LOSSES: Mapping[str, Callable[..., Problem]] = {
     "quantile": piecewise_linear.quantile,
 }
 """By kind: a function of features, targets and the other keys of the table."""
+
+
+SCHEDULES: Mapping[str, Callable[..., WeightDecay]] = {
+    "constant": weight_decay.constant,
+    "piecewise": weight_decay.piecewise,
+    "cosine": weight_decay.cosine,
+}
+"""By kind: a function of the other keys of the table."""
 
 
 def _uniform(config: UniformLawConfig) -> init.Law:
@@ -194,6 +204,13 @@ def saved_times(flow: FlowConfig) -> Float[Array, " points"]:
     # Linear up to until / span and logarithmic beyond, without a gap after 0.
     span = jnp.power(10.0, flow.decades)
     return flow.until / span * jnp.expm1(jnp.linspace(0.0, jnp.log1p(span), flow.points))
+
+
+def build_weight_decay(flow: FlowConfig) -> WeightDecay | None:
+    """The schedule of a flow's weight decay."""
+    if flow.weight_decay is None:
+        return None
+    return SCHEDULES[flow.weight_decay.kind](**_options(flow.weight_decay))
 
 
 def build_optimiser(descent: DescentConfig) -> Optimiser:

@@ -34,7 +34,7 @@ from ddln.sweeps.assemble import assemble
 from ddln.sweeps.dataset_schema import SHARED_TIMES, VARIABLES, dims, stored_variables
 from ddln.sweeps.derived import complete
 from ddln.sweeps.plan import Chunk, is_long, is_recomputed, make_plan
-from ddln.theory.assumptions import STATEMENTS
+from ddln.theory.assumptions import DECAY_STATEMENTS, STATEMENTS
 from ddln.verification import claims
 
 Report = Callable[[Chunk, float], None]
@@ -229,7 +229,7 @@ def _dataset(chunk: Chunk, numbers: Mapping[str, Any], checked: Claims) -> xr.Da
         coords={
             "lane": chunk.lanes,
             "certificate": [claim.name for claim in checked],
-            "hypothesis": list(STATEMENTS),
+            "hypothesis": [*STATEMENTS, *(DECAY_STATEMENTS if "dose" in numbers else ())],
         },
     )
     for name in SHARED_TIMES & dataset.data_vars.keys():

@@ -33,6 +33,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "predictor": (_PREDICTOR, "1", "linear predictor θ₊ − θ₋"),
     "truth": (("feature",), "1", "θ* that the data were made with"),
     "velocity": (_THETA, "1 / flow time", "dθ/dt"),
+    "dose": (_TIME, "1", "dose Ω = ∫ω of weight decay"),
     "layers": (_LAYERS, "1", "layers u"),
     "bound": (_TIME, "loss", "exponential bound of Theorem 2 on the gap"),
     "posterior_bound": (_TIME, "loss", "a-posteriori bound on the gap"),
@@ -102,6 +103,8 @@ def saved_variables(experiment: Experiment) -> tuple[str, ...]:
     dynamics = experiment.dynamics
     unsaved_dims = _UNSAVED_DIMS[dynamics.save]
     absent = _FLOW_ONLY if isinstance(dynamics, DescentConfig) else _DESCENT_ONLY
+    if isinstance(dynamics, DescentConfig) or dynamics.weight_decay is None:
+        absent = absent | {"dose"}
     if not experiment.network.signed:
         absent = absent | {"predictor"}
     if not has_truth(experiment.problem.data):
@@ -129,6 +132,8 @@ def stored_variables(experiment: Experiment) -> tuple[str, ...]:
     replaced: tuple[str, ...] = ()
     # Runs that stop at a saved point rest there, which no formula below follows.
     if dynamics.target_norm is not None or dynamics.patience is not None:
+        return saved
+    if dynamics.weight_decay is not None:
         return saved
     if dynamics.is_batched and dynamics.save == "all":
         follows |= {"layers", "theta", "predictor"}

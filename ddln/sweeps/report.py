@@ -33,9 +33,10 @@ LISTED = 50
 MEANINGS = {
     "completed": "The run reached the last of its points.",
     "consistency": "At each point, the recorded layers, θ, velocity, loss and gap agree.",
-    "conservation": "The differences of the squared layers stay as they were at the start.",
+    "conservation": "The differences of the squared layers are as the start, and decay, say.",
     "sign": "Only a coordinate's smallest layer can reach zero; the others keep their distance.",
     "monotone loss": "The loss never rises, as long as the steps are small.",
+    "monotone objective": "The loss plus the penalty of weight decay never rises.",
     "dissipation": "The loss falls exactly as fast as the layers move.",
     "mirror identity": "θ follows the mirror flow with the entropy Q.",
     "entropy Hessian": "The more curved the entropy, the slower the network moves.",

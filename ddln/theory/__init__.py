@@ -1,9 +1,10 @@
 """Predictions of the theorems for a network and a problem, one statement a function.
 
 `assumptions` checks the hypotheses of the theorems. `convergence` has bounds on the gap,
-`linearised_flow` asymptotic rates, `implicit_bias` limit points, `saddle_to_saddle` the limit of
-small initialisations, `stability` the sharpness, `inverse_design` initialisations with prescribed
-properties, and `reference_solutions` the solutions of least norm and largest margin.
+`linearised_flow` asymptotic rates, `implicit_bias` limit points, `decay_limits` those of weight
+decay, `saddle_to_saddle` the limit of small initialisations, `stability` the sharpness,
+`inverse_design` initialisations with prescribed properties, and `reference_solutions` the solutions
+of least norm and largest margin.
 
 A rate is that of the distance to the minimisers: the gap ℒ − ℒ* decays like exp(−2 · rate · t) in
 flow time t.
@@ -20,6 +21,8 @@ from ddln.theory.convergence import predict as predict
 from ddln.theory.convergence import rate_bound as rate_bound
 from ddln.theory.convergence import smallest_mobility_integral as smallest_mobility_integral
 from ddln.theory.convergence import time_to_gap as time_to_gap
+from ddln.theory.decay_limits import decay_penalty as decay_penalty
+from ddln.theory.decay_limits import decay_thresholds as decay_thresholds
 from ddln.theory.implicit_bias import kkt_residual as kkt_residual
 from ddln.theory.implicit_bias import limit_point as limit_point
 from ddln.theory.inverse_design import imbalance_for_rate as imbalance_for_rate

@@ -33,13 +33,28 @@ STATEMENTS = {
 }
 """name: (theorems that need it, statement)."""
 
+DECAY_STATEMENTS = {
+    "no weight decay": (
+        "Theorems 1, 2, Corollary 1",
+        "ω = 0; under decay Proposition 1 and Theorem 1 hold of e^Ω u, Theorem 2 does not",
+    ),
+    "no trap at 0": (
+        "limits under weight decay",
+        "no decay, or depth 2; else θ_k = 0 is a local minimum, and along θ_k the only one if "
+        "|t| ≤ (x + x/p) with x = (ωp/a)^{1/(1+p)}, p = 1 − 2/L, t = θ_k − ∇ℒ_k/a, a = ∇²ℒ_kk",
+    ),
+}
+"""The further hypotheses of a run with weight decay."""
+
 
 @eqx.filter_jit
 def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, Bool[Array, ""]]:
-    """Check each hypothesis of `STATEMENTS`.
+    """Check each hypothesis of `STATEMENTS`; under weight decay also of `DECAY_STATEMENTS`.
 
     If a smallest layer is tied, the theorems still hold on the half-lines that the coordinates
-    cannot leave (docs/theory.md), but the rate bound μc is 0.
+    cannot leave (docs/theory.md), but the rate bound μc is 0. Under weight decay at depth ≥ 3, 0 is
+    always a local minimum of every θ_k: `theory.decay_thresholds` tells from where on there is
+    another.
 
     Args:
         problem: the loss.
@@ -63,13 +78,17 @@ def check_hypotheses(problem: Problem, run: Trajectory | Descent) -> dict[str, B
         gap_error = rounding**2 * run.gap[0] + rounding * jnp.abs(problem.minimum)
         lower = mu * (run.gap - gap_error) * (1 - rounding)
         satisfied = (mu > 0) & jnp.all(half_square >= lower)
-    return {
+    holds = {
         "unique smallest layer": jnp.all(coordinate_kinds(run.layers[0]) == OPEN),
         "differentiable loss": jnp.asarray(problem.differentiable),
         "convex loss": jnp.asarray(problem.convex),
         "minimum attained": problem.attained,
         "PL condition": satisfied,
     }
+    if isinstance(run, Trajectory) and run.decay is not None:
+        holds["no weight decay"] = jnp.all(run.decay.dose == 0)
+        holds["no trap at 0"] = holds["no weight decay"] | (run.layers.shape[1] == 2)
+    return holds
 
 
 def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
@@ -82,7 +101,8 @@ def summary(dataset: "xr.Dataset") -> list[dict[str, Any]]:
         Rows with name, source, statement, lanes (networks), lanes_holding and holds (for all).
     """
     rows = []
-    known = {name: STATEMENTS[name] for name in dataset["hypothesis"].values.tolist()}
+    statements = STATEMENTS | DECAY_STATEMENTS
+    known = {name: statements[name] for name in dataset["hypothesis"].values.tolist()}
     for name, (source, statement) in known.items():
         holds = dataset["hypothesis_holds"].sel(hypothesis=name).values
         rows.append(

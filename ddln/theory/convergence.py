@@ -209,7 +209,7 @@ def time_to_gap(problem: Problem, layers: ArrayLike, gap: Number) -> Float[Array
 
 
 class Predictions(eqx.Module):
-    """The theorems' bounds for a run; NaN where their hypotheses fail."""
+    """The theorems' bounds for a run; NaN where their hypotheses fail, as under weight decay."""
 
     rate_bound: Float[Array, ""]
     """μc, see `rate_bound`."""
@@ -234,6 +234,8 @@ def predict(problem: Problem, run: Trajectory) -> Predictions:
     """
     layers, unknown = run.layers[0], jnp.full_like(run.times, jnp.nan)
     rate, exponential, posterior, error = unknown[0], unknown, unknown, unknown[0]
+    if run.decay is not None:
+        return Predictions(rate, exponential, unknown, posterior, error)
     if problem.pl_constant is not None:
         rate = rate_bound(problem, layers)
         exponential = exponential_bound(problem, layers, run.times)

@@ -7,32 +7,44 @@ from jaxtyping import Array, Float, Int
 from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
-from ddln.solvers.trajectory import Trajectory
+from ddln.solvers.trajectory import AppliedDecay, Trajectory
 from ddln.verification._tolerances import (
     CONSERVED,
     IDENTITY,
     LOOSEST,
     flow_tolerance,
+    gap_rounding,
     gradient_noise,
     relative_error,
     root_of_gap,
+    sample_points,
+    steepness,
+    summation_error,
 )
 from ddln.verification.claims import Claim
+from ddln.verification.error_estimate import expected_error, relative_accuracy
+
+_IMBALANCE = "Proposition 1", "(uⁱ)² − (uʲ)² keeps its initial value"
+_DECAYED_IMBALANCE = (
+    "from Proposition 1",
+    "e^{2Ω} ((uⁱ)² − (uʲ)²) keeps its initial value, Ω = ∫ω the dose of weight decay",
+)
 
 
 def conservation(run: Trajectory) -> Claim:
     """Claim that (uⁱ)² − (uʲ)² keeps its initial value, relative to the largest layer squared.
 
+    Under weight decay with dose Ω it must be e^{−2Ω} times that.
+
     Tolerance: 4096 roundings, since reduced coordinates conserve it by construction; if the layers
     were integrated, ten times the integrator's relative accuracy.
     """
-    imbalance, size = _imbalances(run)
+    imbalance, expected, size = _imbalances(run)
     tolerance, reason = flow_tolerance(run, CONSERVED)
     return Claim(
         "conservation",
-        "Proposition 1",
-        "(uⁱ)² − (uʲ)² keeps its initial value",
-        measured=largest(jnp.abs((imbalance - imbalance[:1]) / size / size)),
+        *(_IMBALANCE if run.decay is None else _DECAYED_IMBALANCE),
+        measured=largest(jnp.abs((imbalance - expected) / size / size)),
         predicted=0.0,
         tolerance=tolerance,
         reason=reason,
@@ -42,12 +54,14 @@ def conservation(run: Trajectory) -> Claim:
 def signs(run: Trajectory) -> Claim:
     """Claim that every layer but the smallest keeps its sign and satisfies |u^j| ≥ √λ_j.
 
+    Under weight decay λ_j is e^{−2Ω} times its initial value.
+
     Tolerance: that of `conservation`, relative to the largest layer.
     """
-    imbalance, size = _imbalances(run)
+    _, expected, size = _imbalances(run)
     depth = run.layers.shape[1]
     is_other = jnp.arange(depth)[None, :, None] != _smallest_layer(run.layers[0])
-    deficit = jnp.sqrt(imbalance[:1]) - jnp.sign(run.layers[:1]) * run.layers
+    deficit = jnp.sqrt(expected) - jnp.sign(run.layers[:1]) * run.layers
     tolerance, reason = flow_tolerance(run, CONSERVED)
     return Claim(
         "sign",
@@ -68,15 +82,19 @@ def _smallest_layer(layers: Float[Array, "depth dim"]) -> Int[Array, "1 1 dim"]:
 
 def _imbalances(
     run: Trajectory,
-) -> tuple[Float[Array, "times depth dim"], Float[Array, "1 1 dim"]]:
-    """(u^j)² − (u^m)², m the smallest layer at the start, and each coordinate's largest |u^j|."""
+) -> tuple[
+    Float[Array, "times depth dim"], Float[Array, "*times depth dim"], Float[Array, "1 1 dim"]
+]:
+    """(u^j)² − (u^m)², m the smallest layer at the start; its expected value from the start; and
+    each coordinate's largest |u^j|."""
     magnitude = jnp.abs(run.layers)
     of_smallest = jnp.take_along_axis(magnitude, _smallest_layer(run.layers[0]), axis=1)
+    imbalance = (magnitude - of_smallest) * (magnitude + of_smallest)
+    expected = imbalance[:1]
+    if run.decay is not None:
+        expected = jnp.exp(-2 * run.decay.dose)[:, None, None] * expected
     size = largest(magnitude, (0, 1), keepdims=True)
-    return (
-        (magnitude - of_smallest) * (magnitude + of_smallest),
-        jnp.maximum(size, jnp.finfo(size.dtype).tiny),
-    )
+    return imbalance, expected, jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
 
 def monotone_loss(run: Trajectory, floor: Float[Array, ""]) -> Claim:
@@ -100,36 +118,75 @@ def monotone_loss(run: Trajectory, floor: Float[Array, ""]) -> Claim:
     )
 
 
+def monotone_objective(problem: Problem, run: Trajectory, decay: AppliedDecay) -> Claim:
+    """Claim that ℒ + (ω/2) Σ_j ‖u^j‖² never rises while ω does not, relative to its first value.
+
+    For constant ω the flow is the gradient flow of this objective. Tolerance: an error δ of the
+    integrator at either end of an interval, in ℒ and in the layers.
+    """
+    omega = decay.rate
+    penalty = omega * jnp.sum(run.layers**2, axis=(1, 2)) / 2
+    objective = run.loss + penalty
+    falls = jnp.diff(omega) <= 0
+    delta, beta = expected_error(run), steepness(problem, run.theta[sample_points(run.times.size)])
+    noise = jnp.sqrt(2 * beta * largest(root_of_gap(run.gap)) ** 2) * delta + beta * delta**2
+    noise = noise + 2 * relative_accuracy(run) * largest(penalty) + gap_rounding(problem, run.loss)
+    size = jnp.where(objective[0] != 0, jnp.abs(objective[0]), 1.0)
+    tolerance = 2 * (noise + summation_error(largest(jnp.abs(objective)))) / size
+    return Claim(
+        "monotone objective",
+        "from Proposition 1",
+        "ℒ + ½ω Σ_j ‖u^j‖² never rises while the weight decay ω does not",
+        measured=largest(jnp.where(falls, jnp.diff(objective), 0.0)) / size,
+        predicted=0.0,
+        tolerance=tolerance,
+        relation="<=",
+        reason="the integrator's accuracy in θ and the layers",
+        applies=jnp.any(falls) & ~(tolerance > LOOSEST),
+    )
+
+
 def dissipation(
     problem: Problem,
     layers: Float[Array, "points depth dim"],
     theta: Float[Array, "points dim"],
     velocity: Float[Array, "points dim"],
+    omega: Float[Array, " points"] | None = None,
 ) -> Claim:
     """Claim that dℒ/dt = ⟨∇ℒ(θ), dθ/dt⟩ equals −Σ_j ‖∂ℒ/∂u^j‖², the latter by autodiff.
+
+    Under weight decay ω it is −Σ_j ⟨∂ℒ/∂u^j, ∂ℒ/∂u^j + ω u^j⟩.
 
     Tolerance: 450 000 roundings however the flow was integrated, since both sides are evaluated at
     the same point. The rounding error of ∇ℒ counts as just tolerable.
     """
     tolerance = IDENTITY * jnp.finfo(theta.dtype).eps
+    statement = "dℒ/dt = −Σ_j ‖∂ℒ/∂u^j‖², by autodiff on the layers"
+    if omega is not None:
+        statement = "dℒ/dt = −Σ_j ⟨∂ℒ/∂u^j, ∂ℒ/∂u^j + ω u^j⟩, by autodiff on the layers"
 
     def both_sides(
         layers: Float[Array, "depth dim"],
         theta: Float[Array, " dim"],
         velocity: Float[Array, " dim"],
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        omega: Float[Array, ""] | None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         gradients = jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
-        return jnp.vdot(problem.gradient(theta), velocity), -jnp.sum(gradients**2)
+        by_loss, by_decay = jnp.sum(gradients**2), jnp.zeros((), layers.dtype)
+        if omega is not None:
+            by_decay = omega * jnp.vdot(gradients, layers)
+        size = by_loss + jnp.abs(by_decay)
+        return jnp.vdot(problem.gradient(theta), velocity), -by_loss - by_decay, size
 
-    measured, predicted = jax.vmap(both_sides)(layers, theta, velocity)
+    measured, predicted, size = jax.vmap(both_sides)(layers, theta, velocity, omega)
     rounding = gradient_noise(problem, theta)
     speed = jnp.abs(velocity) + rounding * jax.vmap(mobility)(layers)
     noise = rounding * jnp.sum(speed, axis=1)
     return Claim(
         "dissipation",
         "Proposition 1",
-        "dℒ/dt = −Σ_j ‖∂ℒ/∂u^j‖², by autodiff on the layers",
-        measured=relative_error(measured - predicted, predicted, noise, tolerance),
+        statement,
+        measured=relative_error(measured - predicted, size, noise, tolerance),
         predicted=0.0,
         tolerance=tolerance,
         reason="rounding",

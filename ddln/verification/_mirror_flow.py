@@ -12,11 +12,35 @@ from ddln.networks.entropy import Entropy
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
-from ddln.solvers.trajectory import Trajectory
+from ddln.solvers.trajectory import AppliedDecay, Trajectory
 from ddln.theory import _hermite
 from ddln.verification._tolerances import LOOSEST, gradient_noise, relative_error, sample_points
 from ddln.verification.claims import Claim
 from ddln.verification.error_estimate import relative_accuracy
+
+_MIRROR_FLOW = (
+    "Theorem 1",
+    "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
+)
+_DECAYED_MIRROR_FLOW = (
+    "from Theorem 1",
+    "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ) − Lωθ, Q that of the layers e^{−Ω} u(0), ω the weight decay; ∇²Q by "
+    "jacfwd(grad(Q)) and dθ/dt by jvp along the run",
+)
+_DUAL_PATH = "Theorem 1", "∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds"
+_DECAYED_DUAL_PATH = "from Theorem 1", "∇Q(e^{LΩ} θ(t)) = −∫₀ᵗ e^{−(L−2)Ω} ∇ℒ(θ(s)) ds, Ω = ∫ω"
+
+
+def _per_point(
+    function: Callable[[Entropy, Float[Array, " dim"]], Float[Array, " dim"]],
+    entropy: Entropy,
+    theta: Float[Array, "points dim"],
+    decay: AppliedDecay | None,
+) -> Float[Array, "points dim"]:
+    """A function of the entropy and θ at each point; under decay, of the entropy at that time."""
+    if decay is None:
+        return jax.vmap(lambda theta: function(entropy, theta))(theta)
+    return jax.vmap(lambda theta, dose: function(entropy.decayed(dose), theta))(theta, decay.dose)
 
 
 def mirror_identities(
@@ -25,23 +49,29 @@ def mirror_identities(
     layers: Float[Array, "points depth dim"],
     theta: Float[Array, "points dim"],
     velocity: Float[Array, "points dim"],
+    decay: AppliedDecay | None,
     *,
     tolerance: Float[Array, ""],
     reason: str,
 ) -> tuple[Claim, Claim]:
     """Claims that dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ) and that ∇²Q(θ) · M = 1, derivatives by autodiff.
 
-    Frozen coordinates, where Q is not defined, must have dθ/dt = 0.
+    Frozen coordinates, where Q is not defined, must have dθ/dt = 0. Under weight decay Q is that of
+    the layers e^{−Ω} u(0) at each time, and dθ/dt has the further term −L ω θ.
 
     Args:
         problem: the loss.
         entropy: Q of the first layers.
-        layers, theta, velocity: of the run at a few of its points.
+        layers, theta, velocity, decay: of the run at a few of its points.
         tolerance: rounding, or the integrator's accuracy times the condition number of ∇²Q; the
             rounding error of ∇ℒ counts as just tolerable.
         reason: why this tolerance.
     """
-    curvature = jax.vmap(lambda theta: diagonal(jax.grad(entropy.value), theta))(theta)
+    curvature = _per_point(
+        lambda q, theta: diagonal(jax.grad(q.value), theta), entropy, theta, decay
+    )
+    if decay is not None:
+        velocity = velocity + layers.shape[1] * decay.rate[:, None] * theta
     metric = jax.vmap(_mobility_by_autodiff)(layers)
     # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
     mobile = _has_entropy(entropy, theta) & ~(metric <= jnp.sqrt(jnp.finfo(theta.dtype).tiny))
@@ -53,8 +83,7 @@ def mirror_identities(
     return (
         Claim(
             "mirror identity",
-            "Theorem 1",
-            "dθ/dt = −∇²Q(θ)⁻¹ ∇ℒ(θ), ∇²Q by jacfwd(grad(Q)) and dθ/dt by jvp along the run",
+            *(_MIRROR_FLOW if decay is None else _DECAYED_MIRROR_FLOW),
             measured=relative_error(error, jnp.where(mobile, predicted, 0.0), noise, tolerance),
             predicted=0.0,
             tolerance=tolerance,
@@ -106,20 +135,31 @@ def _has_entropy(entropy: Entropy, theta: Float[Array, "times dim"]) -> Bool[Arr
 def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
     """Claim that ∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds, relative to the largest |∇Q(θ)|.
 
+    Under weight decay it is ∇Q(e^{LΩ} θ(t)) = −∫₀ᵗ e^{−(L−2)Ω} ∇ℒ(θ(s)) ds, where the left-hand
+    side is e^{−(L−2)Ω} times the mirror map of the entropy at the time t.
+
     Tolerance: the estimated error of the quadrature over the saved times, and the integrator's:
     an error in θ is one of ∇²Q = 1/M times as much in ∇Q(θ).
     """
     value, slope = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )
-    few = sample_points(run.times.size, MIRROR_MAP_CHECKS)
+    few, decay = sample_points(run.times.size, MIRROR_MAP_CHECKS), run.decay
     theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
     mobile = _has_entropy(entropy, theta)
-    dual = jax.vmap(entropy.mirror_map)(theta)
+    at_few = jax.tree.map(lambda along: along[few], decay)
+    dual = _per_point(lambda q, theta: q.mirror_map(theta), entropy, theta, at_few)
+    if decay is not None:
+        power = run.layers.shape[1] - 2
+        weight = jnp.exp(-power * decay.dose)[:, None]
+        slope = weight * (slope - power * decay.rate[:, None] * value)
+        value, dual, metric = weight * value, weight[few] * dual, metric / weight[few]
     integral = _hermite.integrate(run.times, value, slope, few)
     highest = jnp.maximum(jnp.abs(value[1:]), jnp.abs(value[:-1]))
-    share = _hermite.relative_error(run.times, value, slope)
-    quadrature = jnp.sum(jnp.diff(run.times)[:, None] * highest * share, axis=0)
+    share = highest * _hermite.relative_error(run.times, value, slope)
+    if decay is not None:  # the slope jumps with ω
+        share = share + _hermite.kink_error(run.times, slope)
+    quadrature = jnp.sum(jnp.diff(run.times)[:, None] * share, axis=0)
 
     size = largest(jnp.where(mobile, jnp.abs(dual), 0.0))
     safe_size = jnp.where(size > 0, size, 1.0)
@@ -129,8 +169,7 @@ def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
     tolerance = noise / safe_size + 100 * accuracy
     return Claim(
         "dual path",
-        "Theorem 1",
-        "∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds",
+        *(_DUAL_PATH if decay is None else _DECAYED_DUAL_PATH),
         measured=largest(jnp.where(mobile, jnp.abs(dual + integral), 0.0)) / safe_size,
         predicted=0.0,
         tolerance=tolerance,

@@ -117,4 +117,6 @@ def tie_condition(run: Trajectory) -> Float[Array, " dim"]:
         return jnp.ones_like(run.theta[0])
     squares = jnp.sort(run.layers[0] ** 2, axis=0)
     gap = squares[1] - squares[0]
+    if run.decay is not None:
+        gap = gap * jnp.exp(-2 * largest(run.decay.dose))
     return jnp.where(gap > 0, largest(run.layers**2, axis=(0, 1)) / gap, 1.0)

@@ -69,6 +69,8 @@ def consistency(
     if isinstance(run, Trajectory):
         metric = jax.vmap(mobility)(run.layers)
         velocity = -metric * jax.vmap(problem.gradient)(run.theta)
+        if run.decay is not None:
+            velocity = velocity - len(run.layers[0]) * run.decay.rate[:, None] * run.theta
         noise = beta * rounding * metric
         errors.append(relative_error(run.velocity - velocity, velocity, noise, tolerance))
     if start is not None:

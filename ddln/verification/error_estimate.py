@@ -104,6 +104,9 @@ def _coordinate_range(run: Trajectory) -> Float[Array, ""]:
     if run.coordinates != "reduced":
         return jnp.asarray(0.0, run.theta.dtype)
     reduction = Reduction(run.layers[0])
-    smallest = largest(_recorded(run, jnp.min(jnp.abs(run.layers), axis=1)), axis=0)
+    smallest = jnp.min(jnp.abs(run.layers), axis=1)
+    if run.decay is not None:  # v is that of the layers without decay
+        smallest = smallest * jnp.exp(run.decay.dose)[:, None]
+    smallest = largest(_recorded(run, smallest), axis=0)
     reach = jnp.where(reduction.is_open, reduction.coordinate(smallest), 0.0)
     return largest(jnp.maximum(reach, jnp.abs(reduction.start)))

@@ -20,7 +20,13 @@ from ddln.networks.entropy import Entropy
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.trajectory import Trajectory
-from ddln.verification._conservation_laws import conservation, dissipation, monotone_loss, signs
+from ddln.verification._conservation_laws import (
+    conservation,
+    dissipation,
+    monotone_loss,
+    monotone_objective,
+    signs,
+)
 from ddln.verification._convergence_bounds import (
     asymptotic_rate,
     divergence_bound,
@@ -52,9 +58,10 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
     """Check a flow against Proposition 1, Theorem 1, Theorem 2 and Corollary 1, or a discrete run
     against its rule, its exact identities and the descent lemma.
 
-    Either way the records of the run at each point are checked against its layers there. Works
-    under `jax.jit` and `jax.vmap`. If the run failed, its first claim "completed" fails and no
-    other claim applies.
+    Under weight decay Proposition 1 holds of the layers e^Ω u and Theorem 1 of the entropy at each
+    time (docs/theory.md), and the claims say so; those of Theorem 2 do not apply. Either way the
+    records of the run at each point are checked against its layers there. Works under `jax.jit` and
+    `jax.vmap`. If the run failed, its first claim "completed" fails and no other claim applies.
 
     Args:
         problem: the loss of the run.
@@ -98,22 +105,31 @@ def _certify(
     floor = gap_floor(problem, moving)
     exactness, reason = flow_tolerance(moving, IDENTITY)
     tolerance = jnp.asarray(exactness * largest(tie_condition(moving)))
-    claims = (
+    decay = jax.tree.map(lambda along: along[few], moving.decay)
+    omega = None if decay is None else decay.rate
+    identities = (
         consistency(problem, run, steepness(problem, run.theta[few]), start),
         conservation(moving),
         signs(moving),
-        monotone_loss(moving, floor),
-        dissipation(problem, layers, theta, velocity),
+        monotone_loss(moving, floor)
+        if moving.decay is None
+        else monotone_objective(problem, moving, moving.decay),
+        dissipation(problem, layers, theta, velocity, omega),
         *mirror_identities(
-            problem, entropy, layers, theta, velocity, tolerance=tolerance, reason=reason
+            problem, entropy, layers, theta, velocity, decay, tolerance=tolerance, reason=reason
         ),
         dual_path(problem, entropy, moving),
+    )
+    without_decay = (
         clock(problem, moving),
         divergence_bound(problem, moving, predictions, floor),
         exponential_bound(problem, moving, predictions, floor),
         posterior_bound(problem, moving, predictions, floor),
         asymptotic_rate(problem, moving, floor),
     )
+    if decay is not None:  # which need not lower ℒ, the subject of Theorem 2
+        without_decay = [_inapplicable(claim) for claim in without_decay]
+    claims = (*identities, *without_decay)
     if_completed = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
     return FlowCertificates((_completed(run), *if_completed), predictions)
 
@@ -124,6 +140,11 @@ def _until_it_stopped(run: Trajectory) -> Trajectory:
     last_moving = jnp.max(jnp.where(rests(run), 0, points))
     points = jnp.minimum(points, last_moving)
     return jax.tree.map(lambda saved: saved[points] if saved.ndim else saved, run)
+
+
+def _inapplicable(claim: Claim) -> Claim:
+    """The claim without its numbers."""
+    return dataclasses.replace(claim, measured=jnp.nan, predicted=jnp.nan, applies=False)
 
 
 def _completed(run: Trajectory) -> Claim:

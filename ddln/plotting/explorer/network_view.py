@@ -62,6 +62,11 @@ class View:
         return "step" in self.data
 
     @property
+    def decays(self) -> bool:
+        """Whether the run is a flow with weight decay, which has no predicted limit or rate."""
+        return "dose" in self.data
+
+    @property
     def theta(self) -> np.ndarray | None:
         """θ at each point of the run, shape (points, width); None if the data set lacks it."""
         return self.data["theta"].values if "theta" in self.data else None
@@ -90,7 +95,7 @@ def _rate(
 
 def limit(view: View) -> np.ndarray | None:
     """The predicted limit point, shape (width,); None without a prediction."""
-    if view.problem.minimisers() is None:
+    if view.problem.minimisers() is None or view.decays:
         return None
     theta = np.asarray(_limit(view.problem, view.layers))
     return theta if np.isfinite(theta).all() else None

@@ -31,6 +31,11 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dynamics": {
         "gradient_flow": {"kind": "gradient_flow", "until": 10.0},
+        "gradient_flow_with_decay": {
+            "kind": "gradient_flow",
+            "until": 10.0,
+            "weight_decay": {"kind": "constant", "rate": 0.1},
+        },
         "sgd": {**_STEPS, "optimiser": {"kind": "sgd", "learning_rate": 0.002}},
         "heavy_ball": {
             **_STEPS,
@@ -71,6 +76,7 @@ _RANGES: dict[str, list[Any]] = {
     "problem.data.noise": _even(0.0, 2.0, 0.05),
     "problem.data.seed": _SEEDS,
     "dynamics.until": _powers(-2, 4),
+    "dynamics.weight_decay.rate": [0.0, *_powers(-3, 1)],
     "dynamics.steps": [100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000],
     "dynamics.optimiser.learning_rate": _powers(-5, 0),
     "dynamics.optimiser.momentum": _even(0.0, 0.99, 0.01),
