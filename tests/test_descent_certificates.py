@@ -286,7 +286,7 @@ def first_order_change(layers, until):
 
 def test_discretisation_error_is_that_of_the_modified_loss():
     steps = np.array([1000, 2000, 4000])
-    errors = discretisation.discretisation_error(PROBLEM, DEEP, 2.0, steps)
+    errors = np.asarray(discretisation.discretisation_error(PROBLEM, DEEP, 2.0, steps))
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1.0, atol=SLOPE)
     per_step = errors * steps / 2.0
     expected = np.linalg.norm(first_order_change(DEEP, 2.0))

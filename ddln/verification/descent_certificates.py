@@ -117,7 +117,8 @@ def recursion(problem: Problem, run: Descent) -> Claim:
     error, change, size = jax.vmap(recompute)(points, counts)
     eps = jnp.finfo(size.dtype).eps
     tolerance = IDENTITY * eps
-    noise = _STEP_ROUNDINGS * eps * (change / _NUDGE + size) * jnp.sqrt(1.0 + counts)
+    root_of_steps = jnp.sqrt(1 + counts.astype(size.dtype))
+    noise = _STEP_ROUNDINGS * eps * (change / _NUDGE + size) * root_of_steps
     is_replayed = is_replayed & ~(noise >= LOOSEST * size)
     return Claim(
         "recursion",
@@ -265,7 +266,8 @@ def _falls_between(problem: Problem, run: Descent) -> Bool[Array, " intervals"]:
         return jnp.zeros(run.steps.size - 1, bool)
     beta, gap = problem.smoothness, jnp.maximum(run.gap[:-1], 0.0)
     rate = jnp.maximum(run.rates[:-1], run.rates[1:])
-    radius = jnp.sqrt(2 * jnp.diff(run.steps) * rate * gap)
+    steps = jnp.diff(run.steps).astype(rate.dtype)
+    radius = jnp.sqrt(2 * steps * rate * gap)
     squares = (jnp.abs(run.layers[:-1]) + radius[:, None, None]) ** 2
     product = jnp.ones_like(squares[:, 0])
     without_one, without_two = jnp.zeros_like(product), jnp.zeros_like(product)
