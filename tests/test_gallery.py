@@ -60,6 +60,6 @@ def test_gallery_example_runs_in_a_few_lines(tmp_path, monkeypatch):
             path = text.partition("\n")[0].removeprefix("# ")
             assert (tmp_path / path).is_file()  # written by `ddln new`
             (tmp_path / path).write_text(text, encoding="utf-8")
-    assert "sparser" in done.stdout
+    assert "ℓ1 norm, smallest" in done.stdout
     (figure,) = tmp_path.glob("runs/*/figures/*.png")
     assert figure.stat().st_size > 1000
