@@ -127,6 +127,7 @@ def test_flow_after_decay_depends_on_the_dose_only(depth):
     assert np.abs(expected - without).max() > 1e-3
     for schedule in schedules:
         run = gradient_flow(problem, layers, times, weight_decay=schedule, rtol=1e-12, atol=1e-15)
+        assert run.decay is not None
         np.testing.assert_allclose(run.decay.dose[-1], dose, rtol=ROUNDING)
         np.testing.assert_allclose(run.theta[-1], expected, atol=DOSE_LAW)
 
