@@ -1,4 +1,4 @@
-"""Weight decay acts by its dose alone: schedules with one dose end at one point.
+"""Weight decay acts by its dose, like a smaller start (depth 2: Jacobs & Burkholz 2024).
 
 Noiseless samples of a sparse θ*, fewer than features; three layers, decayed at a constant rate ω
 for a while. Afterwards the flow is that of the layers e^{−Ω} u(0), moved along the span of the
