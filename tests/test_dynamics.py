@@ -7,6 +7,7 @@ import pytest
 
 from ddln.config.dynamics import DescentConfig, FlowConfig
 from ddln.config.experiment import ConfigError, changes_shape, load, numeric_leaves
+from ddln.config.weight_decay import ConstantDecayConfig, CosineDecayConfig
 from ddln.sweeps import build
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
@@ -128,13 +129,18 @@ def test_saved_steps_increase_from_first_to_last(steps, spacing):
 DECAYED = load(FIGURE4, ["dynamics.weight_decay=0.1", "sweep={}"])
 
 
+def decay_of(experiment):
+    assert isinstance(experiment.dynamics, FlowConfig)
+    return experiment.dynamics.weight_decay
+
+
 def test_weight_decay_is_a_number_or_a_schedule():
-    assert DECAYED.dynamics.weight_decay.rate == 0.1
+    assert decay_of(DECAYED) == ConstantDecayConfig(rate=0.1)
     assert "dynamics.weight_decay.rate" in numeric_leaves(DECAYED)
     cosine = DECAYED.with_({"dynamics.weight_decay": {"kind": "cosine", "rate": 1, "until": 9}})
-    assert cosine.dynamics.weight_decay.final == 0.0
+    assert decay_of(cosine) == CosineDecayConfig(kind="cosine", rate=1.0, final=0.0, until=9.0)
     off = DECAYED.with_({"dynamics.weight_decay.until": 2.0})
-    assert (off.dynamics.weight_decay.kind, off.dynamics.weight_decay.until) == ("constant", 2.0)
+    assert decay_of(off) == ConstantDecayConfig(rate=0.1, until=2.0)
 
 
 @pytest.mark.parametrize(

@@ -478,6 +478,19 @@ def test_certificates_hold_under_decay(decayed):
         assert ddln.certify(problem, other).ok, coordinates
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_certificates_hold_after_a_large_dose(depth):
+    rng = np.random.default_rng(depth)
+    problem = ddln.least_squares(rng.normal(size=(6, 4)), 2 * rng.normal(size=6))
+    layers = rng.uniform(0.4, 1.2, (depth, 4))
+    times = np.linspace(0.0, 300.0, 301)
+    run = ddln.gradient_flow(problem, layers, times, weight_decay=0.5)
+    assert run.decay is not None
+    assert float(run.decay.dose[-1]) == 150.0
+    assert bool(ddln.certify(problem, run).ok), ddln.certify(problem, run)
+
+
 @pytest.mark.parametrize(
     ("wrong", "claims"),
     [

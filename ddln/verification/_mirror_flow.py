@@ -70,21 +70,24 @@ def mirror_identities(
     curvature = _per_point(
         lambda q, theta: diagonal(jax.grad(q.value), theta), entropy, theta, decay
     )
+    shrinking = jnp.zeros_like(theta)
     if decay is not None:
-        velocity = velocity + layers.shape[1] * decay.rate[:, None] * theta
+        shrinking = layers.shape[1] * decay.rate[:, None] * theta
     metric = jax.vmap(_mobility_by_autodiff)(layers)
     # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
     mobile = _has_entropy(entropy, theta) & ~(metric <= jnp.sqrt(jnp.finfo(theta.dtype).tiny))
     frozen = entropy.reduction.is_frozen[None]
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
-    error = jnp.where(mobile, velocity - predicted, jnp.where(frozen, velocity, 0.0))
+    error = velocity + shrinking - predicted
+    error = jnp.where(mobile, error, jnp.where(frozen, velocity, 0.0))
+    size = jnp.abs(predicted) + jnp.abs(shrinking)  # the two can cancel
     noise = gradient_noise(problem, theta) * metric
     applies = jnp.any(mobile) & ~(tolerance >= LOOSEST)
     return (
         Claim(
             "mirror identity",
             *(_MIRROR_FLOW if decay is None else _DECAYED_MIRROR_FLOW),
-            measured=relative_error(error, jnp.where(mobile, predicted, 0.0), noise, tolerance),
+            measured=relative_error(error, jnp.where(mobile, size, 0.0), noise, tolerance),
             predicted=0.0,
             tolerance=tolerance,
             reason=reason,
@@ -146,7 +149,8 @@ def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
     )
     few, decay = sample_points(run.times.size, MIRROR_MAP_CHECKS), run.decay
     theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
-    mobile = _has_entropy(entropy, theta)
+    # Under decay M can underflow, and ξ with it.
+    mobile = _has_entropy(entropy, theta) & ~(metric == 0)
     at_few = jax.tree.map(lambda along: along[few], decay)
     dual = _per_point(lambda q, theta: q.mirror_map(theta), entropy, theta, at_few)
     if decay is not None:
