@@ -110,7 +110,8 @@ class DecayingSteps(eqx.Module):
 class Optimiser(eqx.Module):
     """An optax transformation as a pytree with its numbers as leaves, made by `optimiser`."""
 
-    rule: Callable[..., optax.GradientTransformation] = eqx.field(static=True)
+    rule: str | Callable[..., optax.GradientTransformation] = eqx.field(static=True)
+    """One of `NAMES`, so that it means the same in every process, or a function of its numbers."""
     numbers: dict[str, Any]
     weight_decay: Array | WeightDecay | None = None
     clip: Array | None = None
@@ -118,7 +119,7 @@ class Optimiser(eqx.Module):
 
     @property
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
-        rule, decay = self.rule(**self.numbers), self.weight_decay
+        rule, decay = _function_of(self.rule)(**self.numbers), self.weight_decay
         if decay is not None and self.decoupled:
             rule = optax.chain(rule, self._decayed(decay, in_gradient=False))
         elif isinstance(decay, WeightDecay):
@@ -173,7 +174,7 @@ class Optimiser(eqx.Module):
     @property
     def is_gradient_descent(self) -> bool:
         """Whether a step is u − γ g, without momentum, weight decay or clipping."""
-        return self.rule is _sgd and self.weight_decay is None and self.clip is None
+        return self.rule == "sgd" and self.weight_decay is None and self.clip is None
 
     def learning_rate(self, step: Int[Array, ""]) -> Any:
         """γ at a step; 1 if the rule has no `learning_rate`."""
@@ -279,12 +280,10 @@ def optimiser(
     True
     """
     name = rule if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
-    if isinstance(rule, str):
-        if rule not in _RULES:
-            near = difflib.get_close_matches(rule, NAMES, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
-            raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
-        rule = _RULES[rule]
+    if isinstance(rule, str) and rule not in _RULES:
+        near = difflib.get_close_matches(rule, NAMES, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(NAMES) + "."
+        raise ValueError(f'`rule` "{rule}" is unknown, {hint}')
     options: dict[str, Any] = {
         "intrinsic_step": intrinsic_step,
         "weight_decay": weight_decay,
@@ -299,13 +298,20 @@ def optimiser(
     return _build(rule, name, numbers, decoupled=decoupled, **options)
 
 
-def _arguments_of(rule: Callable[..., Any], options: Iterable[str], name: str) -> list[str]:
+def _function_of(
+    rule: str | Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformation]:
+    """The function from numbers to an optax transformation."""
+    return _RULES[rule] if isinstance(rule, str) else rule
+
+
+def _arguments_of(rule: str | Callable[..., Any], options: Iterable[str], name: str) -> list[str]:
     """Which of our options are arguments of the rule.
 
     Raises:
         ValueError: the rule accepts any name, so that the option is ambiguous.
     """
-    parameters = inspect.signature(rule).parameters
+    parameters = inspect.signature(_function_of(rule)).parameters
     kinds = {key: parameter.kind for key, parameter in parameters.items()}
     by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     arguments = [key for key in options if kinds.get(key) in by_name]
@@ -320,7 +326,7 @@ def _arguments_of(rule: Callable[..., Any], options: Iterable[str], name: str) -
 
 
 def _build(
-    rule: Callable[..., optax.GradientTransformation],
+    rule: str | Callable[..., optax.GradientTransformation],
     name: str,
     numbers: dict[str, Any],
     *,
@@ -334,7 +340,7 @@ def _build(
     if intrinsic_step is not None:
         numbers["learning_rate"] = _learning_rate_from(intrinsic_step, numbers)
     try:
-        inspect.signature(rule).bind(**numbers)
+        inspect.signature(_function_of(rule)).bind(**numbers)
     except TypeError as fault:
         raise ValueError(f"`numbers` must be arguments of {name}: {fault}.") from None
     decay = None if weight_decay is None else _checked_decay(weight_decay)
