@@ -92,12 +92,12 @@ def test_momentum_has_its_limits_and_effective_initialisations():
         return ddln.descend(problem, start, rule, steps=200_000, record_every=100_000)
 
     study = studies.find("momentum")
-    runs = jax.jit(jax.vmap(lane))(jnp.array(list(study.ENDS)))
+    runs = jax.jit(jax.vmap(lane))(jnp.array(list(study.DISTANCES)))
     errors = np.sum((np.asarray(runs.theta[:, -1]) - best) ** 2, axis=1)
-    np.testing.assert_allclose(errors, list(study.ENDS.values()), atol=SHOWN)
+    np.testing.assert_allclose(errors, list(study.DISTANCES.values()), atol=SHOWN)
     alpha = jax.vmap(diagnostics.effective_initialisation)(runs)[:, -1]
     balances = np.mean(alpha[jnp.array([0, 3])] ** 2, axis=1)
-    np.testing.assert_allclose(balances, list(study.BALANCES.values()), atol=SHOWN)
+    np.testing.assert_allclose(balances, list(study.IMBALANCES.values()), atol=SHOWN)
 
 
 @pytest.mark.parametrize(
