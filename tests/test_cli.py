@@ -415,6 +415,13 @@ def test_rm_deletes_one_run_and_no_other(fakes, tmp_path):
     assert busy.code == 2
     assert "another process is working on this run" in busy.err
     assert (gone / "manifest.json").is_file()
+    link = tmp_path / "runs" / "link-1"
+    link.symlink_to(gone, target_is_directory=True)
+    linked = call("rm", link.name, "--yes")
+    assert linked.code == 2
+    assert "must be a folder to be deleted, got a link" in linked.err
+    assert (gone / "manifest.json").is_file()
+    link.unlink()
     assert call("rm", gone.name, "--yes").code == 0
     assert list((tmp_path / "runs").iterdir()) == [kept]
     assert call("run", FIGURE4).code == 0

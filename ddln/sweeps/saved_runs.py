@@ -95,8 +95,11 @@ def remove(folder: RunFolder) -> None:
     """Delete a run folder with all its files.
 
     Raises:
-        StoreError: another process works on the run, or a file cannot be deleted.
+        StoreError: another process works on the run, the folder is a link, or a file cannot be
+            deleted.
     """
+    if folder.path.is_symlink():
+        raise StoreError(f"{folder.path}: must be a folder to be deleted, got a link")
     try:
         with folder.locked():
             # Without its manifest it is no run, even if the rest cannot be deleted.
