@@ -1,4 +1,4 @@
-"""Strict settings for every test and doctest: float64, no implicit broadcasting, checked shapes."""
+"""Strict settings for every test and doctest: float64, no implicit broadcasting or promotion, checked shapes."""
 
 import gc
 import os
@@ -17,6 +17,7 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 jaxtyping.install_import_hook("ddln", "beartype.beartype")
 # Tracing makes many small objects and little rubbish. Looking for it at every 700th, as Python
 # does, took a tenth of the time of `tests/test_flow_certificates.py` (38 to 41 s, then 34.5).

@@ -549,8 +549,9 @@ def test_second_process_compiles_nothing(tmp_path):
     assert second["cache_hits"] >= first["cache_misses"]
 
 
-def process(*arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / ".cache")}
+def process(*arguments, cwd, **variables):
+    cache = str(cwd / ".cache")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache, **variables}
     return subprocess.run(
         [sys.executable, "-m", "ddln.cli", *arguments],
         capture_output=True,
@@ -593,6 +594,21 @@ def test_new_study_runs_and_is_not_recomputed(tmp_path):
     assert (folder / "report.html").stat().st_size > 10_000
     again = process("run", "mine", *small, cwd=tmp_path)
     assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        "dynamics={kind='gradient_flow', until=1.0, points=11}",
+        pytest.param(DESCENT, marks=pytest.mark.slow),
+    ],
+    ids=["flow", "descent"],
+)
+def test_run_works_under_strict_promotion_of_types(tmp_path, dynamics):
+    small = ["network.depth=2", "problem.data.features=3", dynamics]
+    done = process("run", FIGURE4, *small, cwd=tmp_path, JAX_NUMPY_DTYPE_PROMOTION="strict")
+    assert done.returncode == 0, done.stderr
+    assert "networks: 3 ok" in done.stdout
 
 
 def test_overflowing_network_is_rejected_end_to_end(tmp_path):

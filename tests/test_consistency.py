@@ -203,7 +203,7 @@ def test_largest_and_smallest_propagate_nan(size):
         assert jnp.isnan(jax.jit(smallest)(values))
     table = jnp.zeros((size, 2)).at[size // 2, 1].set(jnp.nan)
     assert jnp.isnan(largest(table, axis=0)).tolist() == [False, True]
-    assert float(largest(jnp.arange(size) * 1.0)) == size - 1
+    assert float(largest(jnp.arange(float(size)))) == size - 1
     assert float(smallest(jnp.array([1.0, -jnp.inf]))) == -jnp.inf
 
 

@@ -323,10 +323,3 @@ def test_reporting_progress_does_not_change_a_long_descent(trained, monkeypatch)
     assert events == [(chunk, share) for share in (0.25, 0.5, 0.75, 1.0)]
     np.testing.assert_array_equal(part["loss"], compute.compute(chunk)["loss"])
     assert part["loss"].dims == ("lane", "time")
-
-
-@pytest.mark.slow
-def test_flows_and_descents_run_under_strict_promotion_of_types():
-    with jax.numpy_dtype_promotion("strict"):
-        for experiment in (SMALL, NOISY):
-            assert (ddln.run(experiment)["status"] == 0).all()

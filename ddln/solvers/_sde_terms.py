@@ -94,9 +94,9 @@ class Brownian(diffrax.AbstractPath):
         increment = normal(0)
         for level in range(self.halvings):
             node = 2**level + (part >> (self.halvings - level))
-            is_second = (part >> (self.halvings - level - 1)) % 2
-            bridge = (1 - 2 * is_second) * 2 ** (-level / 2) * normal(node)
-            increment = (increment + bridge) / 2
+            is_second = (part >> (self.halvings - level - 1)) % 2 == 1
+            bridge = 2 ** (-level / 2) * normal(node)
+            increment = (increment + jnp.where(is_second, -bridge, bridge)) / 2
         return increment
 
 

@@ -102,7 +102,8 @@ class DecayingSteps(eqx.Module):
             "cosine": optax.cosine_decay_schedule(1.0, after),
         }[self.kind]
         share = fall if rise is None else optax.join_schedules([rise, fall], [self.warm_up])
-        factor = share(step)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies π by the step
+            factor = share(step)
         last = jnp.where(step < self.warm_up, 0.0, self.final)
         return self.rate * (factor + last * (1 - factor))
 

@@ -277,7 +277,7 @@ def _kkt_residual(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     mobile = ~entropy.reduction.is_frozen
     dual = jnp.where(mobile, entropy.mirror_map(theta), 0.0)
-    columns = matrix.T * mobile[:, None]
+    columns = jnp.where(mobile[:, None], matrix.T, 0.0)
     nu = jnp.linalg.lstsq(columns, dual)[0]
     dual_size, value_size = jnp.linalg.norm(dual), jnp.linalg.norm(values)
     stationarity = jnp.linalg.norm(dual - columns @ nu) / jnp.where(dual_size > 0, dual_size, 1.0)
