@@ -131,18 +131,24 @@ def _split(array: Any, depth: int, imbalance: float | int) -> Factorised:
             "of layers that are all 0."
         )
         flat = refuse(flat == 0, message, flat)
-    layers = _layers(flat, depth, imbalance)
+        layers = _balanced_layers(flat, depth)
+    else:
+        layers = imbalanced_layers(flat, depth, imbalance)
     return Factorised(layers.reshape(depth, *np.shape(array)))
 
 
 @eqx.filter_jit
-def _layers(
-    theta: Float[Array, " dim"], depth: int, imbalance: float | int
+def _balanced_layers(theta: Float[Array, " dim"], depth: int) -> Float[Array, "depth dim"]:
+    """Layers of equal magnitude whose product is θ ≠ 0."""
+    root = jnp.abs(theta) ** (1 / depth)
+    return jnp.tile(root, (depth, 1)).at[0].multiply(jnp.sign(theta))
+
+
+@eqx.filter_jit
+def imbalanced_layers(
+    theta: Float[Array, " dim"], depth: int, imbalance: Number
 ) -> Float[Array, "depth dim"]:
-    """Layers of the given imbalance whose product is θ."""
-    if imbalance == 0:
-        root = jnp.abs(theta) ** (1 / depth)
-        return jnp.tile(root, (depth, 1)).at[0].multiply(jnp.sign(theta))
+    """Layers of an imbalance λ > 0, the first of which has the sign of their product θ."""
     imbalances = jnp.full((depth - 1, theta.size), imbalance, theta.dtype)
     reduction = Reduction(init.imbalanced(jnp.zeros_like(theta), imbalances))
     return reduction.layers(_coordinate_maps.coordinate_of_theta(theta, reduction))

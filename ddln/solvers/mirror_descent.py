@@ -6,12 +6,16 @@ Gradient descent on the layers is another discretisation of the same flow. k ste
 flow time kγ.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from ddln._internal.validation import Number, as_floats, refuse
+from ddln.networks.product_geometry import Factored
 
 
 @runtime_checkable
@@ -25,6 +29,13 @@ class MirrorMap(Protocol):
     def inverse(self, xi: Any, /) -> Any:
         """θ with ∇Q(θ) = ξ."""
         ...
+
+
+class MirrorDescentState(NamedTuple):
+    """The number of steps taken, and their dose Ω = Σ γ ω of weight decay."""
+
+    step: Int[Array, ""]
+    dose: Float[Array, ""]
 
 
 def mirror_descent(
@@ -42,12 +53,17 @@ def mirror_descent(
     `Entropy.in_range` tests for this in advance, `optax.apply_if_finite` skips such steps, and
     shorter steps avoid them.
 
+    Under the weight decay of `ddln.factored(decay=…)` each step is taken in the geometry of the
+    layers that the earlier ones have left, and then shrinks θ.
+
     Args:
-        entropy: a `ddln.Entropy`, or any object with `mirror_map` and `inverse`.
+        entropy: a `ddln.Entropy` or `ddln.factored(…)`, or any object with `mirror_map` and
+            `inverse`.
         learning_rate: γ > 0 in flow time, which can be traced, or an optax schedule.
 
     Returns:
-        The transformation. Its `update` needs `params`, and its state is that of optax's schedule.
+        The transformation. Its `update` needs `params`; its state has the number of steps, `step`,
+        and the dose of decay, `dose`.
 
     Raises:
         ValueError: no such maps, γ ≤ 0 (traced: NaN), no `params`, θ outside the domain of Q, or a
@@ -73,23 +89,39 @@ def mirror_descent(
             )
     if not callable(learning_rate):
         rate = as_floats("learning_rate", learning_rate, 0)
-        learning_rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
-    return _through(entropy, optax.scale_by_learning_rate(learning_rate))
+        rate = refuse(rate <= 0, f"`learning_rate` must be > 0, got {rate}.", rate)
+        learning_rate = optax.constant_schedule(rate)
+    return optax.GradientTransformation(_start, partial(_update, entropy, learning_rate))
 
 
-def _through(
-    entropy: MirrorMap, scaling: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """Scale a gradient to an update of ∇Q(θ), and turn it into an update of θ."""
+def _start(params: Any) -> MirrorDescentState:
+    return MirrorDescentState(jnp.zeros((), jnp.int32), jnp.zeros(()))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError("`params` must be the current θ, got None.")
-        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
-            updates, state = scaling.update(updates, state, params)
-        xi = jax.tree.map(
-            lambda xi, change: xi + change.astype(xi.dtype), entropy.mirror_map(params), updates
-        )
-        return jax.tree.map(lambda new, old: new - old, entropy.inverse(xi), params), state
 
-    return optax.GradientTransformation(scaling.init, update)
+def _update(
+    entropy: MirrorMap,
+    learning_rate: optax.Schedule,
+    updates: Any,
+    state: Any,
+    params: Any = None,
+) -> tuple[Any, MirrorDescentState]:
+    """The change of θ by a step, with the decay of a product of layers."""
+    if params is None:
+        raise ValueError("`params` must be the current θ, got None.")
+    step, dose = state
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
+        rate = jnp.asarray(learning_rate(step), dose.dtype)
+    move = jax.tree.map(
+        lambda theta, gradient: -rate.astype(theta.dtype) * gradient.astype(theta.dtype),
+        params,
+        updates,
+    )
+    if isinstance(entropy, Factored):
+        with jax.numpy_dtype_promotion("standard"):
+            passed = rate * entropy.decay_at(step).astype(dose.dtype)
+        moved = entropy.decayed(dose).moved(params, move)
+        theta, dose = entropy.shrunk(moved, passed), dose + passed
+    else:
+        theta = entropy.inverse(jax.tree.map(jnp.add, entropy.mirror_map(params), move))
+    changes = jax.tree.map(jnp.subtract, theta, params)
+    return changes, MirrorDescentState(jnp.asarray(optax.safe_increment(step)), dose)
