@@ -33,7 +33,7 @@ def descents(step, steps, decay, rise):
         return jax.lax.fori_loop(0, steps, update, (parameters, rule.init(parameters)))[0]
 
     def schedule(k):
-        return decay + rise * k * step
+        return decay + rise * step * k.astype(float)
 
     geometry = ddln.factored(depth=3, imbalance=0.5, decay=schedule)
     mirrored = run(ddln.mirror_descent(geometry, step), start, loss)
