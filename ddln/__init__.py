@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from ddln.theory.assumptions import check_hypotheses as check_hypotheses
     from ddln.verification import claim as claim
     from ddln.verification import diagnostics as diagnostics
-    from ddln.verification.claims import Certificates as Certificates
-    from ddln.verification.claims import Claim as Claim
+    from ddln.verification.certificates import Certificates as Certificates
+    from ddln.verification.certificates import Claim as Claim
     from ddln.verification.discretisation import discretisation_order as discretisation_order
     from ddln.verification.flow_certificates import certify as certify
 
@@ -99,7 +99,7 @@ _HOMES = {
     "theory.assumptions": ("check_hypotheses",),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
     "verification.flow_certificates": ("certify",),
-    "verification.claims": ("Certificates", "Claim"),
+    "verification.certificates": ("Certificates", "Claim"),
     "verification.discretisation": ("discretisation_order",),
     "sweeps.compute": ("run", "sweep"),
     "sweeps.saved_runs": ("open",),

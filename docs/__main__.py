@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ddln.config.axis_kinds import FORMS
+from ddln.config.axis_schema import FORMS
 from ddln.config.experiment import Experiment, changes_shape, units_of
 from docs import python_api
 from docs.variables import variables

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
-from ddln.config.dynamics import Measure
+from ddln.config.dynamics_schema import Measure
 from ddln.config.experiment import Experiment, load
 from ddln.sweeps.dataset_schema import VARIABLES, dims, saved_variables
 

@@ -33,7 +33,7 @@ TESTS = {
     "solvers/gradient_flow": ["test_gradient_flow.py"],
     "verification/flow_certificates": ["test_flow_certificates.py"],
     "verification/consistency": ["test_consistency.py"],
-    "verification/_tolerances": ["test_flow_certificates.py", "test_consistency.py"],
+    "verification/_shared_tolerances": ["test_flow_certificates.py", "test_consistency.py"],
     "verification/_conservation_laws": ["test_flow_certificates.py"],
     "verification/_mirror_flow": ["test_flow_certificates.py"],
     "verification/_convergence_bounds": ["test_flow_certificates.py"],

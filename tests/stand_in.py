@@ -122,7 +122,7 @@ def _prepare() -> Any:
     runtime.provenance = lambda: {"versions": {"jax": "0"}, "device": "cpu", "dtype": "float64"}
     stand_ins = {
         "sweeps.compute": {"validate": lambda chunk: None, "compute": _compute},
-        "verification.claims": {"summary": lambda dataset: []},
+        "verification.certificates": {"summary": lambda dataset: []},
     }
     for name, functions in stand_ins.items():
         module = ModuleType(f"ddln.{name}")

@@ -20,10 +20,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import ddln
-from ddln.config.dynamics import FlowConfig
+from ddln.config.dynamics_schema import FlowConfig
 from ddln.config.experiment import load, parse
 from ddln.plotting import figures
-from ddln.plotting.explorer import session
+from ddln.plotting.explorer import network_controls
 from ddln.sweeps import build, plan, report
 from ddln.sweeps.run_folder import RunFolder
 from tests.reading import PIXEL, curve_of, flow
@@ -151,17 +151,17 @@ def test_report_opens_without_errors(tab, tmp_path):
 @pytest.mark.slow
 def test_sliders_update_the_curves_and_the_address(tab, tmp_path):
     with served(tmp_path, "explore", "dynamics.points=41") as address:
-        base = session.initial_state(
+        base = network_controls.initial_state(
             load(ROOT / "configs" / "explore.toml", ["dynamics.points=41"])
         )
         tab.goto(address)
         tab.wait_for_selector("#gap svg")
         keep(tab, "explore")
-        names = [control.name for control in session.controls(base)]
+        names = [control.name for control in network_controls.controls(base)]
         scales = [f"network.scale={a}" for a in (1.12, 1.26, 1.41)]
         move(tab, names.index("network.scale"), "#link", scales)
         query = dict(urllib.parse.parse_qsl(tab.locator("#link").inner_text().lstrip("?")))
-        state = session.from_query(base, query)
+        state = network_controls.from_query(base, query)
         assert state.network.scale == 1.41
         assert dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(tab.url).query)) == query
         problem, layers = build.build_problem(state), build.build_layers(state)

@@ -10,7 +10,7 @@ import xarray as xr
 
 import ddln
 from ddln.config._errors import kinds_of
-from ddln.config.dynamics import DescentConfig, FlowConfig, OptimiserConfig
+from ddln.config.dynamics_schema import DescentConfig, FlowConfig, OptimiserConfig
 from ddln.config.schema import InitConfig, LawConfig, LossConfig
 from ddln.solvers import optimisers
 from ddln.sweeps import build

@@ -77,7 +77,7 @@ def fakes(tmp_path, tmp_path_factory, monkeypatch):
     fakes = Fakes()
     modules = {
         "sweeps.compute": ("validate", "compute"),
-        "verification.claims": ("summary",),
+        "verification.certificates": ("summary",),
         "theory.assumptions": ("summary", "render"),
         "sweeps.report": ("write",),
     }

@@ -16,7 +16,7 @@ from ddln._internal.validation import largest, smallest
 from ddln.solvers import batched_flow
 from ddln.sweeps import _runners
 from ddln.verification._conservation_laws import conservation, dissipation, signs
-from ddln.verification._tolerances import steepness
+from ddln.verification._shared_tolerances import steepness
 from ddln.verification.consistency import consistency
 
 TIMES = 81

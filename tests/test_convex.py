@@ -16,7 +16,7 @@ from ddln.config import datasets
 from ddln.config.data_schema import CountsDataConfig
 from ddln.config.experiment import ConfigError
 from ddln.verification._convergence_bounds import divergence_bound, exponential_bound
-from ddln.verification._tolerances import gap_floor
+from ddln.verification._shared_tolerances import gap_floor
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 3))

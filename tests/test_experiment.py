@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddln.config.data_schema import FileDataConfig
-from ddln.config.dynamics import FlowConfig
+from ddln.config.dynamics_schema import FlowConfig
 from ddln.config.experiment import (
     ConfigError,
     Experiment,

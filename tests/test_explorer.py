@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln.cli import main as cli
 from ddln.config.experiment import ConfigError, parse
-from ddln.plotting.explorer import network_view, run_browser, server, session
+from ddln.plotting.explorer import network_controls, network_view, run_browser, server
 from ddln.sweeps import build, plan
 from ddln.sweeps.run_folder import RunFolder
 from tests.reading import PIXEL, curve_of, flow, mark_of
@@ -21,14 +21,18 @@ HOSTILE = "<script>alert('x')</script>"
 
 @pytest.fixture(scope="module")
 def base():
-    return session.initial_state(ddln.load("configs/explore.toml").with_({"dynamics.points": 41}))
+    return network_controls.initial_state(
+        ddln.load("configs/explore.toml").with_({"dynamics.points": 41})
+    )
 
 
 @pytest.fixture(scope="module")
 def seen(base):
     """A state at another scale and imbalance, and its view."""
-    state = session.with_values(base, {"network.scale": 1.12, "network.init.imbalance": 0.6})
-    return state, session.run_state(state)
+    state = network_controls.with_values(
+        base, {"network.scale": 1.12, "network.init.imbalance": 0.6}
+    )
+    return state, network_controls.run_state(state)
 
 
 @pytest.mark.slow
@@ -76,9 +80,9 @@ def test_entropy_chart_matches_its_derivative_chart(seen):
 
 @pytest.mark.slow
 def test_descent_is_drawn_against_steps(base):
-    state = session.with_kinds(base, {"dynamics": "sgd"})
-    state = session.with_values(state, {"dynamics.steps": 100})
-    view = session.run_state(state)
+    state = network_controls.with_kinds(base, {"dynamics": "sgd"})
+    state = network_controls.with_values(state, {"dynamics.steps": 100})
+    view = network_controls.run_state(state)
     assert isinstance(view.problem, ddln.LeastSquares)
     X, y = np.asarray(view.problem.features), np.asarray(view.problem.targets)
     layers, gaps = np.asarray(view.layers), []
@@ -102,30 +106,34 @@ def test_other_values_of_controls_compile_nothing(base, seen):
         counts.extend([event] if "backend_compile" in event else [])
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    state = session.with_values(base, {"network.scale": 1.26, "problem.data.seed": 3})
-    network_view.overview(session.run_state(state))
+    state = network_controls.with_values(base, {"network.scale": 1.26, "problem.data.seed": 3})
+    network_view.overview(network_controls.run_state(state))
     first = len(counts)
-    state = session.with_values(base, {"network.scale": 0.891, "network.init.smallest": 0.22})
-    network_view.overview(session.run_state(state))
+    state = network_controls.with_values(
+        base, {"network.scale": 0.891, "network.init.smallest": 0.22}
+    )
+    network_view.overview(network_controls.run_state(state))
     assert len(counts) == first
 
 
 def test_address_encodes_the_state(base):
-    state = session.with_kinds(base, {"network.init": "normal", "dynamics": "heavy_ball"})
-    state = session.with_values(state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5})
-    query = session.to_query(base, state)
+    state = network_controls.with_kinds(base, {"network.init": "normal", "dynamics": "heavy_ball"})
+    state = network_controls.with_values(
+        state, {"network.scale": 1.41, "dynamics.optimiser.momentum": 0.5}
+    )
+    query = network_controls.to_query(base, state)
     assert query == {
         "network.init": "normal",
         "dynamics": "heavy_ball",
         "network.scale": "1.41",
         "dynamics.optimiser.momentum": "0.5",
     }
-    assert session.from_query(base, query) == state
-    assert session.from_query(base, {**query, "session_id": "s_1"}) == state
+    assert network_controls.from_query(base, query) == state
+    assert network_controls.from_query(base, {**query, "session_id": "s_1"}) == state
 
 
 def test_saved_config_can_be_run(base):
-    state = session.with_kinds(base, {"dynamics": "nesterov"})
+    state = network_controls.with_kinds(base, {"dynamics": "nesterov"})
     assert parse(state.to_toml()) == state
     assert plan.make_plan(parse(state.to_toml())).lanes == 1
 
@@ -143,26 +151,29 @@ def test_saved_config_can_be_run(base):
 )
 def test_address_outside_the_ranges_is_an_error(base, query, message):
     with pytest.raises(ValueError, match=message):
-        session.from_query(base, query)
+        network_controls.from_query(base, query)
 
 
 def test_inconsistent_values_are_an_error(base):
-    state = session.with_kinds(base, {"problem.data": "sparse"})
+    state = network_controls.with_kinds(base, {"problem.data": "sparse"})
     with pytest.raises(ConfigError, match="nonzeros must be ≤ features"):
-        session.with_values(state, {"problem.data.nonzeros": 30})
+        network_controls.with_values(state, {"problem.data.nonzeros": 30})
 
 
 def test_every_control_can_be_moved_to_its_ends(base):
-    for table in session.TABLES:
-        for kind in session.choices(base, table):
-            state = session.with_kinds(base, {table: kind})
-            for control in session.controls(state):
+    for table in network_controls.TABLES:
+        for kind in network_controls.choices(base, table):
+            state = network_controls.with_kinds(base, {table: kind})
+            for control in network_controls.controls(state):
                 assert control.value in control.steps
                 if control.name.rpartition(".")[2] in ("low", "high", "nonzeros", "features"):
                     continue  # these are constrained by another control
                 for end in {control.steps[0], control.steps[-1]}:
-                    moved = session.with_values(state, {control.name: end})
-                    assert session.from_query(base, session.to_query(base, moved)) == moved
+                    moved = network_controls.with_values(state, {control.name: end})
+                    assert (
+                        network_controls.from_query(base, network_controls.to_query(base, moved))
+                        == moved
+                    )
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +207,9 @@ def test_quantity_of_every_network_is_drawn(swept):
 def test_network_of_a_run_equals_the_network_alone(base, swept):
     places = {"network.scale": 2, "network.init.imbalance": 1}
     view = network_view.view(run_browser.pick(swept, places))
-    alone = session.run_state(base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4}))
+    alone = network_controls.run_state(
+        base.with_({"network.scale": 1.5, "network.init.imbalance": 0.4})
+    )
     assert view.theta is not None
     assert alone.theta is not None
     np.testing.assert_allclose(view.theta, alone.theta, rtol=1e-9, atol=1e-12)

@@ -18,8 +18,8 @@ from ddln.solvers.cost_model import LARGEST_DENSE_DIM
 from ddln.sweeps import report
 from ddln.verification._convergence_bounds import asymptotic_rate
 from ddln.verification._mirror_flow import diagonal
-from ddln.verification._tolerances import gap_floor
-from ddln.verification.claims import FlowCertificates
+from ddln.verification._shared_tolerances import gap_floor
+from ddln.verification.certificates import FlowCertificates
 
 TIMES = np.linspace(0.0, 1.0, 81)
 SAMPLES, DIM = 6, 4  # what most tests use, to share their programs

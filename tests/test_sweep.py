@@ -10,7 +10,7 @@ import xarray as xr
 
 import ddln
 from ddln.config import datasets
-from ddln.config.dynamics import DescentConfig
+from ddln.config.dynamics_schema import DescentConfig
 from ddln.config.experiment import substitute
 from ddln.solvers import _batching, _descent_loop
 from ddln.solvers._steppers import Rodas5P

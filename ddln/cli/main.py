@@ -157,7 +157,7 @@ def verify(
         _validate(plan, path)
         from ddln.sweeps import assemble, build, compute, progress
         from ddln.theory import assumptions
-        from ddln.verification import claims
+        from ddln.verification import certificates
 
         build.make_mesh(experiment.devices)
     from ddln.sweeps._manifest import finite
@@ -170,7 +170,7 @@ def verify(
             computed[chunk.index] = part
             advance(chunk, status_counts(part))
     dataset = assemble.assemble(plan, lambda chunk: computed[chunk.index])
-    assumed, rows = assumptions.summary(dataset), claims.summary(dataset)
+    assumed, rows = assumptions.summary(dataset), certificates.summary(dataset)
     if as_json:
         both = {"hypotheses": assumed, "certificates": rows}
         typer.echo(json.dumps(finite(both), indent=1, ensure_ascii=False))

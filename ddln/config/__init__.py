@@ -1,9 +1,9 @@
 """Experiments as TOML files: parse, validate, override and sweep.
 
-`experiment` turns a file and its overrides into an immutable `Experiment`; `schema`, `dynamics` and
-`axis_kinds` define its tables, `sweep_axes` the values of the axes of a sweep, and `datasets` the
-data sets that a configuration can name. Nothing here imports JAX at its top, so that `ddln check`
-answers at once.
+`experiment` turns a file and its overrides into an immutable `Experiment`; `schema` and the modules
+that end in `_schema` define its tables, `sweep_axes` the values of the axes of a sweep, and
+`datasets` the data sets that a configuration can name. Nothing here imports JAX at its top, so that
+`ddln check` answers at once.
 
 Public: `ddln.load`, `ddln.Experiment`.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddln._internal.files import read_limited
-from ddln.config.axis_kinds import FORMS
+from ddln.config.axis_schema import FORMS
 
 _MAX_FILE_BYTES = 2**23
 _MAX_DEPTH = 32

@@ -32,10 +32,10 @@ from ddln.config._toml import (
     resolve_data_path,
     set_path,
 )
-from ddln.config.axis_kinds import AxisConfig
+from ddln.config.axis_schema import AxisConfig
 from ddln.config.data_files import content_files
 from ddln.config.data_schema import FileDataConfig
-from ddln.config.dynamics import OF_DEPTH_2, DescentConfig, DynamicsConfig
+from ddln.config.dynamics_schema import OF_DEPTH_2, DescentConfig, DynamicsConfig
 from ddln.config.schema import (
     NOT_DIFFERENTIABLE,
     DevicesConfig,

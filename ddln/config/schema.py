@@ -2,7 +2,7 @@
 
 Validation is strict: text is not a number, and unknown keys are errors. A key that determines the
 shape of an array is marked `SHAPE`; a sweep over it compiles one program per value. The tables
-of `[dynamics]` are in `ddln.config.dynamics`, those of `[sweep]` in `ddln.config.axis_kinds`.
+of `[dynamics]` are in `dynamics_schema`, those of `[sweep]` in `axis_schema`.
 
 To add a loss, an initialiser or a data set, define its table here, for data in
 `ddln.config.data_schema`, with a new `kind`, add the table to `LossConfig`, `InitConfig` or

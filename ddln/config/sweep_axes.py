@@ -16,7 +16,7 @@ from ddln.config._errors import AXIS_FORMS, hint, rule
 from ddln.config._expressions import ExpressionError
 from ddln.config._table import REAL, WHOLE
 from ddln.config._toml import as_json
-from ddln.config.axis_kinds import AxisConfig, ExpressionAxisConfig
+from ddln.config.axis_schema import AxisConfig, ExpressionAxisConfig
 
 _FLOAT_LIMIT = 2**1024
 
@@ -84,7 +84,7 @@ def _evaluate(text: str, others: Mapping[str, Column], leaf: FieldInfo) -> Colum
 def axis_dimension(name: str, axis: Any) -> str:
     """The dimension of an axis without an expression.
 
-    >>> from ddln.config.axis_kinds import RangeAxisConfig
+    >>> from ddln.config.axis_schema import RangeAxisConfig
     >>> axis_dimension("network.init.seed", RangeAxisConfig(range=(0, 2), zip="network.scale"))
     'network.scale'
     """

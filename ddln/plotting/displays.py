@@ -22,7 +22,7 @@ from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.sweeps.accessor import ROUNDING
 from ddln.verification import tables
-from ddln.verification.claims import Certificates
+from ddln.verification.certificates import Certificates
 
 _CHART_SIZE = (340, 220)
 _MOST_ENTROPIES = 4
@@ -134,7 +134,7 @@ def claims_table(rows: Iterable[Mapping[str, Any]]) -> Markup:
     """A table of claims; each claim's statement appears under the pointer.
 
     Args:
-        rows: as `Claim.row` or `ddln.verification.claims.summary` gives them.
+        rows: as `Claim.row` or `ddln.verification.certificates.summary` gives them.
 
     >>> claim = ddln.Claim("half", "arithmetic", "1 < 2", 0.5, 0.5, 0.0)
     >>> "1 &lt; 2" in claims_table([claim.row()])

@@ -29,7 +29,7 @@ from ddln.solvers.weight_decay import WeightDecay
 from ddln.sweeps import build
 from ddln.sweeps.dataset_schema import stored_variables
 from ddln.theory.assumptions import DECAY_STATEMENTS, STATEMENTS, check_hypotheses
-from ddln.verification import claims, diagnostics
+from ddln.verification import certificates, diagnostics
 
 CERTIFIED_TOGETHER = 16
 """Networks that a CPU certifies at a time: their arrays stay in its cache, and in memory that the
@@ -40,7 +40,7 @@ Runs = Trajectory | Descent
 Run = TypeVar("Run", Trajectory, Descent)
 Solved = Runs | Flows
 """What `Runner.integrate` returns, of all networks of a chunk."""
-Claims = tuple[claims.Claim, ...]
+Claims = tuple[certificates.Claim, ...]
 ReportShare = Callable[[float], None]
 """A callback that receives the completed share of the steps of a descent."""
 

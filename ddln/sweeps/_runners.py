@@ -18,7 +18,7 @@ from ddln._internal.files import digest_of
 from ddln._internal.program_store import StoredJit
 from ddln.config.data_files import content_files
 from ddln.config.data_schema import FileDataConfig
-from ddln.config.dynamics import DescentConfig, FlowConfig
+from ddln.config.dynamics_schema import DescentConfig, FlowConfig
 from ddln.config.experiment import (
     Experiment,
     changes_shape,

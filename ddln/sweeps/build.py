@@ -19,7 +19,7 @@ from ddln._internal.random import fixed_generator, key_from_seed
 from ddln.config import datasets
 from ddln.config._table import Table
 from ddln.config.data_schema import FileDataConfig
-from ddln.config.dynamics import DescentConfig, FlowConfig
+from ddln.config.dynamics_schema import DescentConfig, FlowConfig
 from ddln.config.experiment import Experiment, at_point, parse
 from ddln.config.schema import (
     DevicesConfig,

@@ -22,7 +22,7 @@ from ddln._internal import program_store
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.random import fixed_generator
 from ddln._internal.validation import ArrayLike, largest
-from ddln.config.dynamics import DescentConfig
+from ddln.config.dynamics_schema import DescentConfig
 from ddln.config.experiment import ConfigError, Experiment, substitute
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.solvers.gradient_descent import Descent
@@ -35,7 +35,7 @@ from ddln.sweeps.dataset_schema import SHARED_TIMES, VARIABLES, dims, stored_var
 from ddln.sweeps.derived import complete
 from ddln.sweeps.plan import Chunk, is_long, is_recomputed, make_plan
 from ddln.theory.assumptions import DECAY_STATEMENTS, STATEMENTS
-from ddln.verification import claims
+from ddln.verification import certificates
 
 Report = Callable[[Chunk, float], None]
 """A callback that receives a chunk and the completed share of its steps."""
@@ -245,5 +245,5 @@ def _dataset(chunk: Chunk, numbers: Mapping[str, Any], checked: Claims) -> xr.Da
         "flag_values": np.arange(len(statuses)),
         "flag_meanings": " ".join(status.value for status in statuses),
     }
-    dataset.attrs = {"certificate_statements": claims.statements(checked)}
+    dataset.attrs = {"certificate_statements": certificates.statements(checked)}
     return dataset

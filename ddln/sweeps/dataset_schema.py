@@ -14,7 +14,7 @@ import numpy as np
 
 from ddln._internal.text import count
 from ddln.config.datasets import has_truth, shape_of
-from ddln.config.dynamics import DescentConfig
+from ddln.config.dynamics_schema import DescentConfig
 from ddln.config.experiment import Experiment
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 

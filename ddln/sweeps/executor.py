@@ -148,7 +148,7 @@ def publish(
         OSError: a file could not be written.
     """
     from ddln.sweeps import report
-    from ddln.verification import claims
+    from ddln.verification import certificates
 
     if plan.is_portable and not folder.is_whole("dataset.nc"):
         log("assembling")
@@ -156,7 +156,7 @@ def publish(
         log(f"written {relative_path(folder.path / 'dataset.nc')}")
     dataset = folder.read_dataset()
     log("certifying")
-    rows, faults, claimed = claims.summary(dataset), [], []
+    rows, faults, claimed = certificates.summary(dataset), [], []
     try:
         claimed = studies.claims(_usable(study), dataset)
     except studies.StudyError as error:

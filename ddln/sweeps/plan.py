@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddln.config.datasets import shape_of
-from ddln.config.dynamics import DescentConfig
+from ddln.config.dynamics_schema import DescentConfig
 from ddln.config.experiment import (
     ConfigError,
     Experiment,

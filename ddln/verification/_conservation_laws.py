@@ -8,7 +8,7 @@ from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import AppliedDecay, Trajectory
-from ddln.verification._tolerances import (
+from ddln.verification._shared_tolerances import (
     CONSERVED,
     IDENTITY,
     LOOSEST,
@@ -21,7 +21,7 @@ from ddln.verification._tolerances import (
     steepness,
     summation_error,
 )
-from ddln.verification.claims import Claim
+from ddln.verification.certificates import Claim
 from ddln.verification.error_estimate import expected_error, relative_accuracy
 
 _IMBALANCE = "Proposition 1", "(uⁱ)² − (uʲ)² keeps its initial value"

@@ -9,8 +9,8 @@ from ddln._internal.validation import Number, largest, smallest
 from ddln.networks.layers import OPEN, coordinate_kinds, mobility
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import Trajectory
-from ddln.verification._tolerances import LOOSEST, root_of_gap
-from ddln.verification.claims import Claim
+from ddln.verification._shared_tolerances import LOOSEST, root_of_gap
+from ddln.verification.certificates import Claim
 
 _RATE_SAMPLES = 5
 """Points of the last e-fold at which the rate is computed, since M can go and come back."""

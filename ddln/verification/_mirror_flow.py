@@ -14,8 +14,13 @@ from ddln.problems.base import Problem
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 from ddln.solvers.trajectory import AppliedDecay, Trajectory
 from ddln.theory import _hermite
-from ddln.verification._tolerances import LOOSEST, gradient_noise, relative_error, sample_points
-from ddln.verification.claims import Claim
+from ddln.verification._shared_tolerances import (
+    LOOSEST,
+    gradient_noise,
+    relative_error,
+    sample_points,
+)
+from ddln.verification.certificates import Claim
 from ddln.verification.error_estimate import relative_accuracy
 
 _MIRROR_FLOW = (

@@ -2,7 +2,7 @@
 
 from typing import SupportsFloat
 
-from ddln.verification.claims import Claim
+from ddln.verification.certificates import Claim
 
 
 def equal(

@@ -16,7 +16,7 @@ from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.solvers.trajectory import Trajectory
 from ddln.theory import _hermite
-from ddln.verification._tolerances import (
+from ddln.verification._shared_tolerances import (
     CONSERVED,
     LOOSEST,
     gap_rounding,
@@ -27,7 +27,7 @@ from ddln.verification._tolerances import (
     summation_error,
     theta_noise,
 )
-from ddln.verification.claims import Claim
+from ddln.verification.certificates import Claim
 from ddln.verification.error_estimate import dual_size, expected_error, relative_accuracy
 
 _SAFETY = 4

@@ -27,7 +27,7 @@ from ddln._internal.validation import largest, smallest
 from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent, replay
-from ddln.verification._tolerances import (
+from ddln.verification._shared_tolerances import (
     CONSERVED,
     IDENTITY,
     LOOSEST,
@@ -37,7 +37,7 @@ from ddln.verification._tolerances import (
     sample_points,
     steepness,
 )
-from ddln.verification.claims import Claim
+from ddln.verification.certificates import Claim
 from ddln.verification.consistency import consistency
 
 _LONGEST, _STEPS = 50, 64

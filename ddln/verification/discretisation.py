@@ -17,7 +17,7 @@ from ddln.solvers.gradient_flow import gradient_flow
 from ddln.solvers.optimisers import optimiser
 from ddln.solvers.trajectory import Trajectory
 from ddln.verification import diagnostics
-from ddln.verification.claims import Claim
+from ddln.verification.certificates import Claim
 
 _RTOL = 1e-12
 """Relative tolerance of the flow, or 100 roundings."""

@@ -34,7 +34,7 @@ from ddln.verification._convergence_bounds import (
     posterior_bound,
 )
 from ddln.verification._mirror_flow import dual_path, mirror_identities
-from ddln.verification._tolerances import (
+from ddln.verification._shared_tolerances import (
     IDENTITY,
     flow_tolerance,
     gap_floor,
@@ -42,7 +42,7 @@ from ddln.verification._tolerances import (
     steepness,
     tie_condition,
 )
-from ddln.verification.claims import Certificates, Claim, FlowCertificates
+from ddln.verification.certificates import Certificates, Claim, FlowCertificates
 from ddln.verification.consistency import clock, consistency
 from ddln.verification.descent_certificates import step_claims
 from ddln.verification.error_estimate import rests

@@ -12,50 +12,50 @@ def _():
     import marimo as mo
 
     from ddln.config.experiment import load
-    from ddln.plotting.explorer import network_view, server, session
+    from ddln.plotting.explorer import network_controls, network_view, server
     from ddln.plotting.html import element
 
-    return server, element, session, load, mo, urlencode, network_view
+    return server, element, network_controls, load, mo, urlencode, network_view
 
 
 @app.cell
-def _(server, session, load, mo):
+def _(server, network_controls, load, mo):
     _config, *_overrides = server.subject()
-    base = session.initial_state(load(_config, _overrides))
+    base = network_controls.initial_state(load(_config, _overrides))
     address = mo.query_params()
     try:
-        first, address_error = session.from_query(base, address.to_dict()), ""
+        first, address_error = network_controls.from_query(base, address.to_dict()), ""
     except ValueError as _error:
         first, address_error = base, str(_error)
-    moved = {control.name: control.value for control in session.controls(first)}
+    moved = {control.name: control.value for control in network_controls.controls(first)}
     get_kept, set_kept = mo.state({})
     latest = {}
     return address, base, first, get_kept, latest, moved, address_error, set_kept
 
 
 @app.cell
-def _(session, first, mo):
+def _(network_controls, first, mo):
     kinds = mo.ui.dictionary(
         {
             table: mo.ui.dropdown(
-                session.choices(first, table),
-                session.kind_of(first, table),
+                network_controls.choices(first, table),
+                network_controls.kind_of(first, table),
                 label=table,
                 full_width=True,
             )
-            for table in session.TABLES
+            for table in network_controls.TABLES
         }
     )
     return (kinds,)
 
 
 @app.cell
-def _(session, first, kinds, mo, moved):
+def _(network_controls, first, kinds, mo, moved):
     try:
-        chosen, kinds_error = session.with_kinds(first, kinds.value), ""
+        chosen, kinds_error = network_controls.with_kinds(first, kinds.value), ""
     except ValueError as _error:
         chosen, kinds_error = first, str(_error)
-    _controls = session.controls(chosen)
+    _controls = network_controls.controls(chosen)
     _before = {c.name: moved[c.name] for c in _controls if moved.get(c.name) in c.steps}
     sliders = mo.ui.dictionary(
         {
@@ -71,7 +71,7 @@ def _(session, first, kinds, mo, moved):
         }
     )
     _panel = []
-    for _table in session.TABLES:
+    for _table in network_controls.TABLES:
         _prefix = _table.partition(".")[0] + "."
         _own = [slider for name, slider in sliders.elements.items() if name.startswith(_prefix)]
         _panel.append(mo.vstack([kinds[_table], *_own]))
@@ -122,18 +122,18 @@ def _(element, mo, state, state_query, urlencode):
 
 
 @app.cell
-def _(address, base, chosen, session, latest, mo, moved, sliders):
+def _(address, base, chosen, network_controls, latest, mo, moved, sliders):
     moved.update(sliders.value)
     view, state, state_query, run_error = None, None, {}, ""
     try:
-        state = session.with_values(chosen, sliders.value)
+        state = network_controls.with_values(chosen, sliders.value)
         with mo.status.spinner("computing; a new shape is compiled first", remove_on_exit=True):
-            view = session.run_state(state)
+            view = network_controls.run_state(state)
     except ValueError as _error:
         run_error = str(_error)
     if state is not None:
-        state_query = session.to_query(base, state)
-        _own = [n for n in address.to_dict() if n in session.TABLES or "." in n]
+        state_query = network_controls.to_query(base, state)
+        _own = [n for n in address.to_dict() if n in network_controls.TABLES or "." in n]
         for _name in set(_own) - {*state_query}:
             address.remove(_name)
         for _name, _value in state_query.items():

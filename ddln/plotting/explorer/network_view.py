@@ -25,7 +25,7 @@ from ddln.plotting.html import Markup, element, join
 from ddln.plotting.svg import DASH_DOTTED, DASHED, DOTTED, Axis, Curve, chart, subscript
 from ddln.problems.base import Problem
 from ddln.sweeps import build
-from ddln.verification import claims
+from ddln.verification.certificates import summary
 
 _POINTS = 401
 _GRID = "display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr))"
@@ -136,7 +136,7 @@ def facts(view: View) -> dict[str, str]:
 
 def certificates(view: View) -> Markup:
     """The certificates of the run as a table."""
-    return displays.claims_table(claims.summary(view.data))
+    return displays.claims_table(summary(view.data))
 
 
 def grid(panels: Mapping[str, Markup | str]) -> Markup:

@@ -1,6 +1,6 @@
 """Serves the pages of `ddln explore`, which are marimo apps.
 
-`network_app` and `run_app` are the pages: their controls and their layout. `session`,
+`network_app` and `run_app` are the pages: their controls and their layout. `network_controls`,
 `network_view` and `run_browser` compute and draw what they show.
 """
 

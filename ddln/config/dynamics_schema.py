@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, Strict, model_validator
 
 from ddln.config._table import SHAPE, Seed, Table, Whole, default_kind
-from ddln.config.weight_decay import ConstantDecayConfig, CosineDecayConfig, DecayConfig
+from ddln.config.weight_decay_schema import ConstantDecayConfig, CosineDecayConfig, DecayConfig
 
 OF_DEPTH_2 = {"gain", "effective_initialisation"}
 """Measures that are defined for two layers only."""

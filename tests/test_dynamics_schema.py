@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddln.config.dynamics import DescentConfig, FlowConfig
+from ddln.config.dynamics_schema import DescentConfig, FlowConfig
 from ddln.config.experiment import ConfigError, changes_shape, load, numeric_leaves
-from ddln.config.weight_decay import ConstantDecayConfig, CosineDecayConfig
+from ddln.config.weight_decay_schema import ConstantDecayConfig, CosineDecayConfig
 from ddln.sweeps import build
 
 FIGURE4 = Path(__file__).parent.parent / "configs" / "figure4.toml"
