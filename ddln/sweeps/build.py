@@ -120,10 +120,11 @@ def reconstruct(network: xr.Dataset) -> tuple[Problem, Float[Array, "depth width
     Raises:
         ValueError: an axis has more than one value.
 
-    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 5})
+    >>> small = ["network.depth=2", "dynamics.points=11"]
+    >>> experiment = ddln.load("configs/figure4.toml", small)
     >>> problem, layers = reconstruct(ddln.run(experiment).sel({"network.scale": 1.4}))
     >>> problem.dim, layers.shape
-    (8, (6, 8))
+    (8, (2, 8))
     """
     experiment = parse(network.attrs["config"])
     left = [name for name in experiment.sweep if network[name].size != 1]

@@ -60,7 +60,8 @@ def run(experiment: Experiment) -> xr.Dataset:
         ValueError: the data and the network do not fit together, or a chunk does not fit into the
             experiment's `memory`.
 
-    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
+    >>> small = ["network.depth=2", "dynamics.points=11"]
+    >>> experiment = ddln.load("configs/figure4.toml", small)
     >>> dict(ddln.run(experiment)["gap"].sizes)
     {'network.scale': 3, 'time': 11}
     """
@@ -87,7 +88,8 @@ def sweep(experiment: Experiment, over: Mapping[str, ArrayLike | Mapping[str, An
     Raises:
         ValueError: a name is not that of a numeric leaf, or a value is out of range.
 
-    >>> experiment = ddln.load("configs/figure4.toml").with_({"dynamics.points": 11})
+    >>> small = ["network.depth=2", "dynamics.points=11"]
+    >>> experiment = ddln.load("configs/figure4.toml", small)
     >>> dict(ddln.sweep(experiment, over={"network.scale": [0.5, 1.0, 2.0]})["gap"].sizes)
     {'network.scale': 3, 'time': 11}
     """

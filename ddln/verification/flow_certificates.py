@@ -77,9 +77,9 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
     Source: arXiv 2412.16765; of discrete runs Even et al. 2023
     (`ddln.verification.descent_certificates`); tolerances as derived in docs/theory.md.
 
-    >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0])
-    >>> layers = jnp.array([[0.0, 0.0], [1.0, 0.8], [0.9, -1.1]])
-    >>> run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 2.0, 101))
+    >>> problem = ddln.least_squares([[1.0, 0.5, 2.0]], [2.0])
+    >>> layers = ddln.init.zero_first_layer(jax.random.key(0), depth=3, dim=3)
+    >>> run = ddln.gradient_flow(problem, layers, jnp.linspace(0.0, 4.0, 201))
     >>> bool(ddln.certify(problem, run).ok)
     True
     """
