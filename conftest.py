@@ -1,4 +1,7 @@
-"""Strict settings for every test and doctest: float64, no implicit broadcasting or promotion, checked shapes."""
+"""Strict settings for every test and doctest.
+
+Float64, no implicit broadcasting, no implicit promotion of types, checked shapes.
+"""
 
 import gc
 import os

@@ -147,7 +147,7 @@ def test_stiff_flows_take_few_steps():
 def test_each_network_can_have_its_own_problem(layers):
     rng = np.random.default_rng(2)
     features, targets = rng.standard_normal((11, 5, 4)), rng.standard_normal((11, 5))
-    problems = jax.vmap(ddln.least_squares)(features, targets)
+    problems = jax.jit(jax.vmap(ddln.least_squares))(features, targets)
     flows = ddln.gradient_flows(problems, layers, TIMES)
     for network in (0, 7):
         alone = ddln.least_squares(features[network], targets[network])
@@ -162,7 +162,7 @@ def test_each_network_can_have_its_own_signed_problem(layers):
     def make(features, targets):
         return ddln.signed(ddln.least_squares(features, targets))
 
-    problems = jax.vmap(make)(features, targets)
+    problems = jax.jit(jax.vmap(make))(features, targets)
     assert problems.minimiser.shape == (11, 4)
     flows = ddln.gradient_flows(problems, layers, TIMES)
     one = ddln.gradient_flow(make(features[7], targets[7]), layers[7], TIMES)
@@ -309,9 +309,11 @@ def test_invalid_input_is_an_error(problem, layers, change, message):
         ddln.gradient_flows(problem, arguments.pop("layers"), arguments.pop("times"), **arguments)
 
 
-@pytest.mark.parametrize("solver", ["tsit5", "rodas5p"])
+@pytest.mark.parametrize("solver", ["tsit5", pytest.param("rodas5p", marks=pytest.mark.slow)])
 def test_flows_with_infinite_loss_are_not_ok(solver):
-    problems = jax.vmap(ddln.least_squares)(jnp.ones((2, 1, 1)), jnp.array([[1e160], [1.0]]))
+    problems = jax.jit(jax.vmap(ddln.least_squares))(
+        jnp.ones((2, 1, 1)), jnp.array([[1e160], [1.0]])
+    )
     layers = np.broadcast_to([[0.0], [1.0]], (2, 2, 1))
     flows = ddln.gradient_flows(problems, layers, [0.0, 1e-165], solver=solver)
     assert np.isfinite(flows.theta).all()

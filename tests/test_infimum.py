@@ -180,7 +180,7 @@ def wrong(name, seeds):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equivalent_data_have_one_infimum(name):
-    faults, refused = wrong(name, range(50))
+    faults, refused = wrong(name, range(25))
     assert faults == {}
     assert refused <= REFUSED
 

@@ -135,21 +135,19 @@ def test_flow_after_decay_depends_on_the_dose_only(depth):
 def test_each_network_has_its_own_decay(problem):
     layers, rates = all_kinds(3), jnp.array([0.0, 0.4])
     networks = jnp.stack([layers, layers])
-    expected = [gradient_flow(problem, layers, TIMES, weight_decay=w, **TIGHT) for w in rates]
+    expected = [by_scipy(problem, layers, lambda t, w=w: w, []).prod(1) for w in (0.0, 0.4)]
     cosines = jax.vmap(lambda w: weight_decay.cosine(w, until=3.0, final=w))(rates)
     for decay in (rates, cosines):
         flows = ddln.gradient_flows(problem, networks, TIMES, weight_decay=decay, **TIGHT)
-        for theta, run in zip(flows.theta, expected, strict=True):
-            np.testing.assert_allclose(theta, run.theta, atol=AGAINST_SCIPY)
-    plain = gradient_flow(problem, layers, TIMES, **TIGHT)
-    np.testing.assert_allclose(expected[0].theta, plain.theta, atol=AGAINST_SCIPY)
+        np.testing.assert_allclose(flows.theta, expected, atol=AGAINST_SCIPY)
 
 
 def test_time_of_a_schedule_is_that_of_the_run(problem):
     layers = all_kinds(3)
     whole = gradient_flow(problem, layers, TIMES, weight_decay=PIECEWISE, **TIGHT)
-    rest = gradient_flow(problem, whole.layers[2], TIMES[2:], weight_decay=PIECEWISE, **TIGHT)
-    np.testing.assert_allclose(rest.theta, whole.theta[2:], atol=AGAINST_SCIPY)
+    later = TIMES[2] + TIMES
+    rest = gradient_flow(problem, whole.layers[2], later, weight_decay=PIECEWISE, **TIGHT)
+    np.testing.assert_allclose(rest.theta[:5], whole.theta[2:], atol=AGAINST_SCIPY)
 
 
 def test_derivative_in_omega_matches_finite_differences(problem):
