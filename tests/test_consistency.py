@@ -17,7 +17,7 @@ from ddln.solvers import batched_flow
 from ddln.sweeps import _runners
 from ddln.verification._conservation_laws import conservation, dissipation, signs
 from ddln.verification._shared_tolerances import steepness
-from ddln.verification.consistency import consistency
+from ddln.verification.consistency import clock, consistency
 
 TIMES = 81
 AT = 37  # where a single time is spoilt
@@ -217,6 +217,19 @@ def test_one_nan_in_a_large_run_fails_its_claims():
     claims = jax.jit(lambda run: (consistency(problem, run, beta), conservation(run), signs(run)))
     assert [bool(claim.holds) for claim in claims(run)] == [True] * 3
     assert [bool(claim.holds) for claim in claims(spoilt)] == [False] * 3
+
+
+@pytest.mark.parametrize(("points", "applies"), [(33, False), (65, True)])
+def test_clock_is_silent_where_the_errors_reach_a_twentieth_of_the_motion(points, applies):
+    """There the quadrature estimate is a guess: once a fifth too small, and a false alarm."""
+    problem = ddln.least_squares([[1.0]], [2.0])
+    times = np.linspace(0.0, 6.0, points)
+    run = ddln.gradient_flow(problem, [[0.3], [0.33]], times)
+    claim_of = jax.jit(partial(clock, problem))
+    assert claim_of(run).applies == applies
+    assert claim_of(run).holds
+    slower = dataclasses.replace(run, times=1.05 * run.times)
+    assert claim_of(slower).holds != applies
 
 
 def test_negative_gap_passes_only_within_rounding():
