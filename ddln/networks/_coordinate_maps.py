@@ -8,6 +8,7 @@ The derivatives are these formulas, never those of a quadrature or of an iterati
 to v is in `_inverse_mirror_map`.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -44,10 +45,13 @@ def _dual_change(step: Vector, base: Vector, reduction: Reduction) -> Vector:
     v = base + step
     crosses = reduction.is_open & (v * base < 0)
     x, x_base = _quadrature.outward(v, reduction), _quadrature.outward(base, reduction)
-    lows = jnp.stack([jnp.where(crosses, 0.0, jnp.minimum(x, x_base)), jnp.zeros_like(v)])
-    lengths = jnp.stack([jnp.where(crosses, x, jnp.abs(step)), jnp.where(crosses, x_base, 0.0)])
-    parts = jax.vmap(_quadrature.integral, (0, 0, None))(lows, lengths, reduction)
-    return jnp.sign(step) * jnp.sum(parts, axis=0)
+    low = jnp.where(crosses, 0.0, jnp.minimum(x, x_base))
+    beyond = _quadrature.integral(low, jnp.where(crosses, x, jnp.abs(step)), reduction)
+    # Whatever the step: for many steps from one base it is computed once.
+    to_base = _quadrature.integral(
+        jnp.zeros_like(base), jnp.where(reduction.is_open, x_base, 0.0), reduction
+    )
+    return jnp.sign(step) * (beyond + jnp.where(crosses, to_base, 0.0))
 
 
 @dual_change.def_jvp
@@ -94,7 +98,7 @@ def coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
 
     log|θ| is a convex function of log|w| with slopes between 1 and depth. Replacing each
     √(w² + λ_j) by max(w, √λ_j) bounds it from below by a maximum of straight lines. Newton's method
-    starts where that bound reaches log|θ|, to the right of the solution, and descends to it.
+    starts at the w₀ where that bound reaches log|θ|, to the right of the solution, and descends.
     """
     return in_blocks(_coordinate_of_theta, theta, reduction)
 
@@ -114,13 +118,21 @@ def _coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
     magnitude = jnp.where(is_zero, 1.0, jnp.abs(theta))
     smallest_square = reduction.sqrt_min_imbalance[None] ** 2
     imbalances = jnp.concatenate([smallest_square, reduction.other_imbalances])
-    log_w = newton(
-        partial(_log_step, log_theta=jnp.log(magnitude), imbalances=imbalances),
-        jnp.where(is_zero, 0.0, _log_start(jnp.log(magnitude), imbalances)),
+    first = jnp.where(is_zero, 1.0, jnp.exp(_log_start(jnp.log(magnitude), imbalances)))
+    roots = jnp.concatenate(
+        [reduction.sqrt_min_imbalance[None], jnp.sqrt(reduction.other_imbalances)]
+    )
+    log_ratio = newton(
+        partial(
+            _log_step,
+            squares=jnp.minimum(first[None] / roots, 1.0) ** 2,
+            imbalances=jnp.minimum(roots / first[None], 1.0) ** 2,
+        ),
+        jnp.zeros_like(first),
         ~is_zero,
     ).x
     # log w has |log w| roundings: one last step in w itself.
-    w = jnp.exp(log_w)
+    w = first * jnp.exp(log_ratio)
     squares = w[None] ** 2 + imbalances
     excess = w * jnp.prod(jnp.sqrt(squares), axis=0) / magnitude - 1
     w = w * (1 - excess / (1 + jnp.sum(w[None] ** 2 / squares, axis=0)))
@@ -141,15 +153,25 @@ def _log_start(log_theta: Vector, imbalances: Float[Array, "others dim"]) -> Vec
 def _log_step(
     state: NewtonState,
     *,
-    log_theta: Vector,
+    squares: Float[Array, "others dim"],
     imbalances: Float[Array, "others dim"],
 ) -> NewtonState:
-    """A Newton step for log w + ½ Σ log(w² + λ_j) = log|θ|."""
+    """A Newton step for log θ(w) = log|θ|, in x = log(w/w₀).
+
+    Since θ = w₀ Π_j m_j with m_j = max(w₀, √λ_j), the excess is that of e^x Π_j √(w² + λ_j) / m_j
+    over 1, where every partial product is at most 2^{(L−1)/2}.
+
+    Args:
+        squares, imbalances: w₀²/m_j² and λ_j/m_j².
+    """
     x, is_active, count = state
-    squares = jnp.exp(2 * x)[None] + imbalances
-    excess = x + jnp.sum(jnp.log(squares), axis=0) / 2 - log_theta
-    change = excess / (1 + jnp.sum(jnp.exp(2 * x)[None] / squares, axis=0))
-    is_large = jnp.abs(change) > 1e3 * jnp.finfo(x.dtype).eps * (1 + jnp.abs(x))
+    ratio = jnp.exp(2 * x)
+    of_w = ratio[None] * squares
+    factors = of_w + imbalances
+    excess = jnp.log(math.prod(factors, start=ratio)) / 2
+    change = excess / (1 + sum(of_w / factors, start=jnp.zeros_like(x)))
+    # The next step would be the square of this one.
+    is_large = jnp.abs(change) > jnp.sqrt(jnp.finfo(x.dtype).eps)
     return NewtonState(x - change, is_active & is_large, count + 1)
 
 

@@ -46,7 +46,7 @@ def density(x: Vector, reduction: Reduction) -> Vector:
     # Near x = 0 this w has an error of a rounding of √λ_min, which is nothing beside λ_j ≥ λ_min.
     on_line = reduction.sqrt_min_imbalance * (growth - 1 / growth) / 2
     w = jnp.where(reduction.is_open, on_line, growth)
-    return 1 / jnp.prod(jnp.sqrt(w[None] ** 2 + reduction.other_imbalances), axis=0)
+    return 1 / reduction.at_smallest(w).remaining_product
 
 
 def decay(x: Vector, reduction: Reduction) -> Vector:
@@ -70,9 +70,11 @@ def piece_length(x: Vector, reduction: Reduction) -> Vector:
 def gauss_legendre(integrand: Callable[[Vector], Vector], length: Vector) -> Vector:
     """∫₀^length of the integrand, with 16 nodes."""
     nodes = jnp.asarray(_NODES, length.dtype)[:, None]
-    weights = jnp.asarray(_WEIGHTS, length.dtype)[:, None]
+    weights = jnp.asarray(_WEIGHTS, length.dtype)
     half = length / 2
-    return half * jnp.sum(weights * jax.vmap(integrand)(half[None] * (1 + nodes)), axis=0)
+    values = jax.vmap(integrand)(half[None] * (1 + nodes))
+    # A product with the weights keeps the values out of the sum, where they are not vectorised.
+    return half * jnp.matmul(weights, values, precision="highest")
 
 
 def piece_integral(x: Vector, length: Vector, reduction: Reduction) -> Vector:
