@@ -116,6 +116,31 @@ def mobility_of_squares(squares: Float[Array, "depth dim"]) -> Float[Array, " di
     return mobility
 
 
+def mobility_and_slope(
+    squares: Float[Array, "depth *points dim"],
+) -> tuple[Float[Array, "*points dim"], Float[Array, "*points dim"]]:
+    """M and dM/dy, where y is the amount by which all squares of the layers grow along the flow.
+
+    For each further layer θ² becomes θ² s, M becomes M s + θ², and its slope that of M s + θ²,
+    where s = (u^j)² and dθ²/dy = M. The loop keeps both out of the arithmetic that follows, where
+    XLA would compute them again for every use.
+
+    >>> mobility, slope = mobility_and_slope(jnp.array([[1.0], [4.0], [9.0]]))
+    >>> mobility.tolist(), slope.tolist()  # 2 (1 + 4 + 9)
+    ([49.0], [28.0])
+    """
+
+    def add_layer(
+        state: tuple[Array, Array, Array], square: Float[Array, "*points dim"]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        product, mobility, slope = state
+        return (product * square, mobility * square + product, slope * square + 2 * mobility), None
+
+    none = jnp.zeros_like(squares[0])
+    (_, mobility, slope), _ = jax.lax.scan(add_layer, (none + 1, none, none), squares)
+    return mobility, slope
+
+
 def imbalance(layers: ArrayLike) -> Float[Array, "depth dim"]:
     """λ_jk = (u^j_k)² − min_i (uⁱ_k)², conserved by gradient flow.
 

@@ -81,7 +81,7 @@ def relative_error(
     step = jnp.diff(times)[:, None]
     largest = jnp.maximum(jnp.abs(value[:-1]), jnp.abs(value[1:]))
     size = jnp.where(largest > 0, largest, 1.0)
-    bend = jnp.abs(step / 12 * jnp.diff(slope, axis=0)) / size
+    bend = jnp.abs(step * jnp.diff(slope, axis=0)) / (12 * size)
 
     span = step[1:] + step[:-1]
     # Where a run stopped, its last point is there again.
@@ -96,10 +96,10 @@ def relative_error(
     longest = jnp.maximum(
         jnp.concatenate([edge, step[:-1]], axis=0), jnp.concatenate([step[1:], edge], axis=0)
     )
-    change = jnp.abs(jnp.diff(value, axis=0)) / size
+    change = jnp.abs(jnp.diff(value, axis=0))
     alone = longest < step / _COMPARABLE
-    smooth = 3 * bend * jnp.minimum(bend, 1.0) + beside / size
-    return jnp.where(alone, bend + change / 2, smooth)
+    resolved = 3 * bend * jnp.minimum(bend, 1.0)
+    return jnp.where(alone, bend, resolved) + jnp.where(alone, change / 2, beside) / size
 
 
 def kink_error(
@@ -121,11 +121,12 @@ def kink_error(
         return jnp.zeros_like(slope[1:])
     middle = (times[1:] + times[:-1])[:, None] / 2
     bend = jnp.diff(slope, axis=0) / jnp.where(step > 0, step, 1.0)
-    first, last = (
-        jnp.array([1, *range(step.size - 2), -3]),
-        jnp.array([2, *range(2, step.size), -2]),
+    gap, span = jnp.diff(middle, axis=0), middle[2:] - middle[:-2]
+    change = jnp.diff(bend, axis=0) / jnp.where(gap > 0, gap, 1.0)
+    curvature = jnp.abs(jnp.diff(change, axis=0)) / jnp.where(span > 0, span, 1.0)
+    # By Newton's form of the interpolant; the first and the last interval have both on one side.
+    distances = jnp.concatenate(
+        [gap[:1] * span[:1], gap[:-1] * gap[1:], gap[-1:] * span[-1:]], axis=0
     )
-    run = middle[last] - middle[first]
-    rise = (bend[last] - bend[first]) / jnp.where(run > 0, run, 1.0)
-    jump = step * jnp.abs(bend - bend[first] - rise * (middle - middle[first]))
-    return step / 12 * jump
+    jump = jnp.concatenate([curvature[:1], curvature, curvature[-1:]], axis=0) * distances
+    return step**2 / 12 * jump

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
 from ddln.networks.layers import effective_parameter, mobility
@@ -44,7 +44,7 @@ def conservation(run: Trajectory) -> Claim:
     return Claim(
         "conservation",
         *(_IMBALANCE if run.decay is None else _DECAYED_IMBALANCE),
-        measured=largest(jnp.abs((imbalance - expected) / size / size)),
+        measured=largest(largest(jnp.abs(imbalance - expected), (0, 1)) / size / size),
         predicted=0.0,
         tolerance=tolerance,
         reason=reason,
@@ -59,15 +59,14 @@ def signs(run: Trajectory) -> Claim:
     Tolerance: that of `conservation`, relative to the largest layer.
     """
     _, expected, size = _imbalances(run)
-    depth = run.layers.shape[1]
-    is_other = jnp.arange(depth)[None, :, None] != _smallest_layer(run.layers[0])
-    deficit = jnp.sqrt(expected) - jnp.sign(run.layers[:1]) * run.layers
+    is_other = ~_is_smallest(run.layers[0])
+    deficit = largest(jnp.sqrt(expected) - jnp.sign(run.layers[:1]) * run.layers, axis=0)
     tolerance, reason = flow_tolerance(run, CONSERVED)
     return Claim(
         "sign",
         "Proposition 1",
         "all layers but the smallest keep their sign and stay outside √λ",
-        measured=largest(jnp.where(is_other, deficit, -jnp.inf) / size),
+        measured=largest(jnp.where(is_other, deficit, -jnp.inf) / size[None]),
         predicted=0.0,
         tolerance=tolerance,
         relation="<=",
@@ -75,25 +74,26 @@ def signs(run: Trajectory) -> Claim:
     )
 
 
-def _smallest_layer(layers: Float[Array, "depth dim"]) -> Int[Array, "1 1 dim"]:
-    """Index of each coordinate's smallest layer, with axes for the times and the layers."""
-    return jnp.argmin(jnp.abs(layers), axis=0)[None, None]
+def _is_smallest(layers: Float[Array, "depth dim"]) -> Bool[Array, "depth dim"]:
+    """Which layer is the smallest at each coordinate; of a tie, the first."""
+    first = jnp.argmin(jnp.abs(layers), axis=0, keepdims=True)
+    return jnp.arange(len(layers))[:, None] == first
 
 
 def _imbalances(
     run: Trajectory,
-) -> tuple[
-    Float[Array, "times depth dim"], Float[Array, "*times depth dim"], Float[Array, "1 1 dim"]
-]:
+) -> tuple[Float[Array, "times depth dim"], Float[Array, "*times depth dim"], Float[Array, " dim"]]:
     """(u^j)² − (u^m)², m the smallest layer at the start; its expected value from the start; and
     each coordinate's largest |u^j|."""
     magnitude = jnp.abs(run.layers)
-    of_smallest = jnp.take_along_axis(magnitude, _smallest_layer(run.layers[0]), axis=1)
+    # A selection runs at memory speed; gathering is far slower.
+    is_smallest = _is_smallest(run.layers[0])[None]
+    of_smallest = jnp.sum(jnp.where(is_smallest, magnitude, 0.0), axis=1, keepdims=True)
     imbalance = (magnitude - of_smallest) * (magnitude + of_smallest)
     expected = imbalance[:1]
     if run.decay is not None:
         expected = jnp.exp(-2 * run.decay.dose)[:, None, None] * expected
-    size = largest(magnitude, (0, 1), keepdims=True)
+    size = largest(magnitude, (0, 1))
     return imbalance, expected, jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.layers import effective_parameter, mobility, mobility_of_squares
+from ddln.networks.layers import effective_parameter, mobility, mobility_and_slope
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.solvers.trajectory import Trajectory
@@ -112,18 +112,12 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     integrator's error of θ_k at both ends, and that of dθ/dt in between.
     """
 
-    def velocity(
-        squares: Float[Array, "depth dim"], theta: Float[Array, " dim"]
-    ) -> Float[Array, " dim"]:
-        return -mobility_of_squares(squares) * problem.gradient(theta)
-
-    def acceleration(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        squares, theta = layers**2, effective_parameter(layers)
-        # Along the flow the squares of all layers grow at the same rate.
-        growth = jnp.broadcast_to(-2 * theta * problem.gradient(theta), squares.shape)
-        return jax.jvp(velocity, (squares, theta), (growth, velocity(squares, theta)))[1]
-
-    slope = jax.vmap(acceleration)(run.layers)
+    metric, growth = mobility_and_slope(jnp.moveaxis(run.layers**2, 1, 0))
+    gradient, change = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
+        run.theta, run.velocity
+    )
+    # Along the flow the squares of all layers grow at the same rate, −2θ ∇ℒ(θ).
+    slope = 2 * growth * run.theta * gradient**2 - metric * change
     step = jnp.diff(run.times)[:, None]
     # Of each interval by itself: a difference of integrals from the start would cancel.
     trapezoid = step / 2 * (run.velocity[1:] + run.velocity[:-1])
@@ -131,8 +125,8 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     quadrature = _larger_end(jnp.abs(run.velocity)) * _hermite.relative_error(
         run.times, run.velocity, slope
     ) + _hermite.kink_error(run.times, slope)
-    at_ends = _larger_end(_integrator_error(run))
-    between = _larger_end(_velocity_error(problem, run))
+    at_ends = _larger_end(_integrator_error(run, metric))
+    between = _larger_end(_gradient_error(problem, run) * metric)
     noise = step * (_SAFETY * quadrature + between) + 2 * at_ends
     moved = jnp.diff(run.theta, axis=0)
     is_vague = noise >= LOOSEST * jnp.maximum(jnp.abs(moved), jnp.abs(predicted))
@@ -166,21 +160,21 @@ def _larger_end(values: Float[Array, "times dim"]) -> Float[Array, "times-1 dim"
     return jnp.maximum(values[1:], values[:-1])
 
 
-def _integrator_error(run: Trajectory) -> Float[Array, "times dim"]:
+def _integrator_error(
+    run: Trajectory, metric: Float[Array, "times dim"]
+) -> Float[Array, "times dim"]:
     """Expected error of each θ_k relative to the steps before it.
 
     A relative tolerance holds for the layers or the reduced coordinate, hence for θ_k; in dual
     coordinates it holds for ξ = ∇Q(θ), and an error of ξ_k is M_k times as large in θ_k. `atol`
     reaches θ_k through a layer, with a factor of at most √(L M_k), or through ξ_k.
     """
-    accuracy, metric = relative_accuracy(run), jax.vmap(mobility)(run.layers)
-    depth = run.layers.shape[1]
-    size = jnp.maximum(largest(jnp.abs(run.layers), axis=1), 1.0)
+    accuracy, depth = relative_accuracy(run), run.layers.shape[1]
+    size = jnp.maximum(jnp.max(jnp.abs(run.layers), axis=1), 1.0)
     absolute = run.atol * (jnp.sqrt(depth * metric) * size + metric)
     return accuracy * (jnp.abs(run.theta) + dual_size(run)) + absolute
 
 
-def _velocity_error(problem: Problem, run: Trajectory) -> Float[Array, "times dim"]:
-    """Error of dθ/dt that an error δ of θ makes through ∇ℒ."""
-    beta = steepness(problem, run.theta[sample_points(run.times.size)])
-    return beta * expected_error(run) * jax.vmap(mobility)(run.layers)
+def _gradient_error(problem: Problem, run: Trajectory) -> Float[Array, ""]:
+    """Error of ∇ℒ(θ) that an error δ of θ makes."""
+    return steepness(problem, run.theta[sample_points(run.times.size)]) * expected_error(run)

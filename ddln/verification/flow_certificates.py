@@ -11,7 +11,7 @@ from typing import overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ddln import theory
 from ddln._internal.compiled_programs import drop_programs
@@ -138,8 +138,14 @@ def _until_it_stopped(run: Trajectory) -> Trajectory:
     """The run with every point at rest replaced by its last moving point."""
     points = jnp.arange(run.times.size)
     last_moving = jnp.max(jnp.where(rests(run), 0, points))
-    points = jnp.minimum(points, last_moving)
-    return jax.tree.map(lambda saved: saved[points] if saved.ndim else saved, run)
+
+    def hold(saved: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        if not saved.ndim:
+            return saved
+        is_over = (points > last_moving).reshape(-1, *[1] * (saved.ndim - 1))
+        return jnp.where(is_over, saved[last_moving], saved)
+
+    return jax.tree.map(hold, run)
 
 
 def _inapplicable(claim: Claim) -> Claim:
