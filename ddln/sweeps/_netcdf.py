@@ -151,7 +151,7 @@ def open_dataset(path: Path) -> "xr.Dataset":
 
     try:
         with h5py.File(path) as file:
-            _check_self_contained(file, path)
+            check_self_contained(file, path)
         return xr.open_dataset(path, engine="h5netcdf", cache=False)
     except NetCDFError:
         raise
@@ -159,7 +159,12 @@ def open_dataset(path: Path) -> "xr.Dataset":
         raise NetCDFError(f"{path}: not a netCDF file of ours: {error}") from None
 
 
-def _check_self_contained(file: Any, path: Path) -> None:
+def check_self_contained(file: Any, path: Path) -> None:
+    """Check that each array of an HDF5 file is stored plainly in it.
+
+    Raises:
+        NetCDFError: an array is compressed, virtual, incomplete or stored in another file.
+    """
     import h5py
 
     size = path.stat().st_size

@@ -169,7 +169,7 @@ def publish(
         folder.write_figures({})
         faults.append(str(error))
     faults = list(dict.fromkeys(faults))
-    folder.record(report.write(folder.path, faults))
+    folder.record(report.write(folder.path, faults, dataset))
     if faults:
         raise studies.StudyError("\n".join(faults))
     folder.finish(fingerprint)

@@ -55,12 +55,15 @@ MEANINGS = {
 """Plain statements of the certificates."""
 
 
-def write(run_folder: str | Path, faults: Sequence[str] = ()) -> Path:
+def write(
+    run_folder: str | Path, faults: Sequence[str] = (), dataset: xr.Dataset | None = None
+) -> Path:
     """Write report.html into a run's folder.
 
     Args:
         run_folder: with the manifest, config, dataset, claims and figures that `ddln run` writes.
         faults: errors of the study, shown beside the verdict.
+        dataset: that of the folder, if it was read already.
 
     Returns:
         The page's path.
@@ -70,12 +73,12 @@ def write(run_folder: str | Path, faults: Sequence[str] = ()) -> Path:
             them.
     """
     folder = RunFolder(run_folder)
-    target, text = folder.path / "report.html", page(folder, faults)
+    target, text = folder.path / "report.html", page(folder, faults, dataset)
     write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 
-def page(folder: RunFolder, faults: Sequence[str] = ()) -> str:
+def page(folder: RunFolder, faults: Sequence[str] = (), dataset: xr.Dataset | None = None) -> str:
     """The page as a string, from the files of a run folder.
 
     Raises:
@@ -83,7 +86,7 @@ def page(folder: RunFolder, faults: Sequence[str] = ()) -> str:
     """
     template = _environment().get_template("report.html.j2")
     try:
-        return template.render(_values(folder), faults=faults)
+        return template.render(_values(folder, dataset), faults=faults)
     except (
         *(AttributeError, LookupError, TypeError),
         *(Image.DecompressionBombError, jinja2.TemplateError),
@@ -103,9 +106,10 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _values(folder: RunFolder) -> dict[str, Any]:
+def _values(folder: RunFolder, dataset: xr.Dataset | None) -> dict[str, Any]:
     """The values of the template, by name."""
-    manifest, tables, dataset = folder.manifest(), folder.read_claims(), folder.read_dataset()
+    manifest, tables = folder.manifest(), folder.read_claims()
+    dataset = folder.read_dataset() if dataset is None else dataset
     config = read_limited(folder.path / "config.toml", LARGEST_FILE).decode()
     recomputed, inexact = count_recomputed(dataset)
     figures = sorted((folder.path / "figures").glob("*.png"))

@@ -14,8 +14,8 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ from ddln.sweeps.plan import Chunk, Plan, make_plan
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from ddln.sweeps._chunk_files import ChunkWriter
 
 _OPEN_CHUNKS = 1000
 """Chunks of which the layout is kept in memory."""
@@ -163,10 +165,7 @@ class RunFolder(FolderFiles):
         if manifest is None:
             raise StoreError(f"{self.path}: has no manifest; `open` makes it")
 
-        def write(path: Path) -> None:
-            with _netcdf.hdf5_writer(path) as file:
-                dataset.to_netcdf(file, engine="h5netcdf")
-
+        write = partial(self._chunk_writer.write, dataset)
         digest, status = self._write(chunk_file(chunk), write), status_counts(dataset)
         recomputed, inexact = count_recomputed(dataset)
         record = ChunkRecord(
@@ -222,12 +221,13 @@ class RunFolder(FolderFiles):
         """
         from ddln.sweeps import assemble
 
+        open_chunk = self._chunk_opener()
         lost = {chunk.index for chunk in self.missing(plan)}
         if len(lost) == len(plan.chunks):
             raise StoreError(f"{self.path}: every chunk is missing or damaged")
 
         def load(chunk: Chunk) -> "xr.Dataset | None":
-            return None if chunk.index in lost else self._read_chunk(chunk)
+            return None if chunk.index in lost else open_chunk(chunk)
 
         digest = self._write("dataset.nc", lambda path: assemble.write(plan, load, path))
         self._record_file("dataset.nc", digest)
@@ -252,15 +252,21 @@ class RunFolder(FolderFiles):
                 f"{self.path}: {len(lost):,} of {len(plan.chunks):,} chunks are missing or damaged;"
                 " run again to mend it"
             )
-        read = lru_cache(maxsize=_OPEN_CHUNKS)(lambda i: self._read_chunk(plan.chunks[i]))
+        open_chunk = self._chunk_opener()
+        read = lru_cache(maxsize=_OPEN_CHUNKS)(lambda i: open_chunk(plan.chunks[i]))
         return assemble.view(plan, lambda chunk: read(chunk.index))
 
-    def _read_chunk(self, chunk: Chunk) -> "xr.Dataset":
-        """A chunk's lanes with every saved variable, each read or derived when it is used."""
-        from ddln.sweeps.derived import complete
+    def _chunk_opener(self) -> "Callable[[Chunk], xr.Dataset]":
+        from ddln.sweeps._chunk_files import ChunkReader
 
-        part = _netcdf.open_dataset(self._own_path(chunk_file(chunk)))
-        return complete(part, chunk.experiment)
+        reader = ChunkReader()
+        return lambda chunk: reader.open(chunk, self._own_path(chunk_file(chunk)))
+
+    @cached_property
+    def _chunk_writer(self) -> "ChunkWriter":
+        from ddln.sweeps._chunk_files import ChunkWriter
+
+        return ChunkWriter()
 
     def _plan(self) -> Plan:
         """The plan of the run, from its config.
