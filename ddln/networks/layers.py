@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ddln._internal.validation import ArrayLike, as_layers
 
 OPEN, HALF_LINE, FROZEN = 0, 1, 2
+Points = Float[Array, "*points dim"]
 
 _KINDS = {
     OPEN: "open: a unique smallest layer; θ_k moves on the whole line",
@@ -118,7 +119,7 @@ def mobility_of_squares(squares: Float[Array, "depth dim"]) -> Float[Array, " di
 
 def mobility_and_slope(
     squares: Float[Array, "depth *points dim"],
-) -> tuple[Float[Array, "*points dim"], Float[Array, "*points dim"]]:
+) -> tuple[Points, Points]:
     """M and dM/dy, where y is the amount by which all squares of the layers grow along the flow.
 
     For each further layer θ² becomes θ² s, M becomes M s + θ², and its slope that of M s + θ²,
@@ -131,9 +132,9 @@ def mobility_and_slope(
     """
 
     def add_layer(
-        state: tuple[Array, Array, Array], square: Float[Array, "*points dim"]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        product, mobility, slope = state
+        sums: tuple[Points, Points, Points], square: Points
+    ) -> tuple[tuple[Points, Points, Points], None]:
+        product, mobility, slope = sums
         return (product * square, mobility * square + product, slope * square + 2 * mobility), None
 
     none = jnp.zeros_like(squares[0])

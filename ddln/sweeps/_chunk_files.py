@@ -103,17 +103,18 @@ class ChunkReader:
         """
         shape = id(chunk.experiment), chunk.lanes.size
         if shape in self._first:
-            return complete(_open_like(path, self._first[shape]), chunk.experiment)
+            return complete(open_like(path, self._first[shape]), chunk.experiment)
         stored = self._first[shape] = open_dataset(path)
         return complete(stored, chunk.experiment)
 
 
-def _open_like(path: Path, like: xr.Dataset) -> xr.Dataset:
+def open_like(path: Path, like: xr.Dataset) -> xr.Dataset:
     """The data set in a file that differs from `like` in numbers only."""
     try:
         with h5py.File(path) as file:
             check_self_contained(file, path)
-            shapes = {name: file[name].shape for name in like.variables}
+            arrays: Any = file
+            shapes = {name: arrays[name].shape for name in like.variables}
     except (OSError, KeyError) as error:
         raise NetCDFError(f"{path}: not a netCDF file of ours: {error}") from None
     numbers = {}
@@ -123,12 +124,12 @@ def _open_like(path: Path, like: xr.Dataset) -> xr.Dataset:
                 f"{path}: {name!r} must have the shape {variable.shape}, got {shapes[name]}"
             )
         if variable.dtype.kind in _NUMBERS:
-            array = indexing.LazilyIndexedArray(_StoredArray(path, str(name), variable))
+            array = indexing.LazilyIndexedArray(_PlainArray(path, str(name), variable))
             numbers[name] = xr.Variable(variable.dims, array, variable.attrs)
     return like.assign(numbers)
 
 
-class _StoredArray(BackendArray):
+class _PlainArray(BackendArray):
     """An array in a file, which is open only while entries are read."""
 
     def __init__(self, path: Path, name: str, like: xr.Variable):
@@ -142,4 +143,5 @@ class _StoredArray(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         with h5py.File(self._path) as file:
-            return np.asarray(file[self._name][key]).astype(self.dtype, copy=False)
+            array: Any = file[self._name]
+            return np.asarray(array[key]).astype(self.dtype, copy=False)
