@@ -16,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal.compiler_options import options_of_chunk
 from ddln._internal.program_store import StoredJit
+from ddln._internal.validation import largest
 from ddln.config.experiment import Experiment, substitute
+from ddln.networks.layers import effective_parameter, mobility
 from ddln.problems import sharding
 from ddln.problems.base import AnyArray, Problem
 from ddln.solvers.batched_flow import Flows
@@ -69,11 +71,29 @@ class DescentControls(NamedTuple):
     target_norm: Float[Array, "*networks"] | float | None
 
 
+class Start(NamedTuple):
+    """The size of a network's start: what must be finite for it to run."""
+
+    theta: Float[Array, "*networks"]
+    """The largest |θ_k|."""
+    loss: Float[Array, "*networks"]
+    mobility: Float[Array, "*networks"]
+    """The largest M_k; nothing moves if it is 0."""
+
+
+def start_of(problem: Problem, layers: Float[Array, "depth dim"]) -> Start:
+    """The size of the start of a network."""
+    theta, metric = effective_parameter(layers), mobility(layers)
+    return Start(largest(jnp.abs(theta)), problem.loss(theta), largest(metric))
+
+
 class Inputs(NamedTuple):
     """Everything the networks of a chunk start from; also the axes of these for `jax.vmap`."""
 
     truth: Any
     """θ* that the data were made with, or None."""
+    start: Any
+    """`Start`."""
     problem: Any
     """One problem for all networks, or one for each if an axis sweeps the problem."""
     layers: Any
@@ -99,7 +119,9 @@ class Runner(ABC):
         self.mesh = build.make_mesh(experiment.devices)
         problem_axis = 0 if any(name.startswith("problem.") for name in swept) else None
         key_axis = 0 if "dynamics.sampling.seed" in swept else None
-        self.axes = Inputs(truth=0, problem=problem_axis, layers=0, controls=0, key=key_axis)
+        self.axes = Inputs(
+            truth=0, start=0, problem=problem_axis, layers=0, controls=0, key=key_axis
+        )
         options = options_of_chunk(width)
 
         def build_one(varying: dict[str, Array], shared: dict[str, Array]) -> Inputs:
@@ -264,10 +286,12 @@ class Runner(ABC):
 
     def _build_one(self, experiment: Experiment) -> Inputs:
         controls, key = self._controls(experiment)
+        problem, layers = build.build_problem(experiment), build.build_layers(experiment)
         return Inputs(
             truth=build.true_parameter(experiment),
-            problem=build.build_problem(experiment),
-            layers=build.build_layers(experiment),
+            start=start_of(problem, layers),
+            problem=problem,
+            layers=layers,
             controls=controls,
             key=key,
         )

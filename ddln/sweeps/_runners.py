@@ -221,7 +221,7 @@ class DescentRunner(Runner):
             )
 
         def train(inputs: Inputs) -> tuple[Descent, Array]:
-            runs = jax.vmap(train_one, self.axes[1:])(*inputs[1:])
+            runs = jax.vmap(train_one, self.axes[2:])(*inputs[2:])
             return runs, _loop_iterations(runs)
 
         return self._on_mesh(train, inputs)
