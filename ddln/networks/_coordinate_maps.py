@@ -15,7 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ddln.networks import _quadrature
 from ddln.networks._elementwise import (
@@ -195,10 +195,12 @@ def _solve_step(
     base: Vector,
     reduction: Reduction,
 ) -> Vector:
-    step = difference
-    for _ in range(2):  # from an error of a rounding in v to its square, then to its fourth power
+    def newton_step(_: Int[Array, ""], step: Vector) -> Vector:
         excess = reduction.theta_change(base, step) - change
-        step = step - excess / reduction.dtheta_dv(base + step)
+        return step - excess / reduction.dtheta_dv(base + step)
+
+    # From an error of a rounding in v to its square, then to its fourth power.
+    step = jax.lax.fori_loop(0, 2, newton_step, difference)
     step = jnp.where(_is_close(theta, change), step, difference)
     return jnp.where(change == 0, 0.0, step)
 

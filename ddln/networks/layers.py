@@ -79,11 +79,16 @@ def product_and_error(
         upper = jax.lax.reduce_precision(x, digits.nexp, digits.nmant // 2 - 1)
         return upper, x - upper
 
-    product, error = layers[0], jnp.zeros_like(layers[0])
-    for layer in layers[1:]:
+    def multiply(
+        so_far: tuple[Float[Array, " dim"], Float[Array, " dim"]], layer: Float[Array, " dim"]
+    ) -> tuple[tuple[Float[Array, " dim"], Float[Array, " dim"]], None]:
+        product, error = so_far
         (a, b), (c, d) = halves(product), halves(layer)
         product = a * c + (a * d + b * c + b * d)
-        error = (((a * c - product) + a * d) + b * c) + b * d + error * layer
+        return (product, (((a * c - product) + a * d) + b * c) + b * d + error * layer), None
+
+    start = layers[0], jnp.zeros_like(layers[0])
+    (product, error), _ = jax.lax.scan(multiply, start, layers[1:])
     return jnp.ldexp(product, exponent), jnp.ldexp(error, exponent)
 
 
