@@ -18,7 +18,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).with_name("plain_figure4.py")
 PAIRS = 7
-NEW_DEPTH = "network.depth=5"
+NEW_DEPTH = "network.depth=7"
+SCALES = "sweep.network.scale={linspace=[0.7,1.8,8000]}"
 
 
 class Cost(NamedTuple):
@@ -55,11 +56,17 @@ def pairs(folder: Path) -> Iterator[tuple[str, list[tuple[Cost, Cost]]]]:
 
     def run_new_depth(seed: int) -> Cost:
         shutil.copytree(cache, fresh)
+        return run_first(seed)
+
+    def run_first(seed: int) -> Cost:
         try:
             numbers = [NEW_DEPTH, f"network.init.seed={seed}"]
             return cost([*ddln, "run", config, *numbers], folder, fresh)
         finally:
             shutil.rmtree(fresh)
+
+    def sweep(seed: int) -> Cost:
+        return cost([*ddln, "run", config, SCALES, f"network.init.seed={seed}"], folder, cache)
 
     def verify(seed: int) -> Cost:
         return cost([*ddln, "verify", config, f"network.init.seed={seed}"], folder, cache)
@@ -67,9 +74,12 @@ def pairs(folder: Path) -> Iterator[tuple[str, list[tuple[Cost, Cost]]]]:
     measured: dict[str, Callable[[int], Cost]] = {
         "`ddln run figure4`, all compiled before": run,
         "`ddln run figure4`, a depth never compiled": run_new_depth,
+        "`ddln run figure4`, the first on a machine": run_first,
         "`ddln verify figure4`, all compiled before": verify,
+        "`ddln run figure4`, 8,000 scales": sweep,
     }
-    run(100)  # compiles everything
+    for compile_all in (run, sweep):
+        compile_all(100)
     for name, measure in measured.items():
         script = [sys.executable, str(SCRIPT)]
         yield name, [(measure(k), cost(script, folder, cache)) for k in range(1, 1 + PAIRS)]

@@ -66,7 +66,7 @@ class Fakes:
     def render(self, rows, title="Hypotheses", **look):
         return f"{title}: {[row['holds'] for row in rows]}"
 
-    def write(self, folder, faults=()):
+    def write(self, folder, faults=(), dataset=None):
         path = folder / "report.html"
         path.write_text(f"<html>{faults}", encoding="utf-8")
         return path
