@@ -110,12 +110,7 @@ class _DiagonalNetwork(BaseEstimator):
     def _fit_path(self, features: np.ndarray, targets: np.ndarray, classes: Any = None) -> int:
         """Set `path_` and return the index of the point at which it stops."""
         if self.stop == "validation":
-            train, held_out = train_test_split(
-                np.arange(len(targets)),
-                test_size=self.validation_fraction,
-                random_state=self.random_state,
-                stratify=classes,
-            )
+            train, held_out = self._split(len(targets), classes)
             path = self._path(features[train], targets[train])
             predictions = path.coef @ features[held_out].T + path.intercept[:, None]
             self.validation_losses_ = self._losses(predictions, targets[held_out])
@@ -133,6 +128,23 @@ class _DiagonalNetwork(BaseEstimator):
                 stacklevel=4,
             )
         return len(self.path_.times) - 1
+
+    def _split(self, samples: int, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The rows to train on and those held out, with the same shares of each class."""
+        try:
+            parts: Any = train_test_split(
+                np.arange(samples),
+                test_size=self.validation_fraction,
+                random_state=self.random_state,
+                stratify=classes,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"stop='validation' must be able to hold out {self.validation_fraction} "
+                f"(validation_fraction) of the samples and of each class, got {samples} samples: "
+                f"{error}"
+            ) from None
+        return parts[0], parts[1]
 
     def _flow(
         self, problem: Problem, bias: bool
@@ -216,15 +228,15 @@ class DiagonalNetworkRegressor(RegressorMixin, _DiagonalNetwork):
         """Fit to features (samples, features) and targets (samples,).
 
         Raises:
-            ValueError: data that are not finite or do not fit each other, fewer than two samples,
-                or a parameter out of range.
+            ValueError: data that are not finite numbers or do not fit each other, fewer samples
+                than two or than a held-out part needs, or a parameter out of range.
             RuntimeError: the flow failed.
         """
         data: Any = validate_data(
             self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2
         )
         features, targets = data
-        index = self._fit_path(features, targets)
+        index = self._fit_path(features, targets.astype(np.float64))
         self.coef_ = self.path_.coef[index]
         self.intercept_ = float(self.path_.intercept[index])
         self.stop_index_ = index
@@ -288,7 +300,7 @@ class DiagonalNetworkClassifier(ClassifierMixin, _DiagonalNetwork):
 
         Raises:
             ValueError: data that are not finite or do not fit each other, another number of classes
-                than two, or a parameter out of range.
+                than two, too few samples of a class to hold some out, or a parameter out of range.
             RuntimeError: the flow failed.
         """
         data: Any = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)

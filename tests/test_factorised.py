@@ -94,7 +94,10 @@ def test_single_precision_is_kept():
     ("leaf", "changes", "message"),
     [
         (jnp.ones(2), {"depth": 1}, "`depth` must be ≥ 2, got 1"),
-        (jnp.ones(2), {"imbalance": -1.0}, "`imbalance` must be ≥ 0, got -1.0"),
+        (jnp.ones(2), {"imbalance": -1.0}, "`imbalance` must be ≥ 0 and finite, got -1.0"),
+        (jnp.ones(2), {"imbalance": np.inf}, "`imbalance` must be ≥ 0 and finite, got inf"),
+        (jnp.ones((0, 2)), {}, r"must have entries, got shape \(0, 2\)"),
+        (2, {}, "arrays of real floating-point numbers, got int"),
         (jnp.arange(2), {}, "arrays of real floating-point numbers, got int64"),
         (jnp.array([1.0, jnp.nan]), {}, "must be finite, got NaN"),
         (jnp.array([1.0, 0.0]), {"imbalance": 0.0}, "no zeros at `imbalance` = 0"),
@@ -105,9 +108,17 @@ def test_leaves_that_cannot_be_factorised_are_refused(leaf, changes, message):
         ddln.factorise({"w": leaf}, lambda m: m["w"], **changes)
 
 
-def test_unknown_leaves_are_refused():
-    with pytest.raises(ValueError, match="`where` must return leaves of `model`, got Array"):
-        ddln.factorise({"w": jnp.ones(2)}, lambda m: m["w"] + 1)
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (lambda m: m["w"] + 1, "`where` must return leaves of `model`, got Array"),
+        (lambda m: m, "`where` must return leaves of `model`, got {'w'"),
+        (lambda m: None, "`where` must return leaves of `model`, got None"),
+    ],
+)
+def test_unknown_leaves_are_refused(where, message):
+    with pytest.raises(ValueError, match=message):
+        ddln.factorise({"w": jnp.ones(2)}, where)
 
 
 def test_negative_thresholds_are_refused():

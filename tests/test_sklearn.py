@@ -135,11 +135,29 @@ def test_parameters_out_of_range_are_refused(wide, changes, message):
         ([[1.0], [2.0]], ["a", "a"], "y must hold two classes, got one class: a"),
         ([[1.0], [2.0], [3.0]], [0, 1, 2], "Only binary classification is supported"),
         ([[1.0], [2.0]], [0.5, 1.5], "Unknown label type: continuous"),
+        ([[1.0], [2.0]], [0, np.nan], "Input y contains NaN"),
+        ([[1.0]] * 4, [0, 0, 1, 1], "each class, got 4 samples: The test_size = 1 should be"),
+        ([[1.0]] * 9, [0] * 8 + [1], "each class, got 9 samples: The least populated class"),
     ],
 )
 def test_unusable_data_are_refused(features, targets, message):
     with pytest.raises(ValueError, match=message):
         DiagonalNetworkClassifier().fit(features, np.array(targets))
+
+
+@pytest.mark.parametrize(
+    ("features", "targets", "message"),
+    [
+        ([[1.0], [np.nan]], [0, 1], "Input X contains NaN"),
+        ([[1.0], [2.0]], [0, np.inf], "Input y contains infinity"),
+        ([[1.0]], [0], "minimum of 2 is required"),
+        ([[1.0], [2.0]], [0, 1, 2], "inconsistent numbers of samples"),
+        ([[1.0], [2.0]], ["a", "b"], "could not convert string to float"),
+    ],
+)
+def test_data_that_allow_no_regression_are_refused(features, targets, message):
+    with pytest.raises(ValueError, match=message):
+        DiagonalNetworkRegressor().fit(features, np.array(targets))
 
 
 @pytest.mark.slow

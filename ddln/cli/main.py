@@ -277,8 +277,10 @@ def list_(runs: arguments.Runs = False, out: arguments.Out = Path("runs")) -> No
 
         printing.print_runs(saved_runs.summaries(out), out)
         return
-    for path, about in studies.configs():
-        typer.echo(f"{path.stem:16}{about}\n{'':16}{relative_path(path)}")
+    configs = list(studies.configs())
+    width = 2 + max((len(path.stem) for path, _ in configs), default=0)
+    for path, about in configs:
+        typer.echo(f"{path.stem:{width}}{about}\n{'':{width}}{relative_path(path)}")
 
 
 @app.command()

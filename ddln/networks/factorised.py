@@ -66,9 +66,9 @@ def factorise(
         The model with a `Factorised` for each array.
 
     Raises:
-        ValueError: `depth` < 2; λ < 0; `where` returns something that is not a leaf of the model;
-            an array that does not hold finite floating-point numbers, or that has zeros at λ = 0,
-            which no gradient would ever move (traced: NaN).
+        ValueError: `depth` < 2; λ < 0 or infinite; `where` returns something that is not a leaf of
+            the model; an array that is empty, does not hold finite floating-point numbers, or has
+            zeros at λ = 0, which no gradient would ever move (traced: NaN).
 
     Source: Ziyin and Wang 2023 (depth 2), Kolb et al. 2025 (any depth).
 
@@ -81,8 +81,8 @@ def factorise(
     """
     if depth < 2:
         raise ValueError(f"`depth` must be ≥ 2, got {depth}.")
-    if not imbalance >= 0:
-        raise ValueError(f"`imbalance` must be ≥ 0, got {imbalance}.")
+    if not 0 <= imbalance < float("inf"):
+        raise ValueError(f"`imbalance` must be ≥ 0 and finite, got {imbalance}.")
     leaves = where(model)
     for leaf in leaves if isinstance(leaves, list | tuple) else [leaves]:
         if not any(leaf is other for other in jax.tree.leaves(model)):
@@ -123,6 +123,8 @@ def _split(array: Any, depth: int, imbalance: float | int) -> Factorised:
         raise ValueError(
             f"factorised leaves must be arrays of real floating-point numbers, got {kind}."
         )
+    if not array.size:
+        raise ValueError(f"factorised leaves must have entries, got shape {array.shape}.")
     message = "factorised leaves must be finite, got NaN or infinite entries."
     flat = refuse(~jnp.isfinite(array), message, array).ravel()
     if imbalance == 0:
