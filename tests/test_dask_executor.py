@@ -442,6 +442,37 @@ def test_slurm_recipe_runs_as_written(home, tmp_path, folder, plain):
 
 
 @pytest.mark.slow
+def test_array_jobs_divide_a_sweep_and_its_parts_go_together(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    program = f'#!/bin/bash\nexec {sys.executable} -m ddln.cli "$@"\n'
+    (tmp_path / "bin" / "ddln").write_text(program)
+    (tmp_path / "bin" / "ddln").chmod(0o755)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "figure4.py").write_text(
+        '"""A study."""\nfrom ddln.plotting import figures\n\n'
+        "def claims(dataset):\n    return []\n\n"
+        "def draw(dataset):\n    return figures.canvas()[0]\n"
+    )
+    small = ["network.depth=2", "dynamics.points=5", "dynamics.until=0.1", "sweep={}"]
+    (tmp_path / "sweep.toml").write_text(load(stand_in.CONFIG, small).to_toml())
+    for task in (1, 0):
+        environment = {
+            **surroundings(),
+            "SCRATCH": str(tmp_path),
+            "SLURM_ARRAY_TASK_ID": str(task),
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        }
+        script = recipe("bash", "SLURM_ARRAY_TASK_ID")
+        subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, check=True)
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    names = {}
+    exec(recipe('python title="gather.py"', "xarray.concat"), names)
+    dataset = names["dataset"]
+    assert dataset["network.init.seed"].values.tolist() == list(range(32))
+    assert dataset["gap"].dims == ("network.init.seed", "time")
+
+
+@pytest.mark.slow
 def test_worker_with_profiler_is_refused(machines, folder):
     machines.scheduler()
     machines.worker(**{UNWATCHED: "true"})

@@ -1,12 +1,16 @@
 """The pages: their commands run, their links resolve, the references are complete."""
 
+import contextlib
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from typer.main import get_group
 from typer.testing import CliRunner
@@ -293,3 +297,47 @@ def test_reference_of_variables_is_that_of_the_schema():
     assert table["step"][4] == "training by steps"
     assert table["dose"][4] == "flows with `weight_decay`"
     assert table["gain"][4] == "runs with this `measure`"
+
+
+class Tracker(ModuleType):
+    """Stands in for wandb and mlflow: keeps what each run logs."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.points, self.rows = [], []
+
+    @contextlib.contextmanager
+    def init(self, *, project, config, mode):
+        assert (project, mode) == ("figure4", "offline")
+        self.log_params(config)
+        yield SimpleNamespace(log=self.rows.append)
+
+    def set_tracking_uri(self, uri):
+        assert uri.startswith("sqlite:///")
+
+    def set_experiment(self, name):
+        assert name == "figure4"
+
+    start_run = contextlib.nullcontext
+
+    def log_params(self, params):
+        self.points.append(params)
+
+    def log_metric(self, key, value, *, step):
+        assert isinstance(step, int)
+        self.rows.append({key: value})
+
+
+@pytest.mark.slow
+def test_recipes_for_trackers_log_each_network_as_a_run(monkeypatch):
+    small = ["network.depth=2", "dynamics.until=1.0", "dynamics.points=11"]
+    dataset = ddln.run(ddln.load(ROOT / "configs" / "figure4.toml", small))
+    page = (DOCS / "export.md").read_text(encoding="utf-8")
+    for name in ("wandb", "mlflow"):
+        tracker = Tracker(name)
+        monkeypatch.setitem(sys.modules, name, tracker)
+        (block,) = (b for b in blocks(page) if b.text.startswith(f"import {name}"))
+        exec(block.text, {"dataset": dataset})
+        assert [list(point.values()) for point in tracker.points] == [[1.0], [1.4], [1.8]]
+        gaps = [row["gap"] for row in tracker.rows]
+        np.testing.assert_array_equal(gaps, dataset["gap"].values.ravel())
