@@ -77,18 +77,21 @@ def measure(
 def row(name: str, estimator: str, make: Callable[[], Any], data: tuple) -> str:
     """A row of the table."""
     features, targets, truth = data
+    rows, columns = features.shape
+    head = f"| {name}, {rows:,} × {columns:,} | {estimator} "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scores, seconds, models = measure(make, features, targets)
+        try:
+            scores, seconds, models = measure(make, features, targets)
+        except RuntimeError:  # the flow ended early
+            return head + "| out of steps | – | – | – | – |"
     sizes = models.sum(axis=1)
     precision = recall = "–"
     if truth is not None:
         hits = (models & truth).sum(axis=1)
         precision, recall = f"{np.mean(hits / sizes):.2f}", f"{np.mean(hits) / truth.sum():.2f}"
-    rows, columns = features.shape
     return (
-        f"| {name}, {rows:,} × {columns:,} | {estimator} "
-        f"| {scores.mean():.3f} ± {scores.std():.3f} | {np.median(sizes):.0f} "
+        f"{head}| {scores.mean():.3f} ± {scores.std():.3f} | {np.median(sizes):.0f} "
         f"| {precision} | {recall} | {np.median(seconds):.2f} |"
     )
 
