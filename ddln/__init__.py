@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddln.networks.layers import effective_parameter as effective_parameter
     from ddln.networks.layers import imbalance as imbalance
     from ddln.networks.layers import mobility as mobility
+    from ddln.networks.parametrisation import Parametrisation as Parametrisation
     from ddln.networks.product_geometry import factored as factored
     from ddln.networks.reparametrisation import Reduction as Reduction
     from ddln.plotting import figures as figures
@@ -72,6 +73,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "networks.entropy": ("Entropy",),
     "networks.factorised": ("Factorised", "collapse", "factorise"),
+    "networks.parametrisation": ("Parametrisation",),
     "networks.product_geometry": ("factored",),
     "networks.reparametrisation": ("Reduction",),
     "networks.layers": (

@@ -14,7 +14,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         *("effective_parameter", "imbalance", "mobility", "coordinate_kinds", "describe"),
         *("init", "Reduction", "factorise", "collapse", "Factorised"),
     ),
-    "entropy": ("Entropy", "entropy_profile", "mirror_descent", "factored"),
+    "entropy": ("Entropy", "Parametrisation", "entropy_profile", "mirror_descent", "factored"),
     "problems": (
         *("least_squares", "logistic", "exponential", "poisson", "huber", "hinge", "quantile"),
         *("from_function", "signed", "Problem", "LeastSquares", "Signed"),

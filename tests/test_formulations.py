@@ -26,7 +26,8 @@ def layers(request):
 
 @pytest.mark.parametrize("formulation", [Layers, Smallest, Reduced, Mirror])
 def test_formulations_start_with_the_same_layers_and_velocity(problem, layers, formulation):
-    start = formulation(layers if formulation is Layers else ddln.Reduction(layers))
+    variables = {Layers: lambda u: u, Mirror: ddln.Entropy}.get(formulation, ddln.Reduction)
+    start = formulation(variables(layers))
     observed = jax.jit(observe)(0.0, start.initial(), (problem, start))
     theta = np.prod(layers, axis=0)
     velocity = -ddln.mobility(layers) * problem.gradient(theta)

@@ -11,19 +11,22 @@ is the hyperbolic entropy, or x log x on a half-line. From depth 3 on the integr
 grows, and the range of ∇Q is bounded there.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal import display
-from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, as_vector, refuse
+from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers
 from ddln.networks import _coordinate_maps, _inverse_mirror_map
 from ddln.networks.layers import product_and_error
 from ddln.networks.reparametrisation import Reduction
+from ddln.networks.separable_entropy import DualPoint, SeparableEntropy
 
 
-class Entropy(eqx.Module):
+class Entropy(SeparableEntropy):
     """Q of a network, as a function of θ, anchored at the network's initialisation.
 
     Each coordinate of θ ranges over the line, or over a closed half-line at whose end 0 Q is finite
@@ -45,6 +48,12 @@ class Entropy(eqx.Module):
     reduction: Reduction
     start: tuple[Float[Array, " dim"], Float[Array, " dim"]]
     """θ(0) rounded, and its rounding error."""
+
+    domain: ClassVar = (
+        "keep the sign of the initial θ_k where the smallest layer is tied "
+        "(and be 0 where it is tied and zero)"
+    )
+    dual_domain: ClassVar = "which is bounded from depth 3 on"
 
     def __init__(self, layers: ArrayLike):
         layers = as_layers(layers)
@@ -76,40 +85,20 @@ class Entropy(eqx.Module):
         parts = self.reduction.shrunk(dose), start
         return eqx.tree_at(lambda entropy: (entropy.reduction, entropy.start), self, parts)
 
-    def value(self, theta: ArrayLike) -> Float[Array, ""]:
-        """Q(θ), summed over the coordinates; Q(θ(0)) = 0.
+    @property
+    def dim(self) -> int:
+        """The number of coordinates."""
+        return self.reduction.start.size
 
-        Args:
-            theta: shape (dim,).
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of θ."""
+        return self.reduction.start.dtype
 
-        Raises:
-            ValueError: θ is outside Q's domain (under a transformation: NaN).
-
-        >>> float(ddln.Entropy([[0.5, -0.3], [2.0, 1.0]]).value([1.0, -0.3]))
-        0.0
-        """
-        return jnp.sum(self._values(self._checked(theta)))
-
-    def mirror_map(self, theta: ArrayLike) -> Float[Array, " dim"]:
-        """∇Q(θ), shape (dim,). Raises as `value` does, and at the end 0 of a half-line.
-
-        >>> float(ddln.Entropy([[0.5], [2.0]]).mirror_map([1.0])[0])
-        0.0
-        """
-        return self._duals(self._checked(theta, interior=True))
-
-    def inverse(self, xi: ArrayLike) -> Float[Array, " dim"]:
-        """θ with ∇Q(θ) = ξ, that is ∇Q*(ξ), shape (dim,).
-
-        Raises:
-            ValueError: ξ is outside the range of ∇Q (under a transformation: NaN).
-
-        >>> entropy = ddln.Entropy([[0.0], [2.0], [1.0]])
-        >>> bool(jnp.allclose(entropy.inverse(entropy.mirror_map([0.7])), 0.7))
-        True
-        """
-        v, _ = self._coordinate_and_step_of_dual(xi)
-        return self._theta(v)
+    @property
+    def is_mobile(self) -> Bool[Array, " dim"]:
+        """Where θ_k is not frozen."""
+        return ~self.reduction.is_frozen
 
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """The ends (low, high) of the open interval over which each ∇Q(θ)_k ranges, shape (dim,).
@@ -122,57 +111,8 @@ class Entropy(eqx.Module):
         """
         return _range(self.reduction)
 
-    def in_range(self, xi: ArrayLike) -> Bool[Array, " dim"]:
-        """Whether each ξ_k is in the range of ∇Q, shape (dim,): the status of `inverse` in a batch.
-
-        >>> ddln.Entropy([[0.0], [2.0], [2.0]]).in_range([0.8]).tolist()
-        [False]
-        """
-        xi = as_vector("xi", xi, self.reduction.start.size)
-        return _inverse_mirror_map.coordinate_of_dual(xi, self.reduction)[1]
-
-    def conjugate(self, xi: ArrayLike) -> Float[Array, ""]:
-        """Q*(ξ), summed over the coordinates. Raises as `inverse` does.
-
-        >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).conjugate([0.0]))
-        0.0
-        """
-        v, step = self._coordinate_and_step_of_dual(xi)
-        return jnp.sum(_coordinate_maps.conjugate(v, step, self.reduction))
-
-    def hessian(self, theta: ArrayLike) -> Float[Array, " dim"]:
-        """The diagonal of ∇²Q(θ), which is 1/M, shape (dim,).
-
-        Infinite where frozen, and at the end θ_k = 0 of a half-line.
-
-        >>> float(ddln.Entropy([[0.0], [2.0], [1.0]]).hessian([0.0])[0])
-        0.25
-        """
-        return self._curvatures(self._checked(theta))
-
-    def divergence(self, theta: ArrayLike, other: ArrayLike) -> Float[Array, ""]:
-        """D_Q(θ, θ') = Q(θ) − Q(θ') − ⟨∇Q(θ'), θ − θ'⟩ ≥ 0. Raises as `value` and `mirror_map` do.
-
-        >>> entropy = ddln.Entropy([[0.0], [2.0], [1.0]])
-        >>> float(entropy.divergence([0.7], [0.7]))
-        0.0
-        """
-        theta, other = self._checked(theta), self._checked(other, interior=True)
-        base = _coordinate_maps.coordinate_of_theta(other, self.reduction)
-        return jnp.sum(self._divergences(theta, theta - other, base))
-
     def _repr_html_(self) -> str | None:
         return display.html(self)
-
-    def _checked(self, theta: ArrayLike, *, interior: bool = False) -> Float[Array, " dim"]:
-        """θ as an array; an error outside Q's domain, or outside its interior."""
-        theta = as_vector("theta", theta, self.reduction.start.size)
-        return refuse(
-            self._is_outside(theta, interior),
-            "`theta` must keep the sign of the initial θ_k where the smallest layer is tied "
-            "(and be 0 where it is tied and zero): Q is not defined elsewhere.",
-            theta,
-        )
 
     # Each of the functions below is one compiled program, whoever calls them.
 
@@ -184,8 +124,20 @@ class Entropy(eqx.Module):
         return has_other_sign | (at_end & interior) | (self.reduction.is_frozen & (theta != 0))
 
     @eqx.filter_jit
-    def _theta(self, v: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.reduction.theta(v)
+    def at_dual(self, xi: Float[Array, " dim"]) -> DualPoint:
+        v, step, in_range = _inverse_mirror_map.coordinate_and_step_of_dual(xi, self.reduction)
+        point = self.reduction.at(v)
+        return DualPoint(
+            theta=point.theta,
+            mobility=point.mobility,
+            conjugate=_coordinate_maps.conjugate(v, step, self.reduction),
+            rate=point.remaining_product,
+            in_range=in_range,
+        )
+
+    @eqx.filter_jit
+    def parameters(self, xi: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
+        return self.reduction.layers(_inverse_mirror_map.coordinate_of_dual(xi, self.reduction)[0])
 
     def _at_end(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
         """Where M = 0: at the end of a half-line, where v is infinite, or frozen."""
@@ -201,7 +153,7 @@ class Entropy(eqx.Module):
 
     @eqx.filter_jit
     def _values(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self._divergences(theta, self._since_start(theta), self.reduction.start)
+        return self._divergences_from(theta, self._since_start(theta), self.reduction.start)
 
     @eqx.filter_jit
     def _duals(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
@@ -218,6 +170,12 @@ class Entropy(eqx.Module):
 
     @eqx.filter_jit
     def _divergences(
+        self, theta: Float[Array, " dim"], other: Float[Array, " dim"]
+    ) -> Float[Array, " dim"]:
+        base = _coordinate_maps.coordinate_of_theta(other, self.reduction)
+        return self._divergences_from(theta, theta - other, base)
+
+    def _divergences_from(
         self,
         theta: Float[Array, " dim"],
         change: Float[Array, " dim"],
@@ -230,20 +188,23 @@ class Entropy(eqx.Module):
         interior = _coordinate_maps.divergence(theta, change, step, base, self.reduction)
         return jnp.where(at_end, self.reduction.smallest(base) ** 2 / 2, interior)
 
-    def _coordinate_and_step_of_dual(
-        self, xi: ArrayLike
-    ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
-        """v(ξ) and v(ξ) − v(0); an error outside the range of ∇Q."""
-        xi = as_vector("xi", xi, self.reduction.start.size)
-        v, step, in_range = _inverse_mirror_map.coordinate_and_step_of_dual(xi, self.reduction)
-        message = (
-            "`xi` must lie in the range of ∇Q, which is bounded from depth 3 on: "
-            "some coordinate has no θ with ∇Q(θ) = ξ."
-        )
-        return refuse(~in_range, message, v), step
-
 
 _range = eqx.filter_jit(_coordinate_maps.dual_range)
+
+
+def as_entropy(layers: ArrayLike | SeparableEntropy, dim: int) -> SeparableEntropy:
+    """The entropy of layers of shape (depth, dim), or the entropy of `dim` coordinates given.
+
+    >>> as_entropy(ddln.Entropy([[0.0], [1.0]]), 2)
+    Traceback (most recent call last):
+    ...
+    ValueError: `layers` must have 2 coordinates, got an entropy of 1.
+    """
+    if not isinstance(layers, SeparableEntropy):
+        return Entropy(as_layers(layers, dim))
+    if layers.dim != dim:
+        raise ValueError(f"`layers` must have {dim} coordinates, got an entropy of {layers.dim}.")
+    return layers
 
 
 @jax.jit

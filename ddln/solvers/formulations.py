@@ -7,7 +7,8 @@
 
 with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R = P without the first root. All but the first conserve
 the imbalance exactly. `Smallest` and `Reduced` work elementwise, so their arrays can have a last
-axis for a batch of networks.
+axis for a batch of networks. The first and the last also hold of other parametrisations
+θ_k = G(w_k), with w for u.
 
 Under weight decay ω(t) with dose Ω = ∫ω, the same holds at each time of the network with the
 layers e^{−Ω} u(0): its λ, R and Q take the places of those of u(0). Each equation gains a term,
@@ -27,9 +28,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import Number, largest
-from ddln.networks._inverse_mirror_map import coordinate_of_dual
-from ddln.networks.layers import effective_parameter, layer_gradient
+from ddln.networks.entropy import Entropy
+from ddln.networks.layers import effective_parameter
+from ddln.networks.parametrisation import Parametrisation
 from ddln.networks.reparametrisation import Reduction
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 from ddln.solvers.weight_decay import WeightDecay
 
@@ -180,13 +183,19 @@ def diagonal(entries: Float[Array, "dim *batch"]) -> Float[Array, "dim dim *batc
     return identity.reshape(dim, dim, *[1] * (entries.ndim - 1)) * entries[None]
 
 
-class Mirror(_OfReduction):
+class Mirror(Formulation):
     """State ξ = ∇Q(θ)."""
 
     name = "mirror"
+    entropy: SeparableEntropy
+
+    def _shrunk(self, dose: Float[Array, "*batch"]) -> dict[str, Any]:
+        if not isinstance(self.entropy, Entropy):
+            raise ValueError("`weight_decay` must be None for an entropy that is not of layers.")
+        return {"entropy": self.entropy.decayed(dose)}
 
     def initial(self) -> Float[Array, " dim"]:
-        return jnp.zeros_like(self.reduction.start)
+        return jnp.zeros(self.entropy.dim, self.entropy.dtype)
 
     def rate(
         self, xi: Float[Array, " dim"], gradient: Float[Array, " dim"]
@@ -194,24 +203,22 @@ class Mirror(_OfReduction):
         return -gradient
 
     def shrinkage(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return (self.reduction.depth - 2) * xi
+        return (len(self.layers(xi)) - 2) * xi
 
     def theta(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return self.reduction.theta(self._reduced(xi))
+        return self.entropy.at_dual(xi).theta
 
     def layers(self, xi: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
-        return self.reduction.layers(self._reduced(xi))
-
-    def _reduced(self, xi: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        """v of a state."""
-        return coordinate_of_dual(xi, self.reduction)[0]
+        return self.entropy.parameters(xi)
 
 
 class Layers(Formulation):
-    """State u, the layers themselves."""
+    """State u, the layers themselves; or w, the parameters of another parametrisation."""
 
     name = "layers"
     start: Float[Array, "depth dim"]
+    parametrisation: Parametrisation | None = None
+    """`None` for layers."""
 
     def initial(self) -> Float[Array, "depth dim"]:
         return self.start
@@ -219,13 +226,15 @@ class Layers(Formulation):
     def rate(
         self, layers: Float[Array, "depth dim"], gradient: Float[Array, " dim"]
     ) -> Float[Array, "depth dim"]:
-        return -layer_gradient(layers, gradient)
+        return -jax.vjp(self.theta, layers)[1](gradient)[0]
 
     def shrinkage(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return -layers
 
     def theta(self, layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        return effective_parameter(layers)
+        if self.parametrisation is None:
+            return effective_parameter(layers)
+        return self.parametrisation.theta(layers)
 
     def layers(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return layers

@@ -16,7 +16,10 @@ from jaxtyping import Array, Float
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_floats, as_layers
+from ddln.networks.entropy import Entropy
+from ddln.networks.parametrisation import Parametrisation
 from ddln.networks.reparametrisation import Reduction
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem, refuse_kinks
 from ddln.solvers.formulations import (
     Formulation,
@@ -47,6 +50,7 @@ def _integrate(
     problem: Problem,
     formulation: Formulation,
     layers: Float[Array, "depth dim"],
+    entropy: SeparableEntropy | None,
     times: Float[Array, " times"],
     rtol: Float[Array, ""],
     atol: Float[Array, ""],
@@ -105,12 +109,13 @@ def _integrate(
         atol=atol,
         coordinates=formulation.name,
         decay=applied(formulation.decay, elapsed),
+        entropy=entropy,
     )
 
 
 def _solve(
     problem: Problem,
-    layers: ArrayLike,
+    layers: ArrayLike | SeparableEntropy,
     times: ArrayLike,
     *,
     formulate: Callable[[Float[Array, "depth dim"], WeightDecay | None], Formulation],
@@ -127,13 +132,22 @@ def _solve(
     """Check the arguments, integrate the formulation of the flow, and raise if that fails."""
     drop_programs()
     refuse_kinks(problem)
-    layers = as_layers(layers)
+    entropy = layers if isinstance(layers, SeparableEntropy) else None
+    layers = (
+        _parameters(layers, weight_decay)
+        if isinstance(layers, SeparableEntropy)
+        else as_layers(layers)
+    )
     if layers.shape[1] != problem.dim:
         raise ValueError(
             f"`layers` must have shape (depth, {problem.dim}) to fit the problem, "
             f"got {layers.shape}."
         )
     dtype = jnp.promote_types(layers.dtype, problem.minimum.dtype)
+    if entropy is not None and entropy.dtype != dtype:
+        raise ValueError(
+            f"`layers` must be of the type {dtype} of `problem`, got an entropy of {entropy.dtype}."
+        )
     layers = layers.astype(dtype)
     times = as_times(as_floats("times", times, 1).astype(dtype))
     rtol, atol = as_tolerances(rtol, atol, default_rtol, dtype)
@@ -145,6 +159,7 @@ def _solve(
         problem,
         formulate(layers, weight_decay),
         layers,
+        entropy,
         times,
         rtol,
         atol,
@@ -155,9 +170,20 @@ def _solve(
     return raise_on_failure(run) if throw else run
 
 
+def _parameters(
+    entropy: SeparableEntropy, weight_decay: WeightDecay | ArrayLike | None
+) -> Float[Array, "parameters dim"]:
+    """The parameters at the start."""
+    if weight_decay is not None:
+        raise ValueError("`weight_decay` must be None unless `layers` are those of a network.")
+    if isinstance(entropy, Parametrisation):
+        return entropy.start
+    return entropy.parameters(jnp.zeros(entropy.dim, entropy.dtype))
+
+
 def gradient_flow(
     problem: Problem,
-    layers: ArrayLike,
+    layers: ArrayLike | Parametrisation,
     times: ArrayLike,
     *,
     weight_decay: WeightDecay | ArrayLike | None = None,
@@ -173,12 +199,13 @@ def gradient_flow(
 
     Args:
         problem: the loss.
-        layers: initial layers, shape (depth, dim).
+        layers: initial layers, shape (depth, dim); or a `ddln.Parametrisation`, for the gradient
+            flow of its parameters w, which are then the run's `layers`.
         times: flow times to save at, strictly increasing; the first is the start.
         weight_decay: ω ≥ 0 per unit of flow time, or a schedule ω(t) of `ddln.weight_decay`;
             `None` for none. For constant ω it is the gradient flow of ℒ + (ω/2) Σ_j ‖u^j‖².
         coordinates: "reduced" integrates one number per coordinate, from which the layers follow
-            exactly; "layers" integrates the layers themselves.
+            exactly; "layers" integrates the layers themselves, as for a parametrisation always.
         rtol, atol: tolerances on the integrated state; `None` is 1e-9 and 1e-12, but at least 100
             and a tenth of the machine epsilon. An rtol below the machine epsilon gives a warning.
         solver: a diffrax solver; `None` is `diffrax.Tsit5()`.
@@ -193,7 +220,8 @@ def gradient_flow(
 
     Raises:
         ValueError: invalid shapes, times or tolerances; ω < 0 or not finite; a schedule that ends
-            before the last time, or a dose ∫ω that reduced coordinates cannot represent.
+            before the last time, or a dose ∫ω that reduced coordinates cannot represent; weight
+            decay of a parametrisation.
         RuntimeError: the run failed, and `throw` is true.
 
     Source: the flow of Proposition 1, arXiv 2412.16765; reduced form and weight decay as derived in
@@ -208,10 +236,12 @@ def gradient_flow(
         names = " or ".join(map(repr, get_args(Coordinates)))
         raise ValueError(f"`coordinates` must be {names}, got {coordinates!r}.")
 
-    def formulate(layers: Float[Array, "depth dim"], decay: WeightDecay | None) -> Formulation:
+    def formulate(start: Float[Array, "depth dim"], decay: WeightDecay | None) -> Formulation:
+        if isinstance(layers, Parametrisation):
+            return Layers(start, layers)
         if coordinates == "layers":
-            return Layers(layers, decay=decay)
-        return Reduced(Reduction(layers), decay=decay)
+            return Layers(start, decay=decay)
+        return Reduced(Reduction(start), decay=decay)
 
     return _solve(
         problem,
@@ -232,7 +262,7 @@ def gradient_flow(
 
 def mirror_flow(
     problem: Problem,
-    layers: ArrayLike,
+    layers: ArrayLike | SeparableEntropy,
     times: ArrayLike,
     *,
     weight_decay: WeightDecay | ArrayLike | None = None,
@@ -250,7 +280,8 @@ def mirror_flow(
     Near an end of its range ξ no longer resolves θ (docs/theory.md): use `gradient_flow` there.
     Under weight decay, Q is at each time that of the layers e^{−Ω} u(0), Ω = ∫ω, and the equation
     d/dt ∇Q(θ) = −∇ℒ(θ) + (L − 2) ω ∇Q(θ); from depth 3 on it loses e^{(L−2)Ω} in accuracy.
-    Arguments, results and errors are otherwise the same.
+    In place of layers it takes any entropy, such as a `ddln.Parametrisation`. Arguments, results
+    and errors are otherwise the same.
 
     Source: Theorem 1, arXiv 2412.16765.
 
@@ -259,11 +290,16 @@ def mirror_flow(
     >>> round(float(run.theta[-1, 0]), 8)
     2.0
     """
+
+    def formulate(start: Float[Array, "depth dim"], decay: WeightDecay | None) -> Formulation:
+        given = layers if isinstance(layers, SeparableEntropy) else Entropy(start)
+        return Mirror(given, decay=decay)
+
     return _solve(
         problem,
         layers,
         times,
-        formulate=lambda layers, decay: Mirror(Reduction(layers), decay=decay),
+        formulate=formulate,
         is_reduced=True,
         weight_decay=weight_decay,
         rtol=rtol,

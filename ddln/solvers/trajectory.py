@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.solvers.result import Run
 from ddln.solvers.status import Status
 from ddln.solvers.weight_decay import WeightDecay, constant
@@ -46,6 +47,8 @@ class Trajectory(Run):
     """The integrated state: "layers", "reduced" or "mirror"."""
     decay: AppliedDecay | None = None
     """The weight decay at each point; `None` without."""
+    entropy: SeparableEntropy | None = None
+    """The parametrisation or entropy given in place of layers; `layers` has its parameters."""
 
     curves: ClassVar = (*Run.curves, "velocity")
     statuses: ClassVar = (Status.OK, Status.MAX_STEPS, Status.DIVERGED, Status.STOPPED)

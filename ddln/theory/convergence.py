@@ -12,9 +12,10 @@ from ddln._internal.validation import (
     largest,
     smallest,
 )
-from ddln.networks.entropy import Entropy
+from ddln.networks.entropy import as_entropy
 from ddln.networks.layers import imbalance, mobility_and_slope
 from ddln.networks.reparametrisation import Reduction
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import Trajectory
 from ddln.theory import _hermite
@@ -74,7 +75,7 @@ def exponential_bound(
 
 
 def divergence_bound(
-    problem: Problem, layers: ArrayLike, times: Float[Array, " times"]
+    problem: Problem, layers: ArrayLike | SeparableEntropy, times: Float[Array, " times"]
 ) -> Float[Array, " times"]:
     """The bound D_Q(θ*, θ(0)) / t ≥ gap(t) for a convex loss with minimiser θ*.
 
@@ -83,7 +84,7 @@ def divergence_bound(
 
     Args:
         problem: a convex loss.
-        layers: initial layers, shape (depth, dim).
+        layers: initial layers, shape (depth, dim); or the entropy of another parametrisation.
         times: shape (times,); t is counted from the first.
 
     Returns:
@@ -97,7 +98,7 @@ def divergence_bound(
     True
     """
     divergence = eqx.filter_jit(lambda entropy, theta: entropy.value(theta))
-    return divergence(Entropy(layers), problem.minimiser) / (times - times[0])
+    return divergence(as_entropy(layers, problem.dim), problem.minimiser) / (times - times[0])
 
 
 def posterior_bound(problem: Problem, run: Trajectory) -> Float[Array, " times"]:

@@ -16,22 +16,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal.compiled_programs import drop_programs
-from ddln._internal.validation import ArrayLike, as_layers, as_vector, is_concrete
-from ddln.networks._inverse_mirror_map import coordinate_of_dual
-from ddln.networks.entropy import Entropy
-from ddln.networks.reparametrisation import Reduction
+from ddln._internal.validation import ArrayLike, as_vector, is_concrete
+from ddln.networks.entropy import as_entropy
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 
 _MOST_HALVINGS = 1100
 """Enough to go from a step of 1e308 to one of 1e-16."""
 _ARMIJO = 1e-4
 _LONGEST = 4.0
-"""Longest step of a reparametrised coordinate where the dual is flat."""
+"""Longest step of ξ where the dual is flat, in units of 1/rate: that of v in a network."""
 
 
 def limit_point(
     problem: Problem,
-    layers: ArrayLike,
+    layers: ArrayLike | SeparableEntropy,
     *,
     rtol: float | None = None,
     max_steps: int = 1000,
@@ -45,7 +44,7 @@ def limit_point(
 
     Args:
         problem: a loss whose minimisers form an affine set, such as least squares.
-        layers: initial layers, shape (depth, dim).
+        layers: initial layers, shape (depth, dim); or the entropy of another parametrisation.
         rtol: relative tolerance on Aθ = b, after A's rows have been made orthonormal, in addition
             to the rounding errors of ξ = Aᵀν and θ. `None` means 2e-12 or 50 machine epsilons,
             whichever is larger.
@@ -71,9 +70,9 @@ def limit_point(
     """
     drop_programs()
     matrix, values = _minimisers(problem)
-    layers = as_layers(layers, problem.dim)
-    precision = max(2e-12, 50 * float(jnp.finfo(layers.dtype).eps)) if rtol is None else rtol
-    theta = _solve_dual(matrix, values, Reduction(layers), precision, max_steps)
+    entropy = as_entropy(layers, problem.dim)
+    precision = max(2e-12, 50 * float(jnp.finfo(entropy.dtype).eps)) if rtol is None else rtol
+    theta = _solve_dual(matrix, values, entropy, precision, max_steps)
     if throw and is_concrete(theta) and np.isnan(np.asarray(theta)).any():
         raise RuntimeError(
             "No limit point was found: no minimiser is within reach of the network (see "
@@ -105,7 +104,7 @@ class _Dual(NamedTuple):
     """b."""
     in_range: Bool[Array, " rows"]
     """False for the rows that are 0."""
-    reduction: Reduction
+    entropy: SeparableEntropy
 
 
 class _Point(NamedTuple):
@@ -120,8 +119,8 @@ class _Point(NamedTuple):
     """Estimated rounding error in the norm of the residual."""
     mobility: Float[Array, " dim"]
     """M."""
-    smallest_product: Float[Array, ""]
-    """The smallest R of a coordinate that is not frozen."""
+    slowest: Float[Array, ""]
+    """The smallest rate of change of a coordinate that is not frozen, with ξ."""
 
 
 class _NewtonState(NamedTuple):
@@ -142,41 +141,36 @@ class _Trial(NamedTuple):
 
 
 def _orthonormal_dual(
-    matrix: Float[Array, "samples dim"], values: Float[Array, " samples"], reduction: Reduction
+    matrix: Float[Array, "samples dim"], values: Float[Array, " samples"], entropy: SeparableEntropy
 ) -> _Dual:
     """The dual of {matrix θ = values}; an SVD handles rank-deficient and badly scaled data."""
     left, singular, rows = jnp.linalg.svd(matrix, full_matrices=False)
     in_range = singular > jnp.finfo(singular.dtype).eps * max(matrix.shape) * singular[0]
     target = jnp.where(in_range, left.T @ values / jnp.where(in_range, singular, 1.0), 0.0)
-    return _Dual(jnp.where(in_range[:, None], rows, 0.0), target, in_range, reduction)
+    return _Dual(jnp.where(in_range[:, None], rows, 0.0), target, in_range, entropy)
 
 
 def _evaluate(dual: _Dual, nu: Float[Array, " rows"]) -> _Point:
-    reduction = dual.reduction
     xi = dual.rows.T @ nu
-    v, inside = coordinate_of_dual(xi, reduction)
-    w, theta, mobility = reduction.smallest(v), reduction.theta(v), reduction.mobility(v)
-    start = reduction.smallest(reduction.start)
-    value = jnp.sum((w - start) * (w + start)) / 2 - dual.target @ nu
+    theta, mobility, conjugate, rate, in_range = dual.entropy.at_dual(xi)
+    value = jnp.sum(conjugate) - dual.target @ nu
     residual = dual.rows @ theta - dual.target
     magnitude = jnp.linalg.norm(jnp.abs(theta) + mobility * jnp.abs(xi))
-    finite = jnp.all(inside) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
+    finite = jnp.all(in_range) & jnp.isfinite(value) & jnp.all(jnp.isfinite(residual))
     return _Point(
         nu=nu,
         value=jnp.where(finite, value, jnp.inf),
         residual=residual,
-        rounding=8 * jnp.finfo(v.dtype).eps * magnitude,
+        rounding=8 * jnp.finfo(xi.dtype).eps * magnitude,
         mobility=mobility,
-        smallest_product=jnp.min(
-            jnp.where(reduction.is_frozen, jnp.inf, reduction.remaining_product(v))
-        ),
+        slowest=jnp.min(jnp.where(dual.entropy.is_mobile, rate, jnp.inf)),
     )
 
 
 def _newton_direction(dual: _Dual, point: _Point) -> Float[Array, " rows"]:
     hessian = (dual.rows * point.mobility[None]) @ dual.rows.T
     least = jnp.finfo(point.nu.dtype).eps * jnp.max(jnp.diagonal(hessian))
-    bound = jnp.linalg.norm(point.residual) * point.smallest_product / _LONGEST
+    bound = jnp.linalg.norm(point.residual) * point.slowest / _LONGEST
     damping = jnp.where(dual.in_range, least + bound, 1.0)
     factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(damping))
     return -jax.scipy.linalg.cho_solve(factor, point.residual)
@@ -223,12 +217,12 @@ def _converged(dual: _Dual, point: _Point, *, rtol: float) -> Bool[Array, ""]:
 def _solve_dual(
     matrix: Float[Array, "samples dim"],
     values: Float[Array, " samples"],
-    reduction: Reduction,
+    entropy: SeparableEntropy,
     rtol: float,
     max_steps: int,
 ) -> Float[Array, " dim"]:
     """The limit point by Newton's method on the dual; NaN without convergence."""
-    dual = _orthonormal_dual(matrix, values, reduction)
+    dual = _orthonormal_dual(matrix, values, entropy)
     converged = partial(_converged, dual, rtol=rtol)
     first = _NewtonState(_evaluate(dual, jnp.zeros_like(dual.target)), 0, jnp.asarray(False))
     last = jax.lax.while_loop(
@@ -236,18 +230,18 @@ def _solve_dual(
         partial(_newton_step, dual=dual),
         first,
     )
-    v, _ = coordinate_of_dual(dual.rows.T @ last.point.nu, reduction)
-    return jnp.where(converged(last.point), reduction.theta(v), jnp.nan)
+    theta = entropy.at_dual(dual.rows.T @ last.point.nu).theta
+    return jnp.where(converged(last.point), theta, jnp.nan)
 
 
 def kkt_residual(
-    problem: Problem, layers: ArrayLike, theta: ArrayLike
+    problem: Problem, layers: ArrayLike | SeparableEntropy, theta: ArrayLike
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The relative violation of the limit point's two optimality conditions at θ.
 
     Args:
         problem: a loss whose minimisers {Aθ = b} form an affine set.
-        layers: initial layers, shape (depth, dim).
+        layers: initial layers, shape (depth, dim); or the entropy of another parametrisation.
         theta: shape (dim,).
 
     Returns:
@@ -265,17 +259,17 @@ def kkt_residual(
     """
     matrix, values = _minimisers(problem)
     theta = as_vector("theta", theta, problem.dim)
-    return _kkt_residual(matrix, values, Entropy(layers), theta)
+    return _kkt_residual(matrix, values, as_entropy(layers, problem.dim), theta)
 
 
 @eqx.filter_jit
 def _kkt_residual(
     matrix: Float[Array, "samples dim"],
     values: Float[Array, " samples"],
-    entropy: Entropy,
+    entropy: SeparableEntropy,
     theta: Float[Array, " dim"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    mobile = ~entropy.reduction.is_frozen
+    mobile = entropy.is_mobile
     dual = jnp.where(mobile, entropy.mirror_map(theta), 0.0)
     columns = jnp.where(mobile[:, None], matrix.T, 0.0)
     nu = jnp.linalg.lstsq(columns, dual)[0]

@@ -72,7 +72,8 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
         `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
 
     Raises:
-        ValueError: a flow with fewer than 5 saved times, or another kind of run.
+        ValueError: a flow with fewer than 5 saved times or of another parametrisation than layers,
+            or another kind of run.
 
     Source: arXiv 2412.16765; of discrete runs Even et al. 2023
     (`ddln.verification.descent_certificates`); tolerances as derived in docs/theory.md.
@@ -89,6 +90,8 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
         return Certificates(step_claims(problem, run, start))
     if not isinstance(run, Trajectory):
         raise ValueError(f"`run` must be a flow's or a descent's, got {type(run).__name__}.")
+    if run.entropy is not None:
+        raise ValueError("`run` must be a flow from layers, got one of another parametrisation.")
     if run.times.size < 5:
         raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
     return _certify(problem, run, start)
