@@ -1,7 +1,7 @@
 """Write and open the files of many chunks of one shape, of which netCDF sees only the first.
 
 The data sets of such chunks differ in numbers only. So do their files: they hold plain arrays at
-the same places. To write the others takes a tenth of the time, and to open them a twentieth.
+the same places. To write the others takes a twentieth of the time, and to open them a seventh.
 """
 
 from pathlib import Path
