@@ -46,7 +46,7 @@ class Parametrisation(SeparableEntropy):
         ValueError: G does not return a number; or G or ∇G is not finite at some w_k(0), or
             ∇G(w_k(0)) = 0, so that θ_k never moves (traced: NaN).
 
-    Source: as derived in docs/theory.md; Li et al. 2022 for the class of parametrisations.
+    Source: as derived in docs/theory.md; Li, Wang, Lee and Arora 2022 for the class.
 
     >>> entropy = ddln.Parametrisation(lambda w: w[0] ** 2 / 4, [[2.0]])  # Q'' = 1/θ
     >>> round(float(entropy.mirror_map([3.0])[0]), 12)  # log θ: exponentiated gradient
