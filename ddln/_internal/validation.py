@@ -90,11 +90,11 @@ def refuse_infinite(name: str, values: Float[np.ndarray, "..."], offset: Sequenc
 
 
 def as_layers(layers: ArrayLike, dim: int | None = None) -> Float[Array, "depth dim"]:
-    """Convert `layers` to an array of shape (depth, dim), depth ≥ 2; dim ≥ 1 or as given."""
+    """Convert `layers` to an array of shape (depth, dim), depth ≥ 1; dim ≥ 1 or as given."""
     shape = _shape("layers", layers)
-    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+    if len(shape) != 2 or 0 in shape:
         raise ValueError(
-            f"`layers` must have shape (depth, dim) with depth ≥ 2 and dim ≥ 1, got {shape}."
+            f"`layers` must have shape (depth, dim) with depth ≥ 1 and dim ≥ 1, got {shape}."
         )
     if dim is not None and shape[1] != dim:
         raise ValueError(f"`layers` must have shape (depth, {dim}), got {shape}.")

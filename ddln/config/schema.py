@@ -203,7 +203,7 @@ class ProblemConfig(Table):
 class NetworkConfig(Table):
     """The initial layers."""
 
-    depth: Whole = Field(ge=2, description="number of layers", json_schema_extra=SHAPE)
+    depth: Whole = Field(ge=1, description="number of layers", json_schema_extra=SHAPE)
     init: Annotated[InitConfig, Field(discriminator="kind")]
     scale: float = Field(default=1.0, gt=0, description="factor of every layer")
     signed: bool = Field(

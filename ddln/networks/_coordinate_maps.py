@@ -99,7 +99,10 @@ def coordinate_of_theta(theta: Vector, reduction: Reduction) -> Vector:
     log|θ| is a convex function of log|w| with slopes between 1 and depth. Replacing each
     √(w² + λ_j) by max(w, √λ_j) bounds it from below by a maximum of straight lines. Newton's method
     starts at the w₀ where that bound reaches log|θ|, to the right of the solution, and descends.
+    A single layer is θ itself.
     """
+    if reduction.depth == 1:
+        return theta
     return in_blocks(_coordinate_of_theta, theta, reduction)
 
 

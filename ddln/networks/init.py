@@ -21,15 +21,15 @@ _positive: Law = partial(jax.random.uniform, minval=0.5, maxval=1.2)
 
 
 def _check_shape(depth: int, dim: int) -> None:
-    if depth < 2 or dim < 1:
-        raise ValueError(f"`depth` must be ≥ 2 and `dim` ≥ 1, got depth={depth} and dim={dim}.")
+    if depth < 1 or dim < 1:
+        raise ValueError(f"`depth` must be ≥ 1 and `dim` ≥ 1, got depth={depth} and dim={dim}.")
 
 
 def constant(depth: int, dim: int, value: Number) -> Float[Array, "depth dim"]:
     """Set every weight to `value`: balanced layers, θ_k on a half-line.
 
     Args:
-        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        depth, dim: the shape, depth ≥ 1 and dim ≥ 1.
         value: any number; at 0 every coordinate is frozen.
 
     >>> ddln.init.constant(2, 3, 0.1).shape
@@ -46,7 +46,7 @@ def balanced(
 
     Args:
         key: from `jax.random.key`.
-        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        depth, dim: the shape, depth ≥ 1 and dim ≥ 1.
         law: draws the layer; uniform on [0.5, 1.2) by default.
 
     >>> layers = ddln.init.balanced(jax.random.key(0), 3, 4)
@@ -64,7 +64,7 @@ def independent(
 
     Args:
         key: from `jax.random.key`.
-        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        depth, dim: the shape, depth ≥ 1 and dim ≥ 1.
         law: draws the weights; standard normal by default.
 
     >>> layers = ddln.init.independent(jax.random.key(0), 3, 4)
@@ -104,7 +104,7 @@ def zero_first_layer(
 
     Args:
         key: from `jax.random.key`.
-        depth, dim: the shape, depth ≥ 2 and dim ≥ 1.
+        depth, dim: the shape, depth ≥ 1 and dim ≥ 1.
         law: draws the weights of the other layers; uniform on [0.5, 1.2) by default.
 
     Source: the initialisation of Figure 4, arXiv 2412.16765 (there the law is unspecified).

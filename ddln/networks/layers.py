@@ -25,7 +25,7 @@ def effective_parameter(layers: ArrayLike) -> Float[Array, " dim"]:
     """θ = u¹ ⊙ … ⊙ u^L.
 
     Args:
-        layers: shape (depth, dim), depth ≥ 2.
+        layers: shape (depth, dim), depth ≥ 1.
 
     Returns:
         θ, shape (dim,).
@@ -175,13 +175,15 @@ def coordinate_kinds(layers: ArrayLike) -> Int[Array, " dim"]:
         layers: shape (depth, dim).
 
     Returns:
-        0 where the smallest layer is unique, 1 where it is tied and nonzero, 2 where it is tied
-        and zero, shape (dim,).
+        0 where the smallest layer is unique, as a single layer is, 1 where it is tied and nonzero,
+        2 where it is tied and zero, shape (dim,).
 
     >>> ddln.coordinate_kinds([[0.0, 1.0, 0.0], [2.0, -1.0, 0.0]]).tolist()
     [0, 1, 2]
     """
     magnitude = jnp.sort(jnp.abs(as_layers(layers)), axis=0)
+    if len(magnitude) == 1:
+        return jnp.full(magnitude.shape[1], OPEN)
     tied = magnitude[0] == magnitude[1]
     return jnp.where(tied, jnp.where(magnitude[0] > 0, HALF_LINE, FROZEN), OPEN)
 

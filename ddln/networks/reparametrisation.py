@@ -16,7 +16,7 @@ coordinate* v solves dw/dv = g:
     w = 0                   where it is tied and zero            (frozen: θ_k = 0 for ever)
 
 Tiny and huge weights alike have a v of moderate size, and the formulas below subtract no like
-terms. `Reduction` is the change of variables; `ReducedPoint` is what follows from w and g, whether
+terms. A single layer has no second one: there v = w = θ and g = P = R = 1. `Reduction` is the change of variables; `ReducedPoint` is what follows from w and g, whether
 they come from v or from w alone.
 """
 
@@ -47,10 +47,10 @@ class Reduction(eqx.Module):
     start: Float[Array, " dim"]
     """v of the initial layers."""
     sqrt_min_imbalance: Float[Array, " dim"]
-    """√λ_min, 0 where the smallest layer is tied."""
+    """√λ_min, 0 where the smallest layer is tied; 1 at depth 1."""
     half_line_sign: Float[Array, " dim"]
     """Sign of w on a half-line, 0 elsewhere."""
-    other_imbalances: Float[Array, "depth-2 dim"]
+    other_imbalances: Float[Array, "others dim"]
     """The imbalances other than 0 and λ_min, ascending."""
     layer_signs: Float[Array, "depth dim"]
     """Signs of the layers in ascending order of magnitude; first the product of the others'."""
@@ -90,6 +90,8 @@ class Reduction(eqx.Module):
         [0.25, 0.5, -1.0]
         """
         factor = jnp.exp(-dose)[None]
+        if self.depth == 1:
+            return eqx.tree_at(lambda reduction: reduction.start, self, self.start * factor)
         return eqx.tree_at(
             lambda reduction: (
                 reduction.start,
@@ -104,8 +106,14 @@ class Reduction(eqx.Module):
             ),
         )
 
+    def shrinkage(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
+        """dv/dΩ under weight decay alone, in the reduction of the layers that it has left."""
+        return -v if self.depth == 1 else -self.half_line_sign
+
     def at(self, v: Float[Array, "dim *batch"]) -> "ReducedPoint":
         """The reduced network at reparametrised coordinate v."""
+        if self.depth == 1:
+            return self.at_smallest(v)
         # One exponential, that of |v|, gives both: sinh keeps its relative accuracy near 0. Where
         # the exponential would overflow, so does w·g.
         largest = jnp.log(jnp.finfo(v.dtype).max)
@@ -121,11 +129,15 @@ class Reduction(eqx.Module):
 
     def at_smallest(self, w: Float[Array, "dim *batch"]) -> "ReducedPoint":
         """The reduced network whose smallest layer is w."""
+        if self.depth == 1:
+            return ReducedPoint(self, w, jnp.ones_like(w))
         root = _sqrt(w**2 + self.sqrt_min_imbalance**2)
         return ReducedPoint(self, w, jnp.where(self.is_frozen, 0.0, root))
 
     def coordinate(self, w: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         """v(w), the inverse of `smallest`; 0 where frozen, and at the end w = 0 of a half-line."""
+        if self.depth == 1:
+            return w
         return _coordinate(w, self.sqrt_min_imbalance, self.half_line_sign)
 
     def smallest(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
@@ -156,6 +168,8 @@ class Reduction(eqx.Module):
         self, v: Float[Array, "dim *batch"], step: Float[Array, "dim *batch"]
     ) -> Float[Array, "dim *batch"]:
         """w(v + step) − w(v), to relative accuracy however short the step."""
+        if self.depth == 1:
+            return step
         on_line = 2 * self.sqrt_min_imbalance * jnp.cosh(v + step / 2) * jnp.sinh(step / 2)
         sign = self.half_line_sign
         on_half_line = sign * jnp.exp(sign * v) * jnp.expm1(sign * step)
@@ -169,6 +183,8 @@ class Reduction(eqx.Module):
         All squares of layers change by the same y. A layer changes from a to b by y/(a + b), and a
         product ab by b·Δa + a·Δb.
         """
+        if self.depth == 1:
+            return step
         w, g = self.at(v).smallest, self.at(v).second
         change = self.smallest_change(v, step)
         w_after, g_after = w + change, self.at(v + step).second
@@ -196,7 +212,7 @@ class ReducedPoint(eqx.Module):
     smallest: Float[Array, "dim *batch"]
     """w."""
     second: Float[Array, "dim *batch"]
-    """g = √(w² + λ_min) = dw/dv."""
+    """g = √(w² + λ_min) = dw/dv; 1 at depth 1."""
 
     @property
     def remaining_squares(self) -> Float[Array, "remaining dim *batch"]:
@@ -233,15 +249,22 @@ class ReducedPoint(eqx.Module):
         return self.remaining_product * sum((w * g / x for x in squares), start=jnp.zeros_like(w))
 
     @property
+    def dg_dv(self) -> Float[Array, "dim *batch"]:
+        """dg/dv = w; 0 at depth 1, where g is constant."""
+        return jnp.zeros_like(self.smallest) if self.reduction.depth == 1 else self.smallest
+
+    @property
     def dtheta_dv(self) -> Float[Array, "dim *batch"]:
-        """dθ/dv = (w² + g²) R + w g dR/dv = M/R."""
+        """dθ/dv = (g² + w dg/dv) R + w g dR/dv = M/R."""
         w, g = self.smallest, self.second
-        return self.remaining_product * (w**2 + g**2) + w * g * self.dR_dv
+        return self.remaining_product * (w * self.dg_dv + g**2) + w * g * self.dR_dv
 
     @property
     def dP_dw(self) -> Float[Array, "dim *batch"]:
-        """dP/dw = P · w (1/g² + Σ_j 1/(w² + λ_j))."""
+        """dP/dw = P · w (1/g² + Σ_j 1/(w² + λ_j)); 0 at depth 1, where P is constant."""
         w = self.smallest
+        if self.reduction.depth == 1:
+            return jnp.zeros_like(w)
         squares = _positive(jnp.concatenate([self.second[None] ** 2, self.remaining_squares]))
         return self.other_product * w * sum((1 / x for x in squares), start=jnp.zeros_like(w))
 
@@ -258,6 +281,8 @@ class ReducedPoint(eqx.Module):
     @property
     def layers(self) -> Float[Array, "depth dim *batch"]:
         """The layers, in their own order and with their own signs."""
+        if self.reduction.depth == 1:
+            return self.smallest[None]
         order, signs = self.reduction.order, self.reduction.layer_signs
         imbalances = jnp.zeros_like(signs).at[2:].set(self.reduction.other_imbalances)
         # Only constants are put into the order of the layers: under `vmap` over w, only once.
@@ -318,7 +343,7 @@ def _reduce(
     Float[Array, " dim"],
     Float[Array, " dim"],
     Float[Array, " dim"],
-    Float[Array, "depth-2 dim"],
+    Float[Array, "others dim"],
     Float[Array, "depth dim"],
     Int[Array, "depth dim"],
 ]:
@@ -330,6 +355,9 @@ def _reduce(
     signs = jnp.concatenate([jnp.prod(others, axis=0, keepdims=True), others])
     w = signs[0] * ascending[0]
     imbalances = (magnitude[2:] - magnitude[:1]) * (magnitude[2:] + magnitude[:1])
+    if len(layers) == 1:
+        line = jnp.ones_like(w), jnp.zeros_like(w)
+        return w, *line, imbalances, signs, order
     # The root of each factor: their product could underflow.
     root = jnp.sqrt(magnitude[1] - magnitude[0]) * jnp.sqrt(magnitude[1] + magnitude[0])
     half_line_sign = jnp.where(root > 0, 0.0, jnp.sign(w))

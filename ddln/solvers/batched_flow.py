@@ -337,10 +337,10 @@ def _as_networks(layers: ArrayLike, problem: Problem) -> Float[Array, "networks 
     layers = as_floats("layers", layers, 3)
     networks, depth, dim = layers.shape
     width = problem.minimiser.shape[-1]
-    if networks < 1 or depth < 2 or dim != width:
+    if networks < 1 or depth < 1 or dim != width:
         raise ValueError(
             f"`layers` must have shape (networks, depth, {width}) with networks ≥ 1 and "
-            f"depth ≥ 2, got {layers.shape}."
+            f"depth ≥ 1, got {layers.shape}."
         )
     if problem.minimum.shape not in ((), (networks,)):
         raise ValueError(

@@ -15,7 +15,8 @@ layers e^{−Ω} u(0): its λ, R and Q take the places of those of u(0). Each eq
 
     layers  −ω u        smallest  −ω w        reduced  −ω s        mirror  (L − 2) ω ξ
 
-with s = ±1 on the half-lines of that sign and 0 on the line, where decay leaves v alone.
+with s = ±1 on the half-lines of that sign and 0 on the line, where decay leaves v alone; at depth
+1, s = v.
 """
 
 import abc
@@ -147,7 +148,7 @@ class Reduced(_OfReduction):
         return jnp.where(self.reduction.is_frozen, 0.0, -product * gradient)
 
     def shrinkage(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
-        return -self.reduction.half_line_sign
+        return self.reduction.shrinkage(v)
 
     def theta(self, v: Float[Array, "dim *batch"]) -> Float[Array, "dim *batch"]:
         return self.reduction.theta(v)

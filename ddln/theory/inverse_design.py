@@ -32,7 +32,8 @@ def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[A
         a, shape ().
 
     Raises:
-        ValueError: the bound of these layers is 0 at every scale, or the rate is not positive.
+        ValueError: the bound of these layers is 0 at every scale, or does not depend on it as at
+            depth 1; or the rate is not positive.
 
     Source: Corollary 1, arXiv 2412.16765.
 
@@ -42,6 +43,8 @@ def scale_for_rate(problem: Problem, layers: ArrayLike, rate: Number) -> Float[A
     (2.0, 72.0)
     """
     layers, rate = as_layers(layers), as_positive("rate", rate)
+    if len(layers) < 2:
+        raise ValueError("`layers` must be at least two: at depth 1 the rate has no scale.")
     bound = rate_bound(problem, layers)
     if is_concrete(bound) and not np.asarray(bound) > 0:
         raise ValueError(

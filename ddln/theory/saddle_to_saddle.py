@@ -85,14 +85,14 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
 
     Args:
         problem: least squares, signed or not.
-        layers: shape (depth, dim); at depth 2 only the kinds of their coordinates matter.
+        layers: shape (depth, dim), depth ≥ 2; at depth 2 only the kinds of their coordinates matter.
         max_jumps: the largest number of jumps.
 
     Returns:
         The times and saddles, from θ = 0 at time 0.
 
     Raises:
-        ValueError: another loss.
+        ValueError: another loss, or a single layer, whose flow has no saddles.
         RuntimeError: more jumps than `max_jumps`, or SciPy's non-negative least squares did not
             find a saddle.
 
@@ -108,9 +108,12 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
         raise ValueError(
             f"`problem` must be least squares, signed or not, got {type(inner).__name__}."
         )
+    layers = as_layers(layers, problem.dim)
+    if len(layers) < 2:
+        raise ValueError("`layers` must be at least two: the flow of a single one has no saddles.")
     affine = problem.minimisers()
     matrix, values = (np.asarray(part, float) for part in affine or ())
-    low, high = _dual_range(Entropy(as_layers(layers, problem.dim)))
+    low, high = _dual_range(Entropy(layers))
     movable = high > low
     theta, dual, time = np.zeros(problem.dim), np.zeros(problem.dim), 0.0
     times, saddles, first = [time], [theta], None

@@ -60,7 +60,7 @@ def signs(run: Trajectory) -> Claim:
     Tolerance: that of `conservation`, relative to the largest layer.
     """
     _, expected, size = _imbalances(run)
-    is_other = ~_is_smallest(run.layers[0])
+    is_other = ~_is_smallest(run.layers[0])  # none at depth 1
     deficit = largest(jnp.sqrt(expected) - jnp.sign(run.layers[:1]) * run.layers, axis=0)
     tolerance, reason = flow_tolerance(run, CONSERVED)
     return Claim(
@@ -72,6 +72,7 @@ def signs(run: Trajectory) -> Claim:
         tolerance=tolerance,
         relation="<=",
         reason=reason,
+        applies=len(run.layers[0]) > 1,
     )
 
 

@@ -100,8 +100,8 @@ def _recorded(run: Trajectory, values: Float[Array, "times *rest"]) -> Float[Arr
 
 
 def _coordinate_range(run: Trajectory) -> Float[Array, ""]:
-    """The largest |v| of the reduced coordinates that were integrated; 0 of another formulation."""
-    if run.coordinates != "reduced":
+    """The largest |v| of the reduced coordinates that were integrated; 0 if others were, or θ."""
+    if run.coordinates != "reduced" or run.layers.shape[-2] == 1:
         return jnp.asarray(0.0, run.theta.dtype)
     reduction = Reduction(run.layers[0])
     smallest = jnp.min(jnp.abs(run.layers), axis=1)
