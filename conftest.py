@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jaxtyping.install_import_hook("ddln", "beartype.beartype")
 # Tracing makes many small objects and little rubbish. Looking for it at every 700th, as Python
-# does, took a tenth of the time of `tests/test_flow_certificates.py` (38 to 41 s, then 34.5).
+# does, took a tenth of the time of `tests/test_certify.py` (38 to 41 s, then 34.5).
 gc.set_threshold(50_000)
 
 

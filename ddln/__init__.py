@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from ddln.verification import diagnostics as diagnostics
     from ddln.verification.certificates import Certificates as Certificates
     from ddln.verification.certificates import Claim as Claim
+    from ddln.verification.certify import certify as certify
     from ddln.verification.discretisation import discretisation_order as discretisation_order
-    from ddln.verification.flow_certificates import certify as certify
 
 __version__ = "0.1.0"
 
@@ -100,7 +100,7 @@ _HOMES = {
     "solvers.sde": ("Diffusion", "stochastic_flow"),
     "theory.assumptions": ("check_hypotheses",),
     "theory": ("asymptotic_rate", "escape_times", "limit_point", "rate_bound"),
-    "verification.flow_certificates": ("certify",),
+    "verification.certify": ("certify",),
     "verification.certificates": ("Certificates", "Claim"),
     "verification.discretisation": ("discretisation_order",),
     "sweeps.compute": ("run", "sweep"),

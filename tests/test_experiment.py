@@ -94,7 +94,7 @@ def test_one_error_lists_every_problem_by_dotted_path(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("network.depth=0", "network.depth: must be ≥ 2, got 0"),
+        ("network.depth=0", "network.depth: must be ≥ 1, got 0"),
         ("network.depth=true", "network.depth: must be a whole number, got true"),
         ("network.scale=2", "network.scale: is swept; set `sweep.network.scale`, or `sweep={}`"),
         ("network.scale.x=2", "network.scale.x: `scale` is not a table"),
@@ -104,7 +104,7 @@ def test_one_error_lists_every_problem_by_dotted_path(tmp_path):
         ("network.init={}", 'network.init.kind: is missing, one of "constant", "balanced"'),
         ("sweep.network.scale={a=[1]}", "network.scale: must be a list, {values = …}"),
         ("sweep.network.depth=[2.5]", "sweep.network.depth[0]: must be a whole number, got 2.5"),
-        ("sweep.network.depth=[2, 1]", "sweep.network.depth[1]: must be ≥ 2, got 1"),
+        ("sweep.network.depth=[1, 0]", "sweep.network.depth[1]: must be ≥ 1, got 0"),
         ("sweep.network.scale={range=[3, 3]}", "needs first < end"),
         ("sweep.network.scale={logspace=[1, 400, 2]}", "network.scale[1]: must be finite"),
         ("sweep.network.init.seed={zip='network.scale'}", "seed: must be a list, {values = …}"),
@@ -213,8 +213,8 @@ def test_with_validates_accepts_arrays_and_copies():
     changed = experiment.with_({"sweep.network.scale": np.array([1.0, 3.0]), "network.depth": 3})
     assert changed.sweep == {"network.scale": (1.0, 3.0)}
     assert experiment.network.depth == 6
-    with pytest.raises(ConfigError, match=r"network\.depth: must be ≥ 2, got 1"):
-        experiment.with_({"network.depth": 1})
+    with pytest.raises(ConfigError, match=r"network\.depth: must be ≥ 1, got 0"):
+        experiment.with_({"network.depth": 0})
 
 
 def test_substitute_does_not_validate():
@@ -289,7 +289,7 @@ def test_data_path_is_relative_to_the_config(tmp_path, monkeypatch):
 
 def test_problems_of_a_data_file_are_reported_once_with_the_others(tmp_path):
     data = f"problem.data={{kind='file', path='{tmp_path}/a.csv'}}"
-    others = ["network.depth=1", "problem.loss={kind='logistic', normalisation='x'}"]
+    others = ["network.depth=0", "problem.loss={kind='logistic', normalisation='x'}"]
     missing = problems_of(data, *others).splitlines()
     assert missing[0] == f"problem.data: {tmp_path}/a.csv: no such file"
     assert [line.partition(":")[0] for line in missing[1:]] == [
@@ -297,11 +297,11 @@ def test_problems_of_a_data_file_are_reported_once_with_the_others(tmp_path):
         "network.depth",
     ]
     (tmp_path / "a.csv").write_text("x,target\n1,1\n2,0\n3,5\n", encoding="utf-8")
-    targets = problems_of(data, "problem.loss.kind=logistic", "network.depth=1").splitlines()
+    targets = problems_of(data, "problem.loss.kind=logistic", "network.depth=0").splitlines()
     assert targets == [
         'problem.data: a.csv: row 3, column "target": must be -1 or 1, got 0',
         'problem.data: a.csv: row 4, column "target": must be -1 or 1, got 5',
-        "network.depth: must be ≥ 2, got 1",
+        "network.depth: must be ≥ 1, got 0",
     ]
 
 

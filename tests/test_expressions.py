@@ -192,7 +192,7 @@ def test_expression_is_kept_with_the_experiment():
         ([UNTIL % "scale * seed", SEEDS], "along one dimension, got network.scale and network.in"),
         ([UNTIL % "__import__(1)"], 'until.expr: unknown function "__import__", known: sqrt, exp'),
         ([UNTIL % "scale[0]"], "until.expr: may have numbers, names of axes, + - * / **"),
-        (["sweep.network.depth={expr='scale'}"], "depth[0]: must be ≥ 2, got 1"),
+        (["sweep.network.depth={expr='scale - 1'}"], "depth[0]: must be ≥ 1, got 0"),
         (["sweep.network.depth={expr='2 * scale'}"], "depth[1]: must be a whole number, got 2.8"),
         (["sweep.dynamics.until={expr=3}"], "until.expr: must be text, got 3"),
         (

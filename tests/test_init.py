@@ -45,7 +45,7 @@ def test_initialisers_can_be_vmapped_over_seeds():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ddln.init.constant(0, 3, 1.0), "`depth` must be ≥ 2 .* got depth=0"),
+        (lambda: ddln.init.constant(0, 3, 1.0), "`depth` must be ≥ 1 .* got depth=0"),
         (lambda: ddln.init.normal(KEY, 2, 0), "`dim` ≥ 1, got depth=2 and dim=0"),
         (lambda: ddln.init.imbalanced([0.0], [[-1.0]]), "`imbalance` must be ≥ 0, got -1.0"),
         (lambda: ddln.init.imbalanced([0.0, 1.0], [[1.0]]), r"must have shape \(depth − 1, 2\)"),

@@ -139,7 +139,7 @@ def test_tiny_and_huge_layers_do_not_overflow():
     ("layers", "message"),
     [
         ([1.0, 2.0], r"must have shape \(depth, dim\) .* got \(2,\)"),
-        ([[1.0, 2.0]], r"depth ≥ 2 .* got \(1, 2\)"),
+        (np.ones((0, 2)), r"depth ≥ 1 .* got \(0, 2\)"),
         ([[], []], r"dim ≥ 1, got \(2, 0\)"),
         ([[1.0], [np.nan]], r"must be finite, got nan at index \(1, 0\)"),
         ([[1j], [1.0]], "must be real, got complex"),

@@ -17,7 +17,7 @@ import ddln
 from ddln._internal import program_store
 from ddln._internal.program_store import ProgramStore, StoredJit
 from ddln.sweeps import _runners
-from ddln.verification import flow_certificates
+from ddln.verification import certify as certification
 
 DESCENT = {
     "kind": "descent",
@@ -268,9 +268,9 @@ def test_run_with_a_store_has_the_same_bytes(folder, changes):
 @pytest.mark.slow
 def test_certificates_are_traced_once_while_the_flow_is_integrated(folder, monkeypatch):
     calls = []
-    certify = flow_certificates.certify
+    certify = certification.certify
     monkeypatch.setattr(
-        flow_certificates, "certify", lambda *a, **k: calls.append(1) or certify(*a, **k)
+        certification, "certify", lambda *a, **k: calls.append(1) or certify(*a, **k)
     )
     _runners.make_runner.cache_clear()
     ddln.run(ddln.load("configs/figure4.toml").with_({"dynamics.points": 11}))

@@ -53,7 +53,7 @@ def _coordinate_and_step_of_dual_jvp(
 
 
 class _Ray(eqx.Module):
-    """The v in one direction, +1 or −1, from that of θ(0)."""
+    """The ray from v(0) in direction +1 or −1."""
 
     direction: Vector
     reduction: Reduction
@@ -115,7 +115,7 @@ def _solve_dual(xi: Vector, reduction: Reduction) -> tuple[Vector, Vector, Mask]
 
 
 def _next_piece(search: _RaySearch, *, ray: _Ray) -> _RaySearch:
-    """Pass the piece of quadrature at v if its integral is less than what is missing."""
+    """Advance past the piece of quadrature at v if its integral is less than what is missing."""
     v, length = search.v, ray.piece_length(search.v)
     part = ray.integral(v, length)
     # 1/R is log-concave: beyond v its integral is at most (1/R)/κ.

@@ -16,8 +16,10 @@ coordinate* v solves dw/dv = g:
     w = 0                   where it is tied and zero            (frozen: θ_k = 0 for ever)
 
 Tiny and huge weights alike have a v of moderate size, and the formulas below subtract no like
-terms. A single layer has no second one: there v = w = θ and g = P = R = 1. `Reduction` is the change of variables; `ReducedPoint` is what follows from w and g, whether
-they come from v or from w alone.
+terms. A single layer has no second one: there v = w = θ and g = P = R = 1.
+
+`Reduction` is the change of variables; `ReducedPoint` is what follows from w and g, whether they
+come from v or from w alone.
 """
 
 import math

@@ -9,7 +9,7 @@ so that it is mirror flow on θ with the entropy Q(θ) = Σ_k q_k(θ_k) of
     ∇Q(θ) = ξ = s,        ∇²Q(θ) = 1/M,        Q*(ξ) = ∫₀^ξ θ(s) ds,        Q(θ) = θ ξ − Q*(ξ).
 
 `SeparableEntropy` holds what all such entropies share. `Entropy` is that of products of layers,
-`Parametrisation` that of any analytic G, and `PowerEntropy` has M = c θ^q.
+`Parametrisation` that of any analytic G.
 """
 
 import abc
@@ -23,7 +23,7 @@ from ddln._internal.validation import ArrayLike, as_vector, refuse
 
 
 class DualPoint(NamedTuple):
-    """What an entropy is at ξ, coordinate by coordinate. Outside the range of ∇Q, at its end."""
+    """Values at a dual point ξ, per coordinate; for ξ outside the range of ∇Q, those at its end."""
 
     theta: Float[Array, " dim"]
     """θ with ∇Q(θ) = ξ."""

@@ -87,11 +87,11 @@ class ConvexRisk(LinearRisk):
 
     @abstractmethod
     def slope_change(self, prediction: Samples) -> Samples:
-        """φ'(z) − φ'(z*), elementwise, to relative rounding."""
+        """φ'(z) − φ'(z*), elementwise, to high relative accuracy."""
 
     @abstractmethod
     def remainder(self, prediction: Samples) -> Samples:
-        """φ(z) − φ(z*) − φ'(z*)(z − z*) ≥ 0, elementwise, to relative rounding."""
+        """φ(z) − φ(z*) − φ'(z*)(z − z*) ≥ 0, elementwise, to high relative accuracy."""
 
     def gap(self, theta: Float[AnyArray, " dim"]) -> Float[Array, ""]:
         z = self.features @ theta

@@ -42,7 +42,7 @@ class BatchSolution(NamedTuple):
 
 
 class _Controls(NamedTuple):
-    """What the integration is held to."""
+    """Horizon, tolerances and step limits of an integration."""
 
     horizon: Float[Array, " batch"]
     rtol: Float[Array, " batch"]

@@ -1,11 +1,11 @@
-"""Four formulations of gradient flow, each an ordinary differential equation for another state.
+"""Four formulations of gradient flow, each a differential equation in a different state variable.
 
     layers      u̇^j = −∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ        the definition; L·d numbers
     smallest    ẇ = −P(w) ⊙ ∇ℒ(θ)                 the smallest layer; d numbers
     reduced     v̇ = −R(v) ⊙ ∇ℒ(θ(v))              w = sinh-like in v, for decades of w
     mirror      ξ̇ = −∇ℒ(∇Q*(ξ))                   Theorem 1, arXiv 2412.16765
 
-with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R = P without the first root. All but the first conserve
+with P = ∏_j √(w² + λ_j), θ = w ⊙ P, and R = P/√(w² + λ_min). All but the first conserve
 the imbalance exactly. `Smallest` and `Reduced` work elementwise, so their arrays can have a last
 axis for a batch of networks. The first and the last also hold of other parametrisations
 θ_k = G(w_k), with w for u.

@@ -75,13 +75,13 @@ RunT = TypeVar("RunT", bound=Run)
 
 
 def stop_at(run: RunT, is_end: Bool[Array, " points"]) -> RunT:
-    """The run, constant from the first of some of its points on, if there is one: it is stopped.
+    """The run frozen at the first point where `is_end` is true, if any, and marked as stopped.
 
     Times and steps go on. A run that did not cover all of its points is not changed.
 
     Args:
         run: the run.
-        is_end: whether it is to end at each point.
+        is_end: whether the run ends at each point.
     """
     count = run.theta.shape[0]
     ends = jnp.any(is_end) & (run.status == run.code_of(Status.OK))

@@ -94,7 +94,7 @@ def _integrate(
     counts: Float[Array, " intervals"],
     halvings: int,
 ) -> Diffusion:
-    """Integrate from each saved time to the next, in so many steps."""
+    """Integrate from each saved time to the next, in the given number of steps."""
     numbers = counts.astype(jnp.int32)
     first_steps = jnp.cumsum(numbers) - numbers
 

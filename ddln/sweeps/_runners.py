@@ -44,7 +44,7 @@ from ddln.sweeps._runner_base import (
 )
 from ddln.sweeps.dataset_schema import FINER
 from ddln.sweeps.plan import Chunk
-from ddln.verification import error_estimate, flow_certificates
+from ddln.verification import certify, error_estimate
 
 if TYPE_CHECKING:
     import diffrax
@@ -88,7 +88,7 @@ class _FlowRunner(Runner):
         run: Trajectory,
         finer_theta: Float[Array, "times dim"],
     ) -> tuple[dict[str, Array], Claims]:
-        certified = flow_certificates.certify(problem, run, start=layers)
+        certified = certify.certify(problem, run, start=layers)
         predictions = certified.predictions
         numbers = {
             "velocity": run.velocity,
@@ -249,7 +249,7 @@ class DescentRunner(Runner):
         run: Descent,
         finer_theta: Float[Array, "times dim"],
     ) -> tuple[dict[str, Array], Claims]:
-        certified = flow_certificates.certify(problem, run, start=layers)
+        certified = certify.certify(problem, run, start=layers)
         numbers = {"step": run.steps.astype(int)}
         return numbers | common_variables(problem, run, certified.claims), certified.claims
 

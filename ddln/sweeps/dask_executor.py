@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 RETRIES = 2
 """How often a chunk is tried again after an error."""
 ALLOWED_FAILURES = 10
-"""How many workers may die while computing a chunk: schedulers of clusters preempt machines."""
+"""How many workers of `local:N` may die over a chunk; other schedulers have their own setting."""
 RECONNECT_TIMEOUT = 600.0
 """Seconds to wait for a scheduler to come back."""
 VISIBLE_TIMEOUT = 120.0

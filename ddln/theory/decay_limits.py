@@ -38,7 +38,7 @@ def decay_penalty(theta: ArrayLike, depth: int, rate: Number) -> Float[Array, ""
 
 
 def decay_thresholds(depth: int, rate: Number, curvature: Number = 1.0) -> Thresholds:
-    """From which |t| on ½a(x − t)² + (ωL/2)|x|^{2/L} has a local, and a global, minimum x ≠ 0.
+    """The |t| above which ½a(x − t)² + (ωL/2)|x|^{2/L} has a local, or global, minimum x ≠ 0.
 
     With p = 1 − 2/L these are x (1 + 1/p) at x = (ωp/a)^{1/(1+p)}, and half of that at
     x = (ωLp/a)^{1/(1+p)}. From depth 3 on, 0 is a local minimum for every t. At depth 2 both

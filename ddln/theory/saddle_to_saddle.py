@@ -85,7 +85,7 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
 
     Args:
         problem: least squares, signed or not.
-        layers: shape (depth, dim), depth ≥ 2; at depth 2 only the kinds of their coordinates matter.
+        layers: shape (depth, dim), depth ≥ 2; at depth 2 only the kinds of coordinates matter.
         max_jumps: the largest number of jumps.
 
     Returns:

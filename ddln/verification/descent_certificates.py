@@ -4,7 +4,7 @@ Any rule on any samples is checked by replay: from some of the records the steps
 from the optimiser's state there and the run's key, and must lead to the next record.
 
 Plain steps at depth 2 satisfy two identities at every step, whatever their samples. With
-x_k = γ_k ∇ℓ_k (`ddln.solvers.gradient_descent.Ledger`), λ = |u² − v²| and the mirror map
+x_k = γ_k ∇ℓ_k (`ddln.solvers._descent_state.AccumulatedSteps`), λ = |u² − v²| and the mirror map
 ξ_λ(θ) = ½ asinh(2θ/λ) = ½ ln|(u + v)/(u − v)|,
 
     u² − v² = (u² − v²)₀ Π_k (1 − x_k²)

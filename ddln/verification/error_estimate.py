@@ -11,7 +11,7 @@ the smallest layer w: θ = w Π √(w² + λ_j), so 1 ≤ d log θ / d log w ≤
 In dual coordinates the tolerances hold for ξ = ∇Q(θ), and an error of ξ_k is M_k times as large in
 θ_k: there ‖θ‖ gives way to ‖M ⊙ ξ‖ where that is larger, as it is near an end of the range of ξ.
 
-All tolerances of `ddln.verification.flow_certificates` follow from δ. To test the estimate itself,
+All tolerances of `ddln.verification.certify` follow from δ. To test the estimate itself,
 a sweep recomputes some of its runs at finer tolerances (`ddln.sweeps.plan.is_recomputed`) and
 reports runs whose `discrepancy` exceeds 1. Where θ escapes from a long plateau, a small relative
 error in the escape time, a multiple of w^{2−L}, is a large error in θ; the discrepancy therefore
