@@ -115,7 +115,7 @@ def levels(axes: Axes, values: Mapping[str, SupportsFloat]) -> None:
     ['least squares', 'minimax rate']
     """
     for (name, value), dashes in zip(values.items(), (DOTS, *DASHES), strict=False):
-        axes.axhline(float(value), color="0.5", linestyle=dashes, zorder=0, label=name)
+        axes.axhline(float(value), color="0.5", linestyle=dashes, zorder=0.5, label=name)
 
 
 def heatmap(axes: Axes, values: xr.DataArray, *, label: str, **style: Any) -> None:
