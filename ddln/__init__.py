@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ddln.problems.custom import from_function as from_function
     from ddln.problems.least_squares import LeastSquares as LeastSquares
     from ddln.problems.least_squares import least_squares as least_squares
+    from ddln.problems.multinomial import multinomial as multinomial
     from ddln.problems.piecewise_linear import hinge as hinge
     from ddln.problems.piecewise_linear import quantile as quantile
     from ddln.problems.signed import Signed as Signed
@@ -87,6 +88,7 @@ _HOMES = {
     "problems.convex": ("exponential", "huber", "logistic", "poisson"),
     "problems.base": ("Problem",),
     "problems.least_squares": ("LeastSquares", "least_squares"),
+    "problems.multinomial": ("multinomial",),
     "problems.piecewise_linear": ("hinge", "quantile"),
     "problems.signed": ("Signed", "signed"),
     "config.experiment": ("Experiment", "load"),

@@ -16,8 +16,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "entropy": ("Entropy", "Parametrisation", "entropy_profile", "mirror_descent", "factored"),
     "problems": (
-        *("least_squares", "logistic", "exponential", "poisson", "huber", "hinge", "quantile"),
-        *("from_function", "signed", "Problem", "LeastSquares", "Signed"),
+        *("least_squares", "logistic", "multinomial", "exponential", "poisson", "huber", "hinge"),
+        *("quantile", "from_function", "signed", "Problem", "LeastSquares", "Signed"),
     ),
     "flows": (
         *("gradient_flow", "gradient_flows", "mirror_flow", "stochastic_flow"),

@@ -133,18 +133,25 @@ def _solve(
     if loss is huber:
         coefficients, converged = _huber_minimiser(float(delta[0]), targets, basis.orthonormal)
     else:
-        coefficients, converged = _newton(phi, basis.orthonormal)
+        coefficients, converged = newton(
+            _separable_model(phi, basis.orthonormal), basis.orthonormal
+        )
     fitted = np.zeros(samples)
     fitted[kept] = basis.orthonormal @ coefficients
     minimum = factor * np.sum(phi(fitted[kept])[0])
     minimiser = np.full(dim, np.nan) if escapes.any() else basis.least_norm(coefficients)
     is_finite = np.isfinite(minimum) and (escapes.any() or np.isfinite(minimiser).all())
-    if not converged or not is_finite:
-        raise ValueError(
-            "`features` and `targets` must have a minimum that Newton's method finds in float64, "
-            f"but it has not converged in {_NEWTON_STEPS} steps, at a loss of {minimum:g}."
-        )
+    refuse_unfound(converged and bool(is_finite), minimum)
     return fitted, escapes, minimum, minimiser
+
+
+def refuse_unfound(found: bool, minimum: float, targets: str = "targets") -> None:
+    """Raise a ValueError unless Newton's method found the minimum for the given targets."""
+    if not found:
+        raise ValueError(
+            f"`features` and `{targets}` must have a minimum that Newton's method finds in "
+            f"float64, but it has not converged in {_NEWTON_STEPS} steps, at a loss of {minimum:g}."
+        )
 
 
 def _split(
@@ -159,24 +166,56 @@ def _split(
     return escaping(features, targets, np.zeros(len(targets), bool), precision)
 
 
-def _newton(
-    phi: Loss, basis: Float[np.ndarray, "samples rank"]
-) -> tuple[Float[np.ndarray, " rank"], bool]:
-    """The minimiser a of Σ φ(Q a), and whether the iteration converged; needs |φ'''| ≤ φ''.
+class Model(NamedTuple):
+    """A loss of predictions z = Q a and its quadratic model, with gradient −Bᵀr and Hessian BᵀB."""
 
-    Let δ be the largest change of a prediction in a full Newton step. For such losses the fraction
-    log(1 + δ)/δ of the step decreases Σ φ (Bach, Electronic Journal of Statistics 4, 2010). A line
-    search tries longer steps first.
+    value: float
+    root: Float[np.ndarray, "rows rank"]
+    """B."""
+    residual: Float[np.ndarray, " rows"]
+    """r."""
+    curvatures: Values
+    """∂²/∂z_i² of the loss."""
+
+
+def _separable_model(
+    phi: Callable[[Values], tuple[Values, Values, Values]], basis: Float[np.ndarray, "samples rank"]
+) -> Callable[[Values], Model]:
+    """The model of Σ φ(z_i)."""
+
+    def model(predictions: Values) -> Model:
+        value, slope, curvature = phi(predictions)
+        curvature = np.maximum(curvature, np.finfo(float).tiny)
+        root = np.sqrt(curvature)
+        return Model(np.sum(value), root[:, None] * basis, -slope / root, curvature)
+
+    return model
+
+
+def newton(
+    model: Callable[[Values], Model],
+    basis: Float[np.ndarray, "samples rank"],
+    spread: Callable[[Values], float] = lambda change: np.max(np.abs(change)),
+) -> tuple[Float[np.ndarray, " rank"], bool]:
+    """The minimiser a of a loss of Q a, and whether the iteration converged.
+
+    Along any line t ↦ z + t v the loss must satisfy |φ'''| ≤ δ(v) φ''. Then the fraction
+    log(1 + δ)/δ of the full Newton step decreases it (Bach, Electronic Journal of Statistics 4,
+    2010). A line search tries longer steps first.
+
+    Args:
+        model: the model of the loss at given predictions.
+        basis: Q.
+        spread: δ(v) of a change v of the predictions; max |v_i| for a sum of φ with |φ'''| ≤ φ''.
     """
     point, last = np.zeros(basis.shape[1]), np.inf
     for _ in range(_NEWTON_STEPS if point.size else 0):
         predictions = basis @ point
-        value, slope, curvature = phi(predictions)
-        root = np.sqrt(np.maximum(curvature, np.finfo(float).tiny))
-        step = least_squares(root[:, None] * basis, -slope / root)
-        change = basis @ step
-        size, largest = np.linalg.norm(root * change), np.max(np.abs(change))
-        rounding = _EPSILON * np.linalg.norm(root * (1 + np.abs(predictions)))
+        now = model(predictions)
+        step = least_squares(now.root, now.residual)
+        size, largest = np.linalg.norm(now.root @ step), spread(basis @ step)
+        scales = np.sqrt(now.curvatures) * (1 + np.abs(predictions))
+        rounding = _EPSILON * np.linalg.norm(scales)
         if not np.isfinite(largest):
             return point, False
         if size <= rounding or (largest < 0.1 and size > last / 2):
@@ -184,8 +223,7 @@ def _newton(
         length, safe, decrease = 1.0, np.log1p(largest) / largest, size**2
         with np.errstate(over="ignore", invalid="ignore"):
             while length > safe and not (
-                np.sum(phi(basis @ (point + length * step))[0])
-                <= np.sum(value) - 1e-4 * length * decrease
+                model(basis @ (point + length * step)).value <= now.value - 1e-4 * length * decrease
             ):
                 length /= 2
         point, last = point + max(length, safe) * step, size

@@ -1,4 +1,4 @@
-"""`Problem`: a loss ℒ(θ) with its minimum and constants; `LinearRisk`: a sum over samples."""
+"""`Problem`: a loss ℒ(θ) with its minimum and constants; `EmpiricalRisk`: a sum over samples."""
 
 from abc import abstractmethod
 from typing import Any, Literal, get_args
@@ -104,10 +104,10 @@ class Problem(eqx.Module):
         raise ValueError("`problem` must be a sum over samples to be estimated from some of them.")
 
 
-class LinearRisk(Problem):
-    """ℒ(θ) = c Σ_i w_i φ(x_iᵀθ, y_i)."""
+class EmpiricalRisk(Problem):
+    """ℒ(θ) = c Σ_i w_i φ(z_i, y_i), with predictions z_i that are linear in θ."""
 
-    features: eqx.AbstractVar[Float[Array, "samples dim"]]
+    features: eqx.AbstractVar[Float[Array, "samples features"]]
     """X, with the rows x_i."""
     targets: eqx.AbstractVar[Float[Array, " samples"]]
     """y."""
@@ -117,21 +117,23 @@ class LinearRisk(Problem):
     """w; None if all are 1."""
 
     @property
-    def dim(self) -> int:
-        return self.features.shape[1]
-
-    @property
     def samples(self) -> int:
         return self.features.shape[0]
 
     @abstractmethod
+    def predict(
+        self, features: Float[AnyArray, "batch features"], theta: Float[AnyArray, " dim"]
+    ) -> Float[AnyArray, "batch *outputs"]:
+        """z_i of each row x_i."""
+
+    @abstractmethod
     def pointwise(
-        self, prediction: Float[AnyArray, " samples"], target: Float[AnyArray, " samples"]
-    ) -> Float[AnyArray, " samples"]:
-        """φ(z, y), elementwise."""
+        self, prediction: Float[AnyArray, "batch *outputs"], target: Float[AnyArray, " batch"]
+    ) -> Float[AnyArray, " batch"]:
+        """φ(z, y) of each sample."""
 
     def loss(self, theta: Float[AnyArray, " dim"]) -> Float[Array, ""]:
-        values = self.pointwise(self.features @ theta, self.targets)
+        values = self.pointwise(self.predict(self.features, theta), self.targets)
         return self.factor * jnp.sum(self._weighted(values))
 
     def _weighted(
@@ -145,12 +147,12 @@ class LinearRisk(Problem):
     def held_out_loss(
         self,
         theta: Float[AnyArray, " dim"],
-        features: Float[AnyArray, "others dim"],
+        features: Float[AnyArray, "others features"],
         targets: Float[AnyArray, " others"],
         weights: Float[AnyArray, " others"] | None = None,
     ) -> Float[Array, ""]:
         """The loss on other samples, times the ratio of the numbers of samples: c n/m Σ_i w_i φ."""
-        values = self.pointwise(features @ theta, targets)
+        values = self.pointwise(self.predict(features, theta), targets)
         values = values if weights is None else values * weights
         return self.factor * self.samples * jnp.mean(values)
 
@@ -159,7 +161,7 @@ class LinearRisk(Problem):
 
     def batch(
         self, rows: Int[AnyArray, "*batch"] | None
-    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*batch"]]:
+    ) -> tuple[Float[Array, "*batch features"], Float[Array, "*batch"]]:
         """x_i and y_i of the given rows; of all samples if `rows` is None."""
         if rows is None:
             return self.features, self.targets
@@ -173,24 +175,49 @@ class LinearRisk(Problem):
     ) -> Float[Array, ""]:
         features, targets = self.batch(rows)
         targets = targets if noise is None else targets + noise
-        weight = self.factor * self.samples / targets.size
-        return weight * jnp.sum(self._weighted(self.pointwise(features @ theta, targets), rows))
+        values = self.pointwise(self.predict(features, theta), targets)
+        return self.factor * self.samples / targets.size * jnp.sum(self._weighted(values, rows))
+
+
+class LinearRisk(EmpiricalRisk):
+    """ℒ(θ) = c Σ_i w_i φ(x_iᵀθ, y_i)."""
+
+    @property
+    def dim(self) -> int:
+        return self.features.shape[1]
+
+    def predict(
+        self, features: Float[AnyArray, "batch dim"], theta: Float[AnyArray, " dim"]
+    ) -> Float[AnyArray, " batch"]:
+        return features @ theta
+
+
+def affine_set(
+    exists: Bool[Array, ""], matrix: Float[Array, "rows dim"], values: Float[Array, " rows"]
+) -> tuple[Float[Array, "rows dim"], Float[Array, " rows"]] | None:
+    """(A, b) of the minimisers Aθ = b if they exist; otherwise None, or b = NaN if traced."""
+    if is_concrete(exists):
+        return (matrix, values) if bool(exists) else None
+    return matrix, jnp.where(exists, values, jnp.nan)
 
 
 def as_data(
-    features: ArrayLike, targets: ArrayLike, normalisation: Normalisation | str
+    features: ArrayLike,
+    targets: ArrayLike,
+    normalisation: Normalisation | str,
+    name: str = "targets",
 ) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"], float]:
-    """Validated X and y of a common dtype, and the factor c of a normalisation.
+    """Validated X and y, called `name`, of a common dtype, and the factor c of a normalisation.
 
     >>> as_data([[1.0], [2.0]], [1.0, 2.0], "mean")[2]
     0.5
     """
-    features, targets = as_floats("features", features, 2), as_floats("targets", targets, 1)
+    features, targets = as_floats("features", features, 2), as_floats(name, targets, 1)
     samples, dim = features.shape
     if samples < 1 or dim < 1:
         raise ValueError(f"`features` must have samples ≥ 1 and dim ≥ 1, got {features.shape}.")
     if targets.shape != (samples,):
-        raise ValueError(f"`targets` must have shape ({samples},), got {targets.shape}.")
+        raise ValueError(f"`{name}` must have shape ({samples},), got {targets.shape}.")
     factors = {"sum": 1.0, "half": 0.5, "mean": 1 / samples, "half_mean": 0.5 / samples}
     if normalisation not in factors:
         names = ", ".join(map(repr, get_args(Normalisation)))
@@ -232,12 +259,15 @@ def as_labels(targets: Float[Array, " samples"]) -> Float[Array, " samples"]:
 
 
 def refuse_targets(
-    wrong: Bool[Array, " samples"], rule: str, targets: Float[Array, " samples"]
+    wrong: Bool[Array, " samples"],
+    rule: str,
+    targets: Float[Array, " samples"],
+    name: str = "targets",
 ) -> Float[Array, " samples"]:
-    """The targets, unless one of them is wrong; see `refuse`."""
+    """The targets, called `name`, unless one of them is wrong; see `refuse`."""
     message = ""
     if is_concrete(wrong) and np.asarray(wrong).any():
         row = int(np.argmax(np.asarray(wrong)))
         value = np.asarray(targets)[row]
-        message = f"`targets` {rule}, got {value:g} at row {row} (rows count from 0)."
+        message = f"`{name}` {rule}, got {value:g} at row {row} (rows count from 0)."
     return refuse(wrong, message, targets)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid, softplus
 from jaxtyping import Array, Bool, Float
 
-from ddln._internal.validation import ArrayLike, Number, as_positive, is_concrete
+from ddln._internal.validation import ArrayLike, Number, as_positive
 from ddln.problems import _infimum
 from ddln.problems._infimum import Infimum
 from ddln.problems._remainders import exponential_remainder, remainder
@@ -30,6 +30,7 @@ from ddln.problems.base import (
     LinearRisk,
     Normalisation,
     Samples,
+    affine_set,
     as_data,
     as_labels,
     as_weights,
@@ -117,15 +118,7 @@ class ConvexRisk(LinearRisk):
         return jnp.asarray(self._weighted(jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]))
 
     def minimisers(self) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
-        return self._affine_minimisers(self.attained)
-
-    def _affine_minimisers(
-        self, affine: Bool[Array, ""]
-    ) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
-        """(X, z*) if Xθ = z* is the set of minimisers; otherwise None, or z* = NaN if traced."""
-        if is_concrete(affine):
-            return (self.features, self.fitted) if bool(affine) else None
-        return self.features, jnp.where(affine, self.fitted, jnp.nan)
+        return affine_set(self.attained, self.features, self.fitted)
 
 
 _Risk = TypeVar("_Risk", bound=ConvexRisk)
@@ -168,7 +161,8 @@ class Exponential(ConvexRisk):
         return -self.targets * jnp.exp(base) * jnp.expm1(-self.targets * prediction - base)
 
     def remainder(self, prediction: Samples) -> Samples:
-        return exponential_remainder(-self.targets * prediction, -self.targets * self.fitted)
+        base = -self.targets * self.fitted
+        return exponential_remainder(-self.targets * prediction - base, base)
 
 
 class Poisson(ConvexRisk):
@@ -184,7 +178,7 @@ class Poisson(ConvexRisk):
         return jnp.exp(self.fitted) * jnp.expm1(prediction - self.fitted)
 
     def remainder(self, prediction: Samples) -> Samples:
-        return exponential_remainder(prediction, self.fitted)
+        return exponential_remainder(prediction - self.fitted, self.fitted)
 
 
 class Huber(ConvexRisk):
@@ -211,7 +205,7 @@ class Huber(ConvexRisk):
         return change * (change / 2 + beyond)
 
     def minimisers(self) -> tuple[Float[Array, "samples dim"], Float[Array, " samples"]] | None:
-        return self._affine_minimisers(jnp.all(self._is_inside(self.fitted)))
+        return affine_set(jnp.all(self._is_inside(self.fitted)), self.features, self.fitted)
 
     def _is_inside(self, prediction: Samples) -> Bool[Array, " samples"]:
         """Whether each residual is below the threshold."""

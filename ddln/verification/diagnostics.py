@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
-from ddln.problems.base import LinearRisk, Problem
+from ddln.problems.base import EmpiricalRisk, Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.result import Run
 
@@ -64,7 +64,7 @@ def held_out_loss(
     [8.0, 0.0]
     """
     linear = getattr(problem, "unsigned", problem)
-    if not isinstance(linear, LinearRisk):
+    if not isinstance(linear, EmpiricalRisk):
         raise ValueError("`problem` must be a sum over samples.")
     features, targets = as_floats("features", features, 2), as_floats("targets", targets, 1)
     weights = None if weights is None else as_floats("weights", weights, 1)
