@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import ddln
 from ddln.cli import main as cli
 from ddln.config.data_schema import FileDataConfig
-from ddln.config.datasets import DataError, prepared
+from ddln.config.datasets import DataError, outputs, prepared
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.status import Status
 from ddln.sweeps import build
@@ -248,6 +248,48 @@ def test_targets_that_are_no_labels_are_refused(tmp_path, cells, options, told):
     rows = "".join(f"{k},{cell}\n" for k, cell in enumerate(cells.split()))
     with pytest.raises(DataError, match=told):
         prepared(file_table(text_file(tmp_path, "a,target\n" + rows), **options), "logistic")
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "labels"),
+    [
+        ("b c a b", {}, {"a": 0, "b": 1, "c": 2}),
+        ("10 3 3 7", {}, {"3": 0, "7": 1, "10": 2}),
+        ("no yes", {}, {"no": 0, "yes": 1}),
+        ("1 -1", {}, {"-1": 0, "1": 1}),
+        ("b c a", {"labels": ("c", "b", "a")}, {"c": 0, "b": 1, "a": 2}),
+        ("2 1", {"labels": (2, 1, 0)}, {"2": 0, "1": 1, "0": 2}),
+    ],
+)
+def test_classes_are_numbered_in_sorted_order(tmp_path, cells, options, labels):
+    rows = "".join(f"{k},{cell}\n" for k, cell in enumerate(cells.split()))
+    table = file_table(text_file(tmp_path, "a,target\n" + rows), **options)
+    data = prepared(table, "multinomial")
+    assert data.labels == labels
+    assert list(data.labels) == list(labels)
+    assert data.train.targets.tolist() == [labels[cell] for cell in cells.split()]
+    assert outputs(table, "multinomial") == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "told"),
+    [
+        ("a a", {}, "must have from 2 to 1,000 labels, got 1: a"),
+        ("1 2 2.5", {}, 'row 4, column "target": must be a word or a whole number, got 2.5'),
+        ("1 2 a", {}, 'row 4, column "target": not a number: "a"'),
+        ("a b c", {"labels": ("a", "b")}, "row 4, .*must be one of a, b, got c"),
+        ("1 2 3", {"standardise": "all"}, "must be a class 0, 1, 2, … once standardised"),
+        (
+            " ".join(map(str, range(1001))),
+            {},
+            "from 2 to 1,000 labels, got 1,001: 0, 1, 2, 3, 4, …",
+        ),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(tmp_path, cells, options, told):
+    rows = "".join(f"{k},{cell}\n" for k, cell in enumerate(cells.split()))
+    with pytest.raises(DataError, match=told):
+        prepared(file_table(text_file(tmp_path, "a,target\n" + rows), **options), "multinomial")
 
 
 def test_held_out_rows_are_a_share_that_only_the_seed_chooses(tmp_path):

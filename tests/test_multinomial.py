@@ -14,7 +14,11 @@ from scipy.optimize import linprog, minimize
 from scipy.special import logsumexp, softmax
 
 import ddln
+from ddln.config.experiment import ConfigError
 from ddln.problems._multinomial_infimum import infimum
+from ddln.problems.multinomial import Multinomial
+from ddln.sweeps import build
+from ddln.sweeps.dataset_schema import sizes
 from tests.test_infimum import exact_escapes, in_other_units, independent, integers
 
 RNG = np.random.default_rng(11)
@@ -550,3 +554,74 @@ def test_separation_within_rounding_is_refused():
         ddln.multinomial(features + np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0]]), [0, 1, 2])
     traced = jax.jit(lambda x: ddln.multinomial(x, [0, 1, 2], classes=3).minimum)
     assert jnp.isnan(traced(features))
+
+
+CONFIG = """
+study = "flowers"
+[problem]
+loss = { kind = "multinomial" }
+data = { kind = "file", path = "flowers.csv", target = "kind", intercept = true, test = 0.25 }
+[network]
+depth = 2
+init = { kind = "normal", seed = 1 }
+[dynamics]
+until = 1.0
+points = 11
+measure = ["held_out_loss"]
+[sweep]
+"network.scale" = [0.5, 1.0]
+"""
+
+
+def experiment(tmp_path, *overrides):
+    rng, names = np.random.default_rng(0), ("tulip", "aster", "rose")
+    rows = [f"{a},{b},{names[k % 3]}" for k, (a, b) in enumerate(rng.normal(size=(20, 2)))]
+    (tmp_path / "flowers.csv").write_text("\n".join(["a,b,kind", *rows]), encoding="utf-8")
+    (tmp_path / "flowers.toml").write_text(CONFIG, encoding="utf-8")
+    return ddln.load(tmp_path / "flowers.toml", overrides)
+
+
+def test_network_of_a_config_has_a_coordinate_for_each_feature_and_class(tmp_path):
+    plain = experiment(tmp_path)
+    signed = plain.with_({"network.signed": True})
+    assert (plain.features, plain.parameters, plain.width, signed.width) == (3, 9, 9, 18)
+    assert sizes(signed)["coordinate"] == 2 * sizes(signed)["feature"] == 18
+    assert build.build_layers(plain).shape == (2, 9)
+    problem = build.build_problem(plain)
+    assert isinstance(problem, Multinomial)
+    assert problem.dim == 9
+    features, labels, _ = build.held_out_samples(plain)
+    assert features.shape == (5, 3)
+    assert {*labels} | {*np.asarray(problem.targets)} == {0, 1, 2}
+    descent = "kind='descent', steps=9, optimiser={kind='sgd', learning_rate=1}"
+    for override, message in (
+        (
+            "network.init={kind='explicit', layers=[[1], [1]]}",
+            "1 weights for 3 features × 3 classes",
+        ),
+        (
+            "problem.data={kind='gaussian', samples=5, features=3}",
+            "must be a class 0, 1, 2, …: not",
+        ),
+        (
+            f"dynamics={{{descent}, sampling={{label_noise=1.0}}}}",
+            r"dynamics\.sampling\.label_noise: not for multinomial loss",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            experiment(tmp_path, override)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_sweep_of_a_config_matches_single_runs(tmp_path, is_signed):
+    swept = experiment(tmp_path, f"network.signed={str(is_signed).lower()}")
+    dataset = ddln.run(swept)
+    assert bool(dataset["certificate_holds"].all())
+    problem, layers = build.reconstruct(dataset.sel({"network.scale": 1.0}))
+    run = ddln.gradient_flow(problem, layers, dataset["time"].values)
+    one = dataset.sel({"network.scale": 1.0})
+    np.testing.assert_allclose(one["theta"], run.theta, atol=1e-6)
+    held_out = build.held_out_samples(swept)
+    expected = ddln.diagnostics.held_out_loss(problem, run, *held_out)
+    np.testing.assert_allclose(one["held_out_loss"], expected, rtol=1e-6)

@@ -28,6 +28,7 @@ def print_plan(plan: "Plan") -> None:
     experiment = plan.experiment
     network, dynamics, data = experiment.network, experiment.dynamics, experiment.problem.data
     samples, features = shape_of(data)
+    classes = f" × {experiment.outputs} classes" if experiment.outputs > 1 else ""
     programs = [chunk.experiment for chunk in plan.programs]
     depths = ", ".join(str(depth) for depth in dict.fromkeys(e.network.depth for e in programs))
     widths = ", ".join(str(width) for width in dict.fromkeys(e.width for e in programs))
@@ -38,7 +39,7 @@ def print_plan(plan: "Plan") -> None:
     for name, value in {
         "study": experiment.study,
         "digest": experiment.digest(),
-        "problem": f"{data.kind}, {samples} samples × {features} features",
+        "problem": f"{data.kind}, {samples} samples × {features} features{classes}",
         **describe_file(data, experiment.problem.loss.kind),
         "network": f"depth {depths}; {widths} coordinates{', signed' * network.signed}; "
         f"{network.init.kind} layers",

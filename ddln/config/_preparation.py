@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 TWO_CLASSES = ("logistic", "exponential", "hinge")
 """Losses of labels ±1."""
+MULTINOMIAL = "multinomial"
+"""The loss of labels 0, …, K − 1."""
+_MOST_CLASSES = 1000
 _LABELS = ("must be -1 or 1", lambda y: np.abs(y) == 1)
 RULES = {
     **dict.fromkeys(TWO_CLASSES, _LABELS),
+    MULTINOMIAL: ("must be a class 0, 1, 2, …", lambda y: (y >= 0) & (y == np.floor(y))),
     "poisson": ("must be a whole number ≥ 0", lambda y: (y >= 0) & (y == np.floor(y))),
 }
 """By loss: the condition that it imposes on each target, in words and as a test."""
@@ -106,19 +110,16 @@ def _labelled(
     file: DataFile, table: "FileDataConfig", loss: str
 ) -> tuple[np.ndarray, Mapping[str, float]]:
     """The targets, as labels if the loss needs these, and what they were mapped from."""
-    words = file.classes or tuple(map(_word, np.unique(file.targets)))
-    two = loss in TWO_CLASSES or table.labels is not None
-    if two and table.standardise not in (True, "all"):
-        named = words if table.labels is None else tuple(map(_word, table.labels))
+    is_labelled = loss in (*TWO_CLASSES, MULTINOMIAL) or table.labels is not None
+    if is_labelled and table.standardise not in (True, "all"):
         given = class_words(file) if file.classes else file.targets
-        if table.labels is None and not file.classes and not _is_binary(file.targets):
+        if table.labels is not None:
+            named = tuple(dict.fromkeys(map(_word, table.labels)))
+        elif file.classes or loss == MULTINOMIAL or _is_binary(file.targets):
+            named = file.classes or tuple(map(_word, np.unique(file.targets)))
+        else:
             return file.targets, {}  # to be refused by row, or −1 and 1 already
-        if len(named) != 2:
-            raise DataError(
-                f'{file.source}: column "{file.target}" must have two labels, got {len(named)}: '
-                f"{', '.join(named[:5])}{', …' if len(named) > 5 else ''}"
-            )
-        mapped = dict(zip(named, (-1.0, 1.0), strict=True))
+        mapped = dict(zip(named, _labels_for(file, named, loss), strict=True))
         keys = [_word(value) for value in given]
         known = np.array([key in mapped for key in keys])
         file.refuse(~known, given, f"must be one of {', '.join(named)}")
@@ -126,6 +127,25 @@ def _labelled(
     if file.classes:
         file.refuse(np.ones(len(file.targets), bool), class_words(file), "must be a number")
     return file.targets, {}
+
+
+def _labels_for(file: DataFile, named: tuple[str, ...], loss: str) -> tuple[float, ...]:
+    """The label of each word or number that the targets can be.
+
+    Raises:
+        DataError: too few or too many of them, or targets that are neither words nor whole numbers.
+    """
+    if loss == MULTINOMIAL and not file.classes:
+        rule = "must be a word or a whole number"
+        file.refuse(file.targets != np.floor(file.targets), file.targets, rule)
+    several = loss == MULTINOMIAL and 2 <= len(named) <= _MOST_CLASSES
+    if not several and (loss == MULTINOMIAL or len(named) != 2):
+        rule = f"from 2 to {_MOST_CLASSES:,}" if loss == MULTINOMIAL else "two"
+        raise DataError(
+            f'{file.source}: column "{file.target}" must have {rule} labels, got {len(named):,}: '
+            f"{', '.join(named[:5])}{', …' if len(named) > 5 else ''}"
+        )
+    return tuple(map(float, range(len(named)))) if several else (-1.0, 1.0)
 
 
 def _word(value: Any) -> str:

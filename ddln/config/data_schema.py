@@ -111,7 +111,7 @@ class FileDataConfig(Table):
         default=None,
         min_length=2,
         description="targets that become −1 and 1, in this order; by default, in sorted order, if "
-        "there are two words, or 0 and 1",
+        "there are two words, or 0 and 1. For multinomial loss, those that become 0, 1, 2, …",
     )
     weights: str | None = Field(
         default=None, description="column or array of the weights of the samples in the loss"

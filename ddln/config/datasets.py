@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ddln._internal.random import fixed_generator, key_from_seed
-from ddln.config._preparation import RULES, TWO_CLASSES, Prepared, describe, prepare
+from ddln.config._preparation import MULTINOMIAL, RULES, TWO_CLASSES, Prepared, describe, prepare
 from ddln.config._standardise import standardise
 from ddln.config.data_files import DataError as DataError
 from ddln.config.data_files import DataFile, FileOptions, load_arrays, read_file
@@ -31,7 +31,9 @@ _LARGEST_MEAN = 2.0**30
 _MAX_ENTRY, _MAX_OFFSET, _MAX_EXPONENT = 1e6, 1e4, 100.0
 """Safe bounds on entries, on offsets relative to the spread, and on exponents in float64."""
 _LOSSES_WITH = {
-    "weights": ("least_squares", "logistic", "exponential", "poisson", "hinge", "quantile"),
+    "weights": (
+        *("least_squares", "logistic", MULTINOMIAL, "exponential", "poisson", "hinge", "quantile"),
+    ),
     "exposure": ("poisson",),
 }
 """The losses that take a column of the file beside the targets."""
@@ -51,6 +53,16 @@ def shape_of(data: "DataConfig") -> tuple[int, int]:
     (10, 8)
     """
     return _KINDS[data.kind].shape(data)
+
+
+def outputs(data: "DataConfig", loss: str) -> int:
+    """The number of coordinates of θ for each feature: K for multinomial loss of K classes, else 1.
+
+    >>> from ddln.config.data_schema import GaussianDataConfig
+    >>> outputs(GaussianDataConfig(kind="gaussian", samples=10, features=8), "least_squares")
+    1
+    """
+    return len(prepared(data, loss).labels) if loss == MULTINOMIAL else 1
 
 
 def validate(data: "DataConfig", loss: str) -> None:
@@ -103,12 +115,15 @@ def prepared(data: Any, loss: str) -> Prepared:
     return prepare(_file(data), data, loss)
 
 
-def sample_options(data: "DataConfig", loss: str) -> dict[str, np.ndarray]:
-    """The weights and exposures of the samples, by the name of the argument of the loss."""
+def sample_options(data: "DataConfig", loss: str) -> dict[str, Any]:
+    """The weights and exposures of the samples and the number of classes, by the name of the
+    argument of the loss.
+    """
     if data.kind != "file":
         return {}
     found = prepared(data, loss).train._asdict()
-    return {key: found[key] for key in _LOSSES_WITH if found[key] is not None}
+    options = {key: found[key] for key in _LOSSES_WITH if found[key] is not None}
+    return options | ({"classes": outputs(data, loss)} if loss == MULTINOMIAL else {})
 
 
 def describe_file(data: "DataConfig", loss: str) -> dict[str, str]:
@@ -142,14 +157,14 @@ def draw(data: "DataConfig", loss: str = "least_squares") -> tuple[Any, Any]:
     return _draw_file(data, loss) if kind.losses is None else kind.draw(data)
 
 
-def has_truth(data: "DataConfig") -> bool:
+def has_truth(data: "DataConfig", loss: str = "least_squares") -> bool:
     """Whether the θ* that generated the targets is known in the units of the features.
 
     >>> from ddln.config.data_schema import GaussianDataConfig
     >>> has_truth(GaussianDataConfig(kind="gaussian", samples=10, features=8))
     False
     """
-    return _KINDS[data.kind].has_truth(data)
+    return loss != MULTINOMIAL and _KINDS[data.kind].has_truth(data)
 
 
 def truth(data: "DataConfig") -> Any:

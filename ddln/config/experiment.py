@@ -83,9 +83,19 @@ class Experiment(Table):
         return datasets.shape_of(self.problem.data)[1]
 
     @property
+    def outputs(self) -> int:
+        """Coordinates of the predictor for each feature: K for multinomial loss, else 1."""
+        return datasets.outputs(self.problem.data, self.problem.loss.kind)
+
+    @property
+    def parameters(self) -> int:
+        """Coordinates of the predictor."""
+        return self.features * self.outputs
+
+    @property
     def width(self) -> int:
-        """Coordinates of the network: one per feature, two in a signed network."""
-        return self.features * (2 if self.network.signed else 1)
+        """Coordinates of the network: those of the predictor, twice in a signed network."""
+        return self.parameters * (2 if self.network.signed else 1)
 
     def with_(self, changes: Mapping[str, Any]) -> "Experiment":
         """The experiment with some values replaced, validated.
@@ -136,6 +146,9 @@ def _consistency_problems(experiment: Experiment) -> Iterator[str]:
     if loss in NOT_DIFFERENTIABLE and not isinstance(experiment.dynamics, DescentConfig):
         rule = "a flow needs a differentiable loss, and so do the theorems"
         yield f'dynamics.kind: {rule}, got {loss} loss: train with kind = "descent"'
+    sampling = getattr(experiment.dynamics, "sampling", None)
+    if loss == "multinomial" and getattr(sampling, "label_noise", None) is not None:
+        yield "dynamics.sampling.label_noise: not for multinomial loss, whose labels are classes"
     held_out = getattr(experiment.problem.data, "test", None)
     if experiment.dynamics.uses_held_out and held_out is None:
         key = "measure" if experiment.dynamics.patience is None else "patience"
@@ -156,7 +169,9 @@ def _layer_problems(experiment: Experiment) -> Iterator[str]:
     for j, row in enumerate(rows):
         if len(row) != experiment.width:
             sides = "2 × " if network.signed else ""
-            yield f"{key}[{j}]: {len(row)} weights for {sides}{experiment.features} features"
+            classes = f" × {experiment.outputs} classes" if experiment.outputs > 1 else ""
+            features = f"{sides}{experiment.features} features{classes}"
+            yield f"{key}[{j}]: {len(row)} weights for {features}"
 
 
 def _batch_problems(descent: DescentConfig, samples: int) -> Iterator[str]:

@@ -134,6 +134,13 @@ class LogisticLossConfig(_ScaledLossConfig):
     kind: Literal["logistic"]
 
 
+class MultinomialLossConfig(_ScaledLossConfig):
+    """ℒ(θ) = c Σ_i [log Σ_k exp(z_ik) − z_{i,y_i}], z = XW, for labels y_i of K classes, words or
+    whole numbers of a file. θ holds W row by row: K coordinates for each feature."""
+
+    kind: Literal["multinomial"]
+
+
 class ExponentialLossConfig(_ScaledLossConfig):
     """ℒ(θ) = c Σ_i exp(−y_i x_iᵀθ), y_i = ±1."""
 
@@ -172,6 +179,7 @@ NOT_DIFFERENTIABLE = ("hinge", "quantile")
 LossConfig = (
     LeastSquaresLossConfig
     | LogisticLossConfig
+    | MultinomialLossConfig
     | ExponentialLossConfig
     | PoissonLossConfig
     | HuberLossConfig

@@ -32,6 +32,7 @@ from ddln.networks import init
 from ddln.problems import convex, piecewise_linear, sharding
 from ddln.problems.base import Problem
 from ddln.problems.least_squares import least_squares
+from ddln.problems.multinomial import multinomial
 from ddln.problems.signed import signed
 from ddln.solvers import weight_decay
 from ddln.solvers.gradient_estimators import GradientEstimator, Sampling, SharpnessAware
@@ -41,6 +42,7 @@ from ddln.solvers.weight_decay import WeightDecay
 LOSSES: Mapping[str, Callable[..., Problem]] = {
     "least_squares": least_squares,
     "logistic": convex.logistic,
+    "multinomial": multinomial,
     "exponential": convex.exponential,
     "poisson": convex.poisson,
     "huber": convex.huber,
@@ -158,8 +160,8 @@ def held_out_samples(experiment: Experiment) -> tuple[Any, ...]:
 
 def true_parameter(experiment: Experiment) -> Float[Array, " features"] | None:
     """The parameter θ* that generated the targets; None if it is not known."""
-    config = experiment.problem.data
-    return jnp.asarray(datasets.truth(config)) if datasets.has_truth(config) else None
+    data, loss = experiment.problem.data, experiment.problem.loss.kind
+    return jnp.asarray(datasets.truth(data)) if datasets.has_truth(data, loss) else None
 
 
 def _options(config: Table) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _options(config: Table) -> dict[str, Any]:
 def build_layers(experiment: Experiment) -> Float[Array, "depth width"]:
     """The initial layers."""
     network = experiment.network
-    _, dim = datasets.shape_of(experiment.problem.data)
+    dim = experiment.parameters
     layers = INITIALISERS[network.init.kind](network.init, network.depth, dim)
     if network.signed and layers.shape[1] == dim:  # explicit layers have both halves already
         layers = init.signed(layers)

@@ -107,7 +107,7 @@ def saved_variables(experiment: Experiment) -> tuple[str, ...]:
         absent = absent | {"dose"}
     if not experiment.network.signed:
         absent = absent | {"predictor"}
-    if not has_truth(experiment.problem.data):
+    if not has_truth(experiment.problem.data, experiment.problem.loss.kind):
         absent = absent | {"truth"}
     absent = absent | (_MEASURED - set(dynamics.measure)) | _ONLY_STORED
     return tuple(
@@ -170,7 +170,7 @@ def sizes(experiment: Experiment) -> dict[str, int]:
         "time": experiment.dynamics.saved,
         "layer": experiment.network.depth,
         "coordinate": experiment.width,
-        "feature": experiment.features,
+        "feature": experiment.parameters,
     }
 
 
@@ -202,9 +202,10 @@ def working_bytes(experiment: Experiment) -> int:
     >>> round(working_bytes(load("configs/figure4.toml")) / 1e6, 1)
     1.3
     """
-    features, (samples, _) = experiment.features, shape_of(experiment.problem.data)
+    samples, _ = shape_of(experiment.problem.data)
     positions = experiment.dynamics.saved * experiment.width
-    matrices = samples * features + min(samples, features) ** 2
+    rows, columns = samples * experiment.outputs, experiment.parameters
+    matrices = rows * columns + min(rows, columns) ** 2
     depth, width = experiment.network.depth, experiment.width
     if isinstance(experiment.dynamics, DescentConfig):
         held = _DESCENT_COPIES * depth * positions

@@ -270,9 +270,9 @@ def is_recomputed(chunk: Chunk) -> bool:
     """
     if chunk.index == 0:
         experiment = chunk.experiment
-        samples, features = shape_of(experiment.problem.data)
+        samples, _ = shape_of(experiment.problem.data)
         curve = experiment.dynamics.saved * experiment.width
-        return chunk.lanes.size * (curve + samples * features) <= SMALL
+        return chunk.lanes.size * (curve + samples * experiment.parameters) <= SMALL
     return chunk.index % RECOMPUTED_EVERY == RECOMPUTED_EVERY - 1
 
 
@@ -281,10 +281,10 @@ def is_long(chunk: Chunk) -> bool:
     descent, experiment = chunk.experiment.dynamics, chunk.experiment
     if not isinstance(descent, DescentConfig):
         return False
-    samples, features = shape_of(experiment.problem.data)
+    samples, _ = shape_of(experiment.problem.data)
     sampling = descent.sampling
     rows = samples if sampling is None or sampling.batch is None else sampling.batch
-    products = rows * features + experiment.network.depth * experiment.width
+    products = rows * experiment.parameters + experiment.network.depth * experiment.width
     operations = descent.steps * chunk.lanes.size * products
     return descent.steps >= LONG_STEPS or operations >= LONG_OPERATIONS
 
