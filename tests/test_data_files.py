@@ -259,6 +259,7 @@ def test_targets_that_are_no_labels_are_refused(tmp_path, cells, options, told):
         ("1 -1", {}, {"-1": 0, "1": 1}),
         ("b c a", {"labels": ("c", "b", "a")}, {"c": 0, "b": 1, "a": 2}),
         ("2 1", {"labels": (2, 1, 0)}, {"2": 0, "1": 1, "0": 2}),
+        ("2.5 1", {"labels": (1, 2.5)}, {"1": 0, "2.5": 1}),
     ],
 )
 def test_classes_are_numbered_in_sorted_order(tmp_path, cells, options, labels):

@@ -302,6 +302,16 @@ def test_partly_separable_pairs_match_linear_programs():
     np.testing.assert_allclose(problem.minimum, least, rtol=1e-10)
 
 
+def test_iris_has_the_published_deviance_of_its_two_overlapping_species():
+    # R: glm(Species ~ ., binomial) of versicolor and virginica has residual deviance 11.899.
+    from sklearn.datasets import load_iris
+
+    features, species = map(np.asarray, load_iris(return_X_y=True))
+    problem = ddln.multinomial(np.column_stack([features, np.ones(150)]), species)
+    np.testing.assert_allclose(2 * problem.minimum, 11.899, atol=5e-4)
+    assert np.asarray(problem.escapes).sum(axis=0).tolist() == [100, 50, 50]  # setosa is apart
+
+
 MINIMUM = 1e-7  # relative: at offsets of 1e8, rounding is 1e-8 of an integer
 EPS = float(np.finfo(float).eps)
 REFUSED = 0.02  # the largest share of refused data sets

@@ -115,8 +115,12 @@ def _labelled(
         given = class_words(file) if file.classes else file.targets
         if table.labels is not None:
             named = tuple(dict.fromkeys(map(_word, table.labels)))
-        elif file.classes or loss == MULTINOMIAL or _is_binary(file.targets):
-            named = file.classes or tuple(map(_word, np.unique(file.targets)))
+        elif file.classes:
+            named = file.classes
+        elif loss == MULTINOMIAL or _is_binary(file.targets):
+            fractional = file.targets != np.floor(file.targets)
+            file.refuse(fractional, file.targets, "must be a word or a whole number")
+            named = tuple(map(_word, np.unique(file.targets)))
         else:
             return file.targets, {}  # to be refused by row, or −1 and 1 already
         mapped = dict(zip(named, _labels_for(file, named, loss), strict=True))
@@ -133,19 +137,18 @@ def _labels_for(file: DataFile, named: tuple[str, ...], loss: str) -> tuple[floa
     """The label of each word or number that the targets can be.
 
     Raises:
-        DataError: too few or too many of them, or targets that are neither words nor whole numbers.
+        DataError: too few or too many of them.
     """
-    if loss == MULTINOMIAL and not file.classes:
-        rule = "must be a word or a whole number"
-        file.refuse(file.targets != np.floor(file.targets), file.targets, rule)
-    several = loss == MULTINOMIAL and 2 <= len(named) <= _MOST_CLASSES
-    if not several and (loss == MULTINOMIAL or len(named) != 2):
-        rule = f"from 2 to {_MOST_CLASSES:,}" if loss == MULTINOMIAL else "two"
+    most, rule, labels = 2, "two", (-1.0, 1.0)
+    if loss == MULTINOMIAL:
+        most, rule = _MOST_CLASSES, f"from 2 to {_MOST_CLASSES:,}"
+        labels = tuple(map(float, range(len(named))))
+    if not 2 <= len(named) <= most:
         raise DataError(
             f'{file.source}: column "{file.target}" must have {rule} labels, got {len(named):,}: '
             f"{', '.join(named[:5])}{', …' if len(named) > 5 else ''}"
         )
-    return tuple(map(float, range(len(named)))) if several else (-1.0, 1.0)
+    return labels
 
 
 def _word(value: Any) -> str:
