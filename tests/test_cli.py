@@ -200,7 +200,7 @@ def test_failing_claim_or_certificate_gives_exit_status_1(fakes, tmp_path):
         ([FIGURE4, "network.dept=3"], 'network.dept: unknown key, did you mean "depth"?'),
         ([FIGURE4, "network.depth=0"], "network.depth: must be ≥ 1, got 0"),
         ([FIGURE4, "study=none_such"], "study: no experiments/none_such.py"),
-        ([FIGURE4, "problem.data={kind='file', path='nan.csv'}"], 'row 2, column "a": not a fin'),
+        ([FIGURE4, "problem.data={kind='file', path='nan.csv'}"], 'row 2, column "a": missing v'),
         ([FIGURE4, DESCENT, "dynamics.steps=-1"], "dynamics.steps: must be ≥ 1, got -1"),
         ([FIGURE4, DESCENT, "dynamics.optimiser.kind=adan"], 'kind "adan", did you mean "adam"?'),
         (

@@ -260,10 +260,10 @@ def test_dissipation_in_layers_holds_to_rounding_near_a_tie():
     times = np.linspace(0.0, 0.5, TIMES)
     run = ddln.gradient_flow(problem, layers, times, coordinates="layers")
     claim_of = jax.jit(partial(dissipation, problem))
-    claim = claim_of(run.layers, run.theta, run.velocity)
+    claim = claim_of(run)
     assert claim.holds
     assert float(claim.tolerance) < 1e-9
-    assert not claim_of(run.layers, run.theta, run.velocity * (1 + 1e-8)).holds
+    assert not claim_of(dataclasses.replace(run, velocity=run.velocity * (1 + 1e-8))).holds
 
 
 def test_consistency_measures_the_relative_error_of_a_record():

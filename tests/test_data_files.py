@@ -450,4 +450,5 @@ def test_a_flow_stops_at_the_first_saved_point_with_the_target_norm(tmp_path):
     assert 0 < first < 20
     assert (norms[first:] == norms[first]).all()
     assert dataset["status"].item() == ddln.Trajectory.code_of(Status.STOPPED)
+    assert dataset["theta"]["column"].values.tolist() == ["a"]
     assert bool(dataset["certificate_holds"].where(dataset["certificate_applies"], True).all())

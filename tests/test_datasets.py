@@ -49,7 +49,7 @@ def test_csv_file_becomes_named_columns(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,bmi,target\n1,2,3\n4,,6\n", r'^data\.csv: row 3, column "bmi": missing value$'),
+        ("a,bmi,target\n1,2,3\n4,,6\n", r'^data\.csv: row 3, column "bmi": missing value\n'),
         ("a,bmi,target\n1,tall,3\n", r'row 2, column "bmi": not a number: "tall"'),
         ("a,target\n1,2\n12_03,2\n", r'row 3, column "a": not a number: "12_03"'),
         ("a,target\n１２,2\n", r'row 2, column "a": not a number: "１２"'),
@@ -64,7 +64,7 @@ def test_csv_file_becomes_named_columns(tmp_path):
         ('a,target,b\n1,2,"12 in\n3,4,6 in"\n', "row 2: a cell goes over more than one line; is a"),
         ('a,target,b\n1,2,3\n1,2,"3\n3,4,5\n', "row 3: unexpected end of data; is a quote not"),
         ('a,target\n"1"1,2\n', "row 2: ',' expected after"),
-        ("a,target\n1,nan\n", r'row 2, column "target": not a finite number: "nan"'),
+        ("a,target\n1,nan\n", r'row 2, column "target": missing value "nan"'),
         ("a,target\ninf,1\n", r'row 2, column "a": not a finite number: "inf"'),
         ("a,target\n1,2\n1,2,3\n", r"row 3: 3 value\(s\) where the header names 2"),
         ("a,target\n1,2\n\n1,2\n", r"row 3: 0 value\(s\)"),
@@ -109,7 +109,9 @@ def test_many_faults_are_listed_and_counted(tmp_path):
     path = write(tmp_path, "a,target\n" + "x,1\n" * 9)
     with pytest.raises(DataError, match=r'row 6, column "a".*\n.*and 4 more') as caught:
         read_table(path)
-    assert len(str(caught.value).splitlines()) == 6
+    *_, remedy = lines = str(caught.value).splitlines()
+    assert len(lines) == 7
+    assert remedy == "data.csv: for columns of words, set `categories` = ['a']"
 
 
 def test_missing_or_binary_file_is_refused(tmp_path):

@@ -218,9 +218,16 @@ def test_only_failed_networks_give_an_empty_figure(sweep):
     assert saved(figures.gap_against_time(failed, over="network.scale", slope=True), "png")
 
 
+def test_curves_differ_in_the_only_axis_by_default(sweep):
+    named, default = (figures.gap_against_time(sweep, over=x) for x in ("network.scale", None))
+    labels = [[line.get_label() for line in named_lines(figure)] for figure in (default, named)]
+    assert labels[0] == labels[1]
+
+
 def test_second_axis_is_an_error(sweep):
-    with pytest.raises(ValueError, match=r"one value of each other axis, got \['network.scale'\]"):
-        figures.gap_against_time(sweep)
+    two = sweep.expand_dims({"network.depth": [2, 3]})
+    with pytest.raises(ValueError, match=r"one value of each other axis, got \['network.depth'\]"):
+        figures.gap_against_time(two, over="network.scale")
 
 
 def test_legend_names_a_few_of_many_curves(sweep):

@@ -1,5 +1,6 @@
 """Parametrisations against closed forms, mpmath, products of layers, and flows by SciPy."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -187,10 +188,54 @@ def test_flows_of_the_parameters_agree_with_scipy_and_end_at_the_limit_point():
     limit = ddln.limit_point(LIMIT, entropy)
     np.testing.assert_allclose(run.theta[-1], limit, atol=FLOW)
     assert max(ddln.theory.kkt_residual(LIMIT, entropy, limit)) < TOLERANCE
-    with pytest.raises(ValueError, match="`run` must be a flow from layers"):
-        ddln.certify(LIMIT, run)
     bound = ddln.theory.divergence_bound(LIMIT, entropy, jnp.asarray(times))
     assert (run.gap[1:] <= bound[1:]).all()
+
+
+STARTS = {
+    difference: [[0.5, 1.0, 0.3, 0.8], [0.6, 0.2, 0.6, 0.7]],
+    eg: [[0.5, 0.3, 1.0, 0.7]],
+    burg: [[0.1, -0.3, 0.2, 0.5]],
+    tsallis: [[2.0, 3.0, 1.5, 2.5]],
+    unnamed: [[0.5, -0.3, 1.0, 0.7], [0.2, 0.1, 0.5, 1.0]],
+}
+CORRUPTIONS = {
+    "θ": lambda run: {"theta": run.theta.at[40, 1].multiply(1 + 1e-6)},
+    "velocity": lambda run: {"velocity": run.velocity.at[40, 1].multiply(0.999)},
+    "loss": lambda run: {"loss": run.loss.at[40].multiply(1.001)},
+    "gap": lambda run: {"gap": run.gap.at[40].multiply(1.001)},
+    "clock": lambda run: {"times": 1.001 * run.times},
+    "another curve": lambda run: {"layers": -run.layers[:, ::-1]},
+    "NaN": lambda run: {"layers": run.layers.at[40, 0, 0].set(jnp.nan)},
+}
+
+
+@pytest.mark.parametrize("flow", [ddln.gradient_flow, ddln.mirror_flow])
+@pytest.mark.parametrize(
+    "function", [difference, *(pytest.param(g, marks=pytest.mark.slow) for g in [*STARTS][1:])]
+)
+def test_flow_of_a_parametrisation_is_certified(function, flow):
+    entropy = ddln.Parametrisation(function, STARTS[function])
+    run = flow(LIMIT, entropy, np.linspace(0.0, 3.0, 81))
+    certificates = ddln.certify(LIMIT, run)
+    assert certificates.ok, certificates
+    for name in ("consistency", "gradient curve", "mirror identity", "entropy Hessian", "clock"):
+        assert certificates[name].applies
+
+
+def test_corruptions_of_a_flow_of_a_parametrisation_are_caught():
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    run = ddln.gradient_flow(LIMIT, entropy, np.linspace(0.0, 3.0, 81))
+    spoilt = [dataclasses.replace(run, **change(run)) for change in CORRUPTIONS.values()]
+    other = ddln.Parametrisation(difference, 1.001 * entropy.start)
+    spoilt.append(dataclasses.replace(run, entropy=other))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), run, *spoilt)
+    certificates = jax.jit(jax.vmap(ddln.certify, (None, 0)))(LIMIT, stacked)
+    caught = dict(zip(["none", *CORRUPTIONS, "another entropy"], ~certificates.ok, strict=True))
+    assert {name for name, is_caught in caught.items() if not is_caught} == {"none"}
+    curve = dict(zip(caught, certificates["gradient curve"].holds, strict=True))
+    assert not curve["another curve"]
+    assert not curve["another entropy"]
 
 
 @pytest.mark.parametrize(

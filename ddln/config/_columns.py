@@ -78,8 +78,8 @@ def as_numbers(column: Sequence[str] | np.ndarray, missing: str) -> Numbers:
 
 def _number(cell: str) -> float:
     """A decimal number; unlike `float`, without underscores and non-ASCII digits."""
-    if not cell:
-        raise ValueError("missing value")
+    if cell.lower() in MISSING:
+        raise ValueError("missing value" + (f' "{cell}"' if cell else ""))
     try:
         value = float(cell) if cell.isascii() and "_" not in cell else None
     except ValueError:

@@ -51,11 +51,13 @@ class FileOptions(NamedTuple):
     targets_array: str = "targets"
 
 
-def refuse_all(source: str, faults: Sequence[str], count: int | None = None) -> None:
+def refuse_all(
+    source: str, faults: Sequence[str], count: int | None = None, remedies: Sequence[str] = ()
+) -> None:
     """Raise a DataError if there are faults; `count` is their number if `faults` lists fewer."""
     if faults:
         more = (len(faults) if count is None else count) - SHOWN
-        shown = [*faults[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        shown = [*faults[:SHOWN], *([f"and {more} more"] if more > 0 else []), *remedies]
         raise DataError("\n".join(f"{source}: {fault}" for fault in shown))
 
 

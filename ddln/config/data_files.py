@@ -270,7 +270,11 @@ def _refuse_faults(
         fault = "missing value, for which a mean cannot stand"
         found += [(row, j, fault) for row in absent if row not in numbers.faults]
     faults = [f'row {raw.rows[i]}, column "{used[j][0]}": {fault}' for i, j, fault in sorted(found)]
-    refuse_all(path.name, faults)
+    words = [name for name, numbers in used[:features] if len(numbers.faults) == len(raw.rows)]
+    remedies = [f"for columns of words, set `categories` = {words}"] if words else []
+    if any(fault.startswith("missing value") for _, j, fault in found if j < features):
+        remedies += ['for missing values, set `missing` = "drop" or "mean"']
+    refuse_all(path.name, faults, remedies=remedies)
 
 
 def _choose(

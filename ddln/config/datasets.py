@@ -126,6 +126,11 @@ def sample_options(data: "DataConfig", loss: str) -> dict[str, Any]:
     return options | ({"classes": outputs(data, loss)} if loss == MULTINOMIAL else {})
 
 
+def column_names(data: "DataConfig", loss: str) -> tuple[str, ...]:
+    """The name of each feature of a data file, an intercept included; none for other data."""
+    return prepared(data, loss).names if data.kind == "file" else ()
+
+
 def describe_file(data: "DataConfig", loss: str) -> dict[str, str]:
     """What was understood of a data file, in words, by topic; empty for other data."""
     return describe(_file(data), data, loss) if data.kind == "file" else {}

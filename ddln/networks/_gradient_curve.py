@@ -118,6 +118,11 @@ def mobility(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:
     return jnp.sum(jax.grad(function)(w) ** 2)
 
 
+def mobility_slope(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:
+    """dM/ds = 2 ∇Gᵀ ∇²G ∇G."""
+    return jax.jvp(lambda w: mobility(function, w), (w,), (jax.grad(function)(w),))[1]
+
+
 def growth_rate(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:
     """‖∇²G‖, by Frobenius: |d log M/ds| is at most twice that."""
     return jnp.sqrt(jnp.sum(jax.hessian(function)(w) ** 2))

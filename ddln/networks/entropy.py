@@ -21,7 +21,12 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal import display
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers
 from ddln.networks import _coordinate_maps, _inverse_mirror_map
-from ddln.networks.layers import product_and_error
+from ddln.networks.layers import (
+    effective_parameter,
+    mobility,
+    mobility_and_slope,
+    product_and_error,
+)
 from ddln.networks.reparametrisation import Reduction
 from ddln.networks.separable_entropy import DualPoint, SeparableEntropy
 
@@ -138,6 +143,20 @@ class Entropy(SeparableEntropy):
     @eqx.filter_jit
     def parameters(self, xi: Float[Array, " dim"]) -> Float[Array, "depth dim"]:
         return self.reduction.layers(_inverse_mirror_map.coordinate_of_dual(xi, self.reduction)[0])
+
+    def theta(self, w: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        return effective_parameter(w)
+
+    def mobility(self, w: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        return mobility(w)
+
+    def mobility_slope(self, w: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+        return 2 * effective_parameter(w) * mobility_and_slope(w**2)[1]
+
+    def has_hessian(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
+        # Not where frozen, nor where a half-line has been followed down to 0: ∇²Q overflows.
+        above_zero = ~(jnp.abs(theta) <= jnp.finfo(theta.dtype).tiny ** 0.25)
+        return self.is_mobile & (self.reduction.is_open | above_zero)
 
     def _at_end(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
         """Where M = 0: at the end of a half-line, where v is infinite, or frozen."""

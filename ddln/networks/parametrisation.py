@@ -29,7 +29,7 @@ class Parametrisation(SeparableEntropy):
 
     It takes the place of the layers in `ddln.gradient_flow`, `ddln.mirror_flow`,
     `ddln.limit_point` and `theory.divergence_bound`, and that of the entropy in
-    `ddln.mirror_descent`.
+    `ddln.mirror_descent`; `ddln.certify` checks the flows.
 
     θ, ∇Q, its inverse and Q* are exact to 1e-12, relative to the condition number; so is Q, and
     D_Q(θ, θ') to 1e-12 of Q(θ) + Q(θ'). The table holds 64 pieces of the curve in either direction,
@@ -99,6 +99,24 @@ class Parametrisation(SeparableEntropy):
         """
         return jax.vmap(self.function, in_axes=1)(w)
 
+    def mobility(self, w: Float[Array, "m dim"]) -> Float[Array, " dim"]:
+        """M = |∇G(w)|², coordinate by coordinate.
+
+        >>> entropy = ddln.Parametrisation(lambda w: w[0] * w[1], [[0.0], [2.0]])
+        >>> entropy.mobility(jnp.array([[3.0], [2.0]])).tolist()
+        [13.0]
+        """
+        return jax.vmap(lambda w: _gradient_curve.mobility(self.function, w), 1)(w)
+
+    def mobility_slope(self, w: Float[Array, "m dim"]) -> Float[Array, " dim"]:
+        """dM/dξ along the curve dw/dξ = ∇G(w), coordinate by coordinate.
+
+        >>> entropy = ddln.Parametrisation(lambda w: w[0] * w[1], [[0.0], [2.0]])
+        >>> entropy.mobility_slope(jnp.array([[3.0], [2.0]])).tolist()  # 4 w₀ w₁
+        [24.0]
+        """
+        return jax.vmap(lambda w: _gradient_curve.mobility_slope(self.function, w), 1)(w)
+
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """The ends (low, high) of the interval over which each ∇Q(θ)_k ranges, shape (dim,).
 
@@ -116,7 +134,7 @@ class Parametrisation(SeparableEntropy):
         edges = self.curve.edges
         return DualPoint(
             theta=self.theta(w),
-            mobility=self._mobility(w),
+            mobility=self.mobility(w),
             conjugate=_conjugate(xi, self),
             rate=jax.vmap(lambda w: _gradient_curve.growth_rate(self.function, w), 1)(w),
             in_range=(xi > edges[:, 0]) & (xi < edges[:, -1]),
@@ -126,8 +144,8 @@ class Parametrisation(SeparableEntropy):
     def parameters(self, xi: Float[Array, " dim"]) -> Float[Array, "m dim"]:
         return _parameters(xi, self)
 
-    def _mobility(self, w: Float[Array, "m dim"]) -> Float[Array, " dim"]:
-        return jax.vmap(lambda w: _gradient_curve.mobility(self.function, w), 1)(w)
+    def has_hessian(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
+        return ~self._is_outside(theta, interior=True)
 
     @eqx.filter_jit
     def _is_outside(self, theta: Float[Array, " dim"], interior: bool) -> Bool[Array, " dim"]:
@@ -143,7 +161,7 @@ class Parametrisation(SeparableEntropy):
 
     @eqx.filter_jit
     def _curvatures(self, theta: Float[Array, " dim"]) -> Float[Array, " dim"]:
-        return 1 / self._mobility(self.parameters(_dual(theta, self)))
+        return 1 / self.mobility(self.parameters(_dual(theta, self)))
 
     @eqx.filter_jit
     def _divergences(
@@ -222,7 +240,7 @@ def _dual_jvp(
     (theta, entropy), (theta_dot, entropy_dot) = primals, tangents
     _refuse_start_derivative(entropy_dot)
     xi = _dual(theta, entropy)
-    return xi, or_zero(theta_dot, theta) / entropy._mobility(_parameters(xi, entropy))
+    return xi, or_zero(theta_dot, theta) / entropy.mobility(_parameters(xi, entropy))
 
 
 def _integrals(xi: Vector, entropy: Parametrisation) -> tuple[Vector, Vector]:

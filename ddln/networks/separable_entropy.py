@@ -161,6 +161,39 @@ class SeparableEntropy(eqx.Module):
         """
 
     @abc.abstractmethod
+    def theta(self, w: Float[Array, "parameters dim"]) -> Float[Array, " dim"]:
+        """θ = G(w) of any parameters w.
+
+        >>> ddln.Entropy([[0.0], [2.0]]).theta(jnp.array([[3.0], [2.0]])).tolist()
+        [6.0]
+        """
+
+    @abc.abstractmethod
+    def mobility(self, w: Float[Array, "parameters dim"]) -> Float[Array, " dim"]:
+        """M = |∇G(w)|² of any parameters w.
+
+        >>> ddln.Entropy([[0.0], [2.0]]).mobility(jnp.array([[3.0], [2.0]])).tolist()
+        [13.0]
+        """
+
+    @abc.abstractmethod
+    def mobility_slope(self, w: Float[Array, "parameters dim"]) -> Float[Array, " dim"]:
+        """dM/dξ along the curve through any parameters w.
+
+        >>> layers = jnp.array([[3.0], [2.0]])
+        >>> ddln.Entropy([[0.0], [2.0]]).mobility_slope(layers).tolist()  # 4 w₀ w₁
+        [24.0]
+        """
+
+    @abc.abstractmethod
+    def has_hessian(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
+        """Where ∇²Q is finite and, with its derivatives, representable.
+
+        >>> ddln.Entropy([[0.0], [2.0]]).has_hessian(jnp.zeros(1)).tolist()
+        [True]
+        """
+
+    @abc.abstractmethod
     def _is_outside(self, theta: Float[Array, " dim"], interior: bool) -> Bool[Array, " dim"]:
         """Where θ is outside Q's domain, or outside its interior."""
 

@@ -159,9 +159,9 @@ def gap_against_time(
     """The gap ℒ − ℒ* on a logarithmic axis against flow time, a curve for each value of `over`.
 
     Args:
-        dataset: of a run; `gap` has dimensions (`over`, time), or (time,) if `over` is None.
+        dataset: of a run; `gap` has dimensions (`over`, time), or (time,) of a single network.
         axes: draw here, without a legend; by default on a new figure with a legend.
-        over: the swept axis in which the curves differ.
+        over: the swept axis in which the curves differ; by default the only one, if there is one.
         bounds: up to two variables, drawn dashed in the colour of each curve, and their names for
             the legend; by default `{"bound": "bound of Theorem 2"}`, if the data set has it.
         slope: draw exp(−2 r t) dotted through each curve's end; r is `asymptotic_rate`.
@@ -177,6 +177,8 @@ def gap_against_time(
     >>> describe(gap_against_time(decay, bounds={}))
     'loss gap ℒ(θ(t)) - ℒ* against time t.'
     """
+    if over is None and dataset["gap"].ndim == 2:
+        (over,) = (str(name) for name in dataset["gap"].dims if name != "time")
     if bounds is None:
         bounds = {"bound": "bound of Theorem 2"} if "bound" in dataset else {}
     kinds = dict(zip(bounds.values(), DASHES, strict=False))

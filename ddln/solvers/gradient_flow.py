@@ -109,7 +109,7 @@ def _integrate(
         atol=atol,
         coordinates=formulation.name,
         decay=applied(formulation.decay, elapsed),
-        entropy=entropy,
+        entropy=None if isinstance(entropy, Entropy) else entropy,
     )
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from ddln.config import datasets
 from ddln.sweeps import _netcdf
 from ddln.sweeps import accessor as accessor
 from ddln.sweeps.dataset_schema import sizes
@@ -205,6 +206,9 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
         coords[name] = first[name].values
     for name in ("layer", "coordinate", *["feature"] * plan.experiment.network.signed):
         coords[name] = (name, np.arange(1, known[name] + 1), {"units": "1"})
+    if columns := _column_names(plan):
+        dimension = "feature" if plan.experiment.network.signed else "coordinate"
+        coords["column"] = (dimension, columns, {"long_name": "column of the data file"})
     for name, values in shared.items():
         coords[_SHARED_COORDINATES[name]] = ("time", values, first[name].attrs)
         del forms[name]
@@ -215,6 +219,14 @@ def _layout(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, tuple[Any, ..
         **{name: value for name, value in first.attrs.items() if name not in _CHUNK_ATTRIBUTES},
     }
     return xr.Dataset(coords=coords, attrs=attrs), forms
+
+
+def _column_names(plan: Plan) -> list[str]:
+    """The name of each feature, if all networks have the same ones and they have names."""
+    problem = plan.experiment.problem
+    names = datasets.column_names(problem.data, problem.loss.kind)
+    is_varied = any(axis.name.startswith("problem.data") for axis in plan.axes)
+    return [] if is_varied or len(names) != plan.experiment.parameters else list(names)
 
 
 def _first_and_shared(plan: Plan, load: Load) -> tuple[xr.Dataset, dict[str, np.ndarray]]:

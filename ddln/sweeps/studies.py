@@ -285,8 +285,8 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """The gap to the least loss against time, one curve per scale."""
-    return figures.gap_against_time(dataset, over="network.scale")
+    """The gap to the least loss against time, one curve per network."""
+    return figures.gap_against_time(dataset)
 '''
 
 

@@ -13,8 +13,7 @@ from ddln._internal.validation import (
     smallest,
 )
 from ddln.networks.entropy import as_entropy
-from ddln.networks.layers import imbalance, mobility_and_slope
-from ddln.networks.reparametrisation import Reduction
+from ddln.networks.layers import imbalance
 from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import Trajectory
@@ -148,13 +147,13 @@ def smallest_mobility_integral(
     >>> ddln.theory.smallest_mobility_integral(run)[0].tolist()
     [0.0, 2.0, 4.0]
     """
-    moves, least = ~Reduction(run.layers[0]).is_frozen[None], jnp.finfo(run.theta.dtype).tiny
-    mobility, growth = mobility_and_slope(jnp.moveaxis(run.layers**2, 1, 0))
-    growth = jnp.where(moves & (mobility > least), growth, 0.0)
+    entropy = as_entropy(run.layers[0] if run.entropy is None else run.entropy, run.theta.shape[1])
+    moves, least = entropy.is_mobile[None], jnp.finfo(run.theta.dtype).tiny
+    mobility, slope = run.mobility_and_slope_of(run.layers)
+    slope = jnp.where(moves & (mobility > least), slope, 0.0)
     # On a half-line M can underflow to 0.
     mobility = jnp.where(moves, jnp.maximum(mobility, least), 1.0)
-    # Along the flow the squares of all layers grow at the same rate, 2θ dθ/dt / M.
-    log_slope = growth / mobility * (2 * run.theta * run.velocity / mobility)
+    log_slope = slope / mobility * (run.velocity / mobility)  # dξ/dt is dθ/dt / M
     step = jnp.diff(run.times)
     nodes = jnp.linspace(0.0, 1.0, 17, dtype=step.dtype)
     negative_log = _hermite.interpolate(run.times, -jnp.log(mobility), -log_slope, nodes)
@@ -226,20 +225,23 @@ def predict(problem: Problem, run: Trajectory) -> Predictions:
     >>> float(ddln.theory.predict(problem, run).rate_bound)
     18.0
     """
-    layers, unknown = run.layers[0], jnp.full_like(run.times, jnp.nan)
+    unknown = jnp.full_like(run.times, jnp.nan)
     rate, exponential, posterior, error = unknown[0], unknown, unknown, unknown[0]
     if run.decay is not None:
         return Predictions(rate, exponential, unknown, posterior, error)
+    if problem.pl_constant is not None and run.entropy is None:
+        rate = rate_bound(problem, run.layers[0])
+        exponential = exponential_bound(problem, run.layers[0], run.times)
     if problem.pl_constant is not None:
-        rate = rate_bound(problem, layers)
-        exponential = exponential_bound(problem, layers, run.times)
         integral, integral_error = smallest_mobility_integral(run)
         posterior = run.gap[0] * jnp.exp(-2 * problem.pl_constant * integral)
         error = 2 * problem.pl_constant * integral_error
     return Predictions(
         rate_bound=rate,
         exponential_bound=exponential,
-        divergence_bound=divergence_bound(problem, layers, run.times),
+        divergence_bound=divergence_bound(
+            problem, run.layers[0] if run.entropy is None else run.entropy, run.times
+        ),
         posterior_bound=posterior,
         posterior_error=error,
     )

@@ -13,14 +13,15 @@ from ddln._internal.validation import (
     refuse,
     smallest,
 )
-from ddln.networks.entropy import Entropy
+from ddln.networks.entropy import Entropy, as_entropy
 from ddln.networks.layers import imbalance
 from ddln.networks.reparametrisation import Reduction
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 
 
 def mode_rates(
-    problem: Problem, theta: ArrayLike, layers: ArrayLike
+    problem: Problem, theta: ArrayLike, layers: ArrayLike | SeparableEntropy
 ) -> tuple[Float[Array, " modes"], Float[Array, "dim modes"]]:
     """Eigenvalues and eigenvectors of M^{1/2} ∇²ℒ(θ) M^{1/2}, the flow linearised at θ.
 
@@ -31,7 +32,8 @@ def mode_rates(
     Args:
         problem: the loss.
         theta: where to linearise, shape (dim,).
-        layers: initial layers of the run, shape (depth, dim).
+        layers: initial layers of the run, shape (depth, dim); or the entropy of another
+            parametrisation.
 
     Returns:
         Rates, ascending, shape (modes,), and the modes as columns, shape (dim, modes), in the
@@ -47,7 +49,11 @@ def mode_rates(
     >>> ddln.theory.mode_rates(problem, [0.0, 0.0], [[0.0, 0.0], [3.0, 1.0]])[0].round(9).tolist()
     [18.0]
     """
-    return _mode_rates(problem, *_in_domain(problem, theta, layers))
+    if isinstance(layers, SeparableEntropy):
+        theta = as_vector("theta", theta, problem.dim)
+        return _mode_rates(problem, theta, as_entropy(layers, problem.dim))
+    theta, layers = _in_domain(problem, theta, layers)
+    return _mode_rates(problem, theta, Entropy(layers))
 
 
 def _in_domain(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> tuple[Array, Array]:
@@ -68,9 +74,9 @@ def _in_domain(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> tuple[A
 
 @eqx.filter_jit
 def _mode_rates(
-    problem: Problem, theta: Float[Array, " dim"], layers: Float[Array, "depth dim"]
+    problem: Problem, theta: Float[Array, " dim"], entropy: SeparableEntropy
 ) -> tuple[Float[Array, " modes"], Float[Array, "dim modes"]]:
-    root = 1 / jnp.sqrt(Entropy(layers).hessian(theta))
+    root = 1 / jnp.sqrt(entropy.hessian(theta))
     thin = problem.hessian_root(theta)
     if thin is not None and thin.shape[0] < problem.dim:
         _, singular, rows = jnp.linalg.svd(thin * root[None], full_matrices=False)
@@ -121,7 +127,7 @@ def asymptotic_rate(problem: Problem, theta: ArrayLike, layers: ArrayLike) -> Fl
 def _asymptotic_rate(
     problem: Problem, theta: Float[Array, " dim"], layers: Float[Array, "depth dim"]
 ) -> Float[Array, ""]:
-    rates, modes = _mode_rates(problem, theta, layers)
+    rates, modes = _mode_rates(problem, theta, Entropy(layers))
     moves = rates > 0
     interior = smallest(jnp.where(moves, rates, jnp.inf))
     rate = jnp.minimum(interior, _edge_rate(problem, theta, layers, rates, modes))

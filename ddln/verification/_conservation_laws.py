@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.layers import effective_parameter, mobility
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import AppliedDecay, Trajectory
 from ddln.verification._shared_tolerances import (
@@ -73,6 +73,38 @@ def signs(run: Trajectory) -> Claim:
         relation="<=",
         reason=reason,
         applies=len(run.layers[0]) > 1,
+    )
+
+
+def gradient_curve(entropy: SeparableEntropy, run: Trajectory) -> Claim:
+    """Claim that the parameters w of θ = G(w) stay on the curve dw/dξ = ∇G(w) through their start.
+
+    It takes the place of the conserved imbalance. w at each θ is that of the tabulated curve.
+
+    Tolerance: 4096 roundings of the largest |w|; if w was integrated, ten times the integrator's
+    relative accuracy. Its error in θ, which is one of 1/√M as much in w, counts as just tolerable.
+
+    Args:
+        entropy: of the parametrisation.
+        run: a few of its points.
+    """
+    inside = jax.vmap(entropy.has_hessian)(run.theta)
+    xi = jax.vmap(entropy.mirror_map)(jnp.where(inside, run.theta, run.theta[:1]))
+    error = run.layers - jax.vmap(entropy.parameters)(xi)
+    error = jnp.where(inside[:, None], error, 0.0)
+    size = jnp.broadcast_to(largest(jnp.abs(run.layers)), error.shape)
+    noise = expected_error(run) / jnp.sqrt(run.mobility_of(run.layers))[:, None]
+    tolerance, reason = flow_tolerance(run, CONSERVED)
+    return Claim(
+        "gradient curve",
+        "from Proposition 1",
+        "w stays on the curve dw/dξ = ∇G(w) through w(0)",
+        measured=relative_error(error, size, noise, tolerance),
+        predicted=0.0,
+        tolerance=tolerance,
+        relation="<=",
+        reason=reason,
+        applies=jnp.any(inside),
     )
 
 
@@ -148,20 +180,20 @@ def monotone_objective(problem: Problem, run: Trajectory, decay: AppliedDecay) -
     )
 
 
-def dissipation(
-    problem: Problem,
-    layers: Float[Array, "points depth dim"],
-    theta: Float[Array, "points dim"],
-    velocity: Float[Array, "points dim"],
-    omega: Float[Array, " points"] | None = None,
-) -> Claim:
+def dissipation(problem: Problem, run: Trajectory) -> Claim:
     """Claim that dℒ/dt = ⟨∇ℒ(θ), dθ/dt⟩ equals −Σ_j ‖∂ℒ/∂u^j‖², the latter by autodiff.
 
     Under weight decay ω it is −Σ_j ⟨∂ℒ/∂u^j, ∂ℒ/∂u^j + ω u^j⟩.
 
     Tolerance: 450 000 roundings however the flow was integrated, since both sides are evaluated at
     the same point. The rounding error of ∇ℒ counts as just tolerable.
+
+    Args:
+        problem: the loss.
+        run: a few of its points.
     """
+    theta, velocity = run.theta, run.velocity
+    omega = None if run.decay is None else run.decay.rate
     tolerance = IDENTITY * jnp.finfo(theta.dtype).eps
     statement = "dℒ/dt = −Σ_j ‖∂ℒ/∂u^j‖², by autodiff on the layers"
     if omega is not None:
@@ -173,16 +205,16 @@ def dissipation(
         velocity: Float[Array, " dim"],
         omega: Float[Array, ""] | None,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        gradients = jax.grad(lambda layers: problem.loss(effective_parameter(layers)))(layers)
+        gradients = jax.grad(lambda layers: problem.loss(run.theta_of(layers[None])[0]))(layers)
         by_loss, by_decay = jnp.sum(gradients**2), jnp.zeros((), layers.dtype)
         if omega is not None:
             by_decay = omega * jnp.vdot(gradients, layers)
         size = by_loss + jnp.abs(by_decay)
         return jnp.vdot(problem.gradient(theta), velocity), -by_loss - by_decay, size
 
-    measured, predicted, size = jax.vmap(both_sides)(layers, theta, velocity, omega)
+    measured, predicted, size = jax.vmap(both_sides)(run.layers, theta, velocity, omega)
     rounding = gradient_noise(problem, theta)
-    speed = jnp.abs(velocity) + rounding * jax.vmap(mobility)(layers)
+    speed = jnp.abs(velocity) + rounding * run.mobility_of(run.layers)
     noise = rounding * jnp.sum(speed, axis=1)
     return Claim(
         "dissipation",

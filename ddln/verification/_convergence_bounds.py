@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln import theory
 from ddln._internal.validation import Number, largest, smallest
-from ddln.networks.layers import OPEN, coordinate_kinds, mobility
+from ddln.networks.layers import OPEN, coordinate_kinds
 from ddln.problems.base import Problem
 from ddln.solvers.trajectory import Trajectory
 from ddln.verification._shared_tolerances import LOOSEST, root_of_gap
@@ -24,7 +24,8 @@ def divergence_bound(
     On half-lines θ* must lie in the domain of Q, else the bound is infinite.
     """
     bound = predictions.divergence_bound
-    is_open = jnp.all(coordinate_kinds(run.layers[0]) == OPEN)
+    # On an open coordinate an infinite bound is a fault; other domains of Q may exclude θ*.
+    is_open = run.entropy is None and jnp.all(coordinate_kinds(run.layers[0]) == OPEN)
     return _bound(
         "divergence bound",
         "Theorem 2",
@@ -115,7 +116,8 @@ def asymptotic_rate(problem: Problem, run: Trajectory, floor: Float[Array, ""]) 
     elapsed = jnp.where(elapsed > 0, elapsed, 1.0)
     points = first + (last - first) * jnp.arange(_RATE_SAMPLES) // (_RATE_SAMPLES - 1)
     # One batch: two batches of eigenproblems side by side can lock XLA's few threads.
-    rates, modes = jax.vmap(lambda theta: theory.mode_rates(problem, theta, run.layers[0]))(
+    entropy = run.layers[0] if run.entropy is None else run.entropy
+    rates, modes = jax.vmap(lambda theta: theory.mode_rates(problem, theta, entropy))(
         run.theta[points]
     )
     slowest = smallest(jnp.where(rates == 0, jnp.inf, rates), axis=1)
@@ -162,7 +164,7 @@ def _mode_energies(
     modes: Float[Array, "dim modes"],
 ) -> Float[Array, " modes"]:
     """Twice the gap that each mode of the linearised flow explains at one point."""
-    root = jnp.sqrt(mobility(run.layers[point]))
+    root = jnp.sqrt(run.mobility_of(run.layers[point][None])[0])
     amplitude = modes.T @ (root * problem.gradient(run.theta[point]))
     rests = rates == 0
     return jnp.where(rests, 0.0, amplitude**2 / jnp.where(rests, 1.0, rates))

@@ -1,15 +1,16 @@
 """Theorem 1 of arXiv 2412.16765 on a computed flow: its mirror map, its Hessian, its dual path."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ddln._internal.random import key_from_seed
 from ddln._internal.validation import Number, largest
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import effective_parameter, mobility
+from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM, MIRROR_MAP_CHECKS
 from ddln.solvers.trajectory import AppliedDecay, Trajectory
@@ -37,24 +38,21 @@ _DECAYED_DUAL_PATH = "from Theorem 1", "∇Q(e^{LΩ} θ(t)) = −∫₀ᵗ e^{�
 
 
 def _per_point(
-    function: Callable[[Entropy, Float[Array, " dim"]], Float[Array, " dim"]],
-    entropy: Entropy,
+    function: Callable[[SeparableEntropy, Float[Array, " dim"]], Float[Array, " dim"]],
+    entropy: SeparableEntropy,
     theta: Float[Array, "points dim"],
     decay: AppliedDecay | None,
 ) -> Float[Array, "points dim"]:
     """A function of the entropy and θ at each point; under decay, of the entropy at that time."""
-    if decay is None:
+    if decay is None or not isinstance(entropy, Entropy):
         return jax.vmap(lambda theta: function(entropy, theta))(theta)
     return jax.vmap(lambda theta, dose: function(entropy.decayed(dose), theta))(theta, decay.dose)
 
 
 def mirror_identities(
     problem: Problem,
-    entropy: Entropy,
-    layers: Float[Array, "points depth dim"],
-    theta: Float[Array, "points dim"],
-    velocity: Float[Array, "points dim"],
-    decay: AppliedDecay | None,
+    entropy: SeparableEntropy,
+    run: Trajectory,
     *,
     tolerance: Float[Array, ""],
     reason: str,
@@ -66,22 +64,24 @@ def mirror_identities(
 
     Args:
         problem: the loss.
-        entropy: Q of the first layers.
-        layers, theta, velocity, decay: of the run at a few of its points.
+        entropy: Q of the first layers, or of the parametrisation.
+        run: a few of its points.
         tolerance: rounding, or the integrator's accuracy times the condition number of ∇²Q; the
             rounding error of ∇ℒ counts as just tolerable.
         reason: why this tolerance.
     """
+    theta, velocity, decay = run.theta, run.velocity, run.decay
     curvature = _per_point(
         lambda q, theta: diagonal(jax.grad(q.value), theta), entropy, theta, decay
     )
     shrinking = jnp.zeros_like(theta)
     if decay is not None:
-        shrinking = layers.shape[1] * decay.rate[:, None] * theta
-    metric = jax.vmap(_mobility_by_autodiff)(layers)
+        shrinking = run.depth * decay.rate[:, None] * theta
+    metric = jax.vmap(partial(_mobility_by_autodiff, entropy.theta))(run.layers)
     # Autodiff squares 1/M on its way to ∇²Q: below that nothing is measured.
-    mobile = _has_entropy(entropy, theta) & ~(metric <= jnp.sqrt(jnp.finfo(theta.dtype).tiny))
-    frozen = entropy.reduction.is_frozen[None]
+    has_hessian = jax.vmap(entropy.has_hessian)(theta)
+    mobile = has_hessian & ~(metric <= jnp.sqrt(jnp.finfo(theta.dtype).tiny))
+    frozen = ~entropy.is_mobile[None]
     predicted = -jax.vmap(problem.gradient)(theta) / curvature
     error = velocity + shrinking - predicted
     error = jnp.where(mobile, error, jnp.where(frozen, velocity, 0.0))
@@ -124,23 +124,19 @@ def diagonal(
     return signs * jax.jvp(function, (at,), (signs,))[1]
 
 
-def _mobility_by_autodiff(layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
+def _mobility_by_autodiff(
+    theta: Callable[[Float[Array, "depth dim"]], Float[Array, " dim"]],
+    layers: Float[Array, "depth dim"],
+) -> Float[Array, " dim"]:
     """M = Σ_j (∂θ/∂u^j)²."""
 
     def slope(j: Number) -> Float[Array, " dim"]:
-        return diagonal(lambda u: effective_parameter(layers.at[j].set(u)), layers[j])
+        return diagonal(lambda u: theta(layers.at[j].set(u)), layers[j])
 
     return jnp.sum(jax.vmap(slope)(jnp.arange(len(layers))) ** 2, axis=0)
 
 
-def _has_entropy(entropy: Entropy, theta: Float[Array, "times dim"]) -> Bool[Array, "times dim"]:
-    """Where Q is defined: not where frozen, nor where a half-line has been followed down to 0."""
-    reduction = entropy.reduction
-    above_zero = ~(jnp.abs(theta) <= jnp.finfo(theta.dtype).tiny ** 0.25)  # else ∇²Q overflows
-    return ~reduction.is_frozen[None] & (reduction.is_open[None] | above_zero)
-
-
-def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
+def dual_path(problem: Problem, entropy: SeparableEntropy, run: Trajectory) -> Claim:
     """Claim that ∇Q(θ(t)) = −∫₀ᵗ ∇ℒ(θ(s)) ds, relative to the largest |∇Q(θ)|.
 
     Under weight decay it is ∇Q(e^{LΩ} θ(t)) = −∫₀ᵗ e^{−(L−2)Ω} ∇ℒ(θ(s)) ds, where the left-hand
@@ -153,13 +149,13 @@ def dual_path(problem: Problem, entropy: Entropy, run: Trajectory) -> Claim:
         run.theta, run.velocity
     )
     few, decay = sample_points(run.times.size, MIRROR_MAP_CHECKS), run.decay
-    theta, metric = run.theta[few], jax.vmap(mobility)(run.layers[few])
+    theta, metric = run.theta[few], run.mobility_of(run.layers[few])
     # Under decay M can underflow, and ξ with it.
-    mobile = _has_entropy(entropy, theta) & ~(metric == 0)
+    mobile = jax.vmap(entropy.has_hessian)(theta) & ~(metric == 0)
     at_few = jax.tree.map(lambda along: along[few], decay)
     dual = _per_point(lambda q, theta: q.mirror_map(theta), entropy, theta, at_few)
     if decay is not None:
-        power = run.layers.shape[1] - 2
+        power = run.depth - 2
         weight = jnp.exp(-power * decay.dose)[:, None]
         slope = weight * (slope - power * decay.rate[:, None] * value)
         value, dual, metric = weight * value, weight[few] * dual, metric / weight[few]

@@ -113,7 +113,7 @@ def flow_tolerance(run: Trajectory, roundings: int) -> tuple[Number, str]:
 
 def tie_condition(run: Trajectory) -> Float[Array, " dim"]:
     """Condition number of ∇²Q at a given θ with respect to the layers: it grows towards a tie."""
-    if run.coordinates != "layers" or run.layers.shape[-2] == 1:
+    if run.coordinates != "layers" or run.entropy is not None or run.depth == 1:
         return jnp.ones_like(run.theta[0])
     squares = jnp.sort(run.layers[0] ** 2, axis=0)
     gap = squares[1] - squares[0]

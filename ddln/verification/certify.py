@@ -6,6 +6,7 @@ Each claim has its own function, which states the paper's result, the tolerance 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import overload
 
 import equinox as eqx
@@ -23,6 +24,7 @@ from ddln.solvers.trajectory import Trajectory
 from ddln.verification._conservation_laws import (
     conservation,
     dissipation,
+    gradient_curve,
     monotone_loss,
     monotone_objective,
     signs,
@@ -59,7 +61,8 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
     against its rule, its exact identities and the descent lemma.
 
     Under weight decay Proposition 1 holds of the layers e^Ω u and Theorem 1 of the entropy at each
-    time (docs/theory.md), and the claims say so; those of Theorem 2 do not apply. Either way the
+    time (docs/theory.md), and the claims say so; those of Theorem 2 do not apply. Parameters of a
+    `Parametrisation` must stay on their gradient curve. Either way the
     records of the run at each point are checked against its layers there. Works under `jax.jit` and
     `jax.vmap`. If the run failed, its first claim "completed" fails and no other claim applies.
 
@@ -72,8 +75,7 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
         `Certificates`: prints as a table; `.ok`; `.claims`; `certificates["name"]`.
 
     Raises:
-        ValueError: a flow with fewer than 5 saved times or of another parametrisation than layers,
-            or another kind of run.
+        ValueError: a flow with fewer than 5 saved times, or another kind of run.
 
     Source: arXiv 2412.16765; of discrete runs Even et al. 2023
     (`ddln.verification.descent_certificates`); tolerances as derived in docs/theory.md.
@@ -90,8 +92,6 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
         return Certificates(step_claims(problem, run, start))
     if not isinstance(run, Trajectory):
         raise ValueError(f"`run` must be a flow's or a descent's, got {type(run).__name__}.")
-    if run.entropy is not None:
-        raise ValueError("`run` must be a flow from layers, got one of another parametrisation.")
     if run.times.size < 5:
         raise ValueError(f"`run` must have at least 5 saved times, got {run.times.size}.")
     return _certify(problem, run, start)
@@ -102,25 +102,24 @@ def _certify(
     problem: Problem, run: Trajectory, start: Float[Array, "depth dim"] | None
 ) -> FlowCertificates:
     moving = _until_it_stopped(run)
-    few = sample_points(run.times.size)
-    layers, theta, velocity = moving.layers[few], moving.theta[few], moving.velocity[few]
-    entropy, predictions = Entropy(run.layers[0]), theory.predict(problem, moving)
+    points = sample_points(run.times.size)
+    few = _map_points(lambda saved: saved[points], moving)
+    entropy = Entropy(run.layers[0]) if run.entropy is None else run.entropy
+    predictions = theory.predict(problem, moving)
     floor = gap_floor(problem, moving)
     exactness, reason = flow_tolerance(moving, IDENTITY)
     tolerance = jnp.asarray(exactness * largest(tie_condition(moving)))
-    decay = jax.tree.map(lambda along: along[few], moving.decay)
-    omega = None if decay is None else decay.rate
+    invariants = (conservation(moving), signs(moving))
+    if run.entropy is not None:
+        invariants = (gradient_curve(run.entropy, few),)
     identities = (
-        consistency(problem, run, steepness(problem, run.theta[few]), start),
-        conservation(moving),
-        signs(moving),
+        consistency(problem, run, steepness(problem, run.theta[points]), start),
+        *invariants,
         monotone_loss(moving, floor)
         if moving.decay is None
         else monotone_objective(problem, moving, moving.decay),
-        dissipation(problem, layers, theta, velocity, omega),
-        *mirror_identities(
-            problem, entropy, layers, theta, velocity, decay, tolerance=tolerance, reason=reason
-        ),
+        dissipation(problem, few),
+        *mirror_identities(problem, entropy, few, tolerance=tolerance, reason=reason),
         dual_path(problem, entropy, moving),
     )
     without_decay = (
@@ -130,11 +129,20 @@ def _certify(
         posterior_bound(problem, moving, predictions, floor),
         asymptotic_rate(problem, moving, floor),
     )
-    if decay is not None:  # which need not lower ℒ, the subject of Theorem 2
+    if run.decay is not None:  # which need not lower ℒ, the subject of Theorem 2
         without_decay = [_inapplicable(claim) for claim in without_decay]
     claims = (*identities, *without_decay)
     if_completed = [dataclasses.replace(claim, applies=run.ok & claim.applies) for claim in claims]
     return FlowCertificates((_completed(run), *if_completed), predictions)
+
+
+def _map_points(
+    change: Callable[[Shaped[Array, "points *rest"]], Shaped[Array, "some *rest"]], run: Trajectory
+) -> Trajectory:
+    """The run with a function applied to every array that has an axis of points."""
+    saved = dataclasses.replace(run, entropy=None)
+    changed = jax.tree.map(lambda array: change(array) if array.ndim else array, saved)
+    return dataclasses.replace(changed, entropy=run.entropy)
 
 
 def _until_it_stopped(run: Trajectory) -> Trajectory:
@@ -142,13 +150,11 @@ def _until_it_stopped(run: Trajectory) -> Trajectory:
     points = jnp.arange(run.times.size)
     last_moving = jnp.max(jnp.where(rests(run), 0, points))
 
-    def hold(saved: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        if not saved.ndim:
-            return saved
+    def hold(saved: Shaped[Array, "points *rest"]) -> Shaped[Array, "points *rest"]:
         is_over = (points > last_moving).reshape(-1, *[1] * (saved.ndim - 1))
         return jnp.where(is_over, saved[last_moving], saved)
 
-    return jax.tree.map(hold, run)
+    return _map_points(hold, run)
 
 
 def _inapplicable(claim: Claim) -> Claim:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.layers import effective_parameter, mobility, mobility_and_slope
+from ddln.networks.layers import effective_parameter
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.solvers.trajectory import Trajectory
@@ -52,7 +52,7 @@ def consistency(
         beta: β or the largest ‖∇²ℒ‖, from `steepness`.
         start: the layers from which the run must have started; `None` for any.
     """
-    theta = jax.vmap(effective_parameter)(run.layers)
+    theta, size = _recomputed_theta(run)
     tolerance = CONSERVED * len(run.layers[0]) * jnp.finfo(theta.dtype).eps
     rounding = theta_noise(problem, run.theta)
     loss, gap = jax.vmap(problem.loss)(run.theta), jax.vmap(problem.gap)(run.theta)
@@ -61,13 +61,13 @@ def consistency(
     loss_noise = gap_noise + summation_error(largest(jnp.abs(loss)) + largest(gap))
     negative = jnp.minimum(run.gap, 0.0)
     errors = [
-        relative_error(run.theta - theta, theta, 0.0, tolerance),
+        relative_error(run.theta - theta, size, 0.0, tolerance),
         relative_error(run.loss - loss, loss, loss_noise, tolerance),
         relative_error(run.gap - gap, gap, gap_noise, tolerance),
         relative_error(negative, jnp.zeros_like(gap), gap_noise, tolerance),
     ]
     if isinstance(run, Trajectory):
-        metric = jax.vmap(mobility)(run.layers)
+        metric = run.mobility_of(run.layers)
         velocity = -metric * jax.vmap(problem.gradient)(run.theta)
         if run.decay is not None:
             velocity = velocity - len(run.layers[0]) * run.decay.rate[:, None] * run.theta
@@ -85,6 +85,19 @@ def consistency(
         relation="<=",
         reason="rounding",
     )
+
+
+def _recomputed_theta(run: Run) -> tuple[Float[Array, "points dim"], Float[Array, "points dim"]]:
+    """θ of the layers at each point, and the size to which its rounding is relative.
+
+    A product is rounded relative to itself, any other G(w) also relative to |∇G| ‖w‖.
+    """
+    if not isinstance(run, Trajectory) or run.entropy is None:
+        theta = jax.vmap(effective_parameter)(run.layers)
+        return theta, theta
+    theta = run.theta_of(run.layers)
+    slope = jnp.sqrt(run.mobility_of(run.layers))
+    return theta, jnp.abs(theta) + slope * jnp.linalg.norm(run.layers, axis=1)
 
 
 def _is_sound(run: Run) -> Bool[Array, ""]:
@@ -112,12 +125,11 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     integrator's error of θ_k at both ends, and that of dθ/dt in between.
     """
 
-    metric, growth = mobility_and_slope(jnp.moveaxis(run.layers**2, 1, 0))
+    metric, metric_slope = run.mobility_and_slope_of(run.layers)
     gradient, change = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )
-    # Along the flow the squares of all layers grow at the same rate, −2θ ∇ℒ(θ).
-    slope = 2 * growth * run.theta * gradient**2 - metric * change
+    slope = metric_slope * gradient**2 - metric * change  # since dξ/dt = −∇ℒ(θ)
     step = jnp.diff(run.times)[:, None]
     # Of each interval by itself: a difference of integrals from the start would cancel.
     trapezoid = step / 2 * (run.velocity[1:] + run.velocity[:-1])
@@ -169,7 +181,7 @@ def _integrator_error(
     coordinates it holds for ξ = ∇Q(θ), and an error of ξ_k is M_k times as large in θ_k. `atol`
     reaches θ_k through a layer, with a factor of at most √(L M_k), or through ξ_k.
     """
-    accuracy, depth = relative_accuracy(run), run.layers.shape[1]
+    accuracy, depth = relative_accuracy(run), run.depth
     size = jnp.maximum(jnp.max(jnp.abs(run.layers), axis=1), 1.0)
     absolute = run.atol * (jnp.sqrt(depth * metric) * size + metric)
     return accuracy * (jnp.abs(run.theta) + dual_size(run)) + absolute

@@ -25,7 +25,6 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import mobility
 from ddln.networks.reparametrisation import Reduction
 from ddln.solvers.status import Status
 from ddln.solvers.trajectory import Trajectory
@@ -39,8 +38,7 @@ def relative_accuracy(run: Trajectory) -> Float[Array, ""]:
     `rtol` holds for the reduced coordinate v. At |v| > 3, as from tiny starts, the error of θ is
     |v|/3 times as large.
     """
-    depth = run.layers.shape[-2]
-    tolerance = _ACCUMULATION * depth * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
+    tolerance = _ACCUMULATION * run.depth * jnp.maximum(run.rtol, jnp.finfo(run.theta.dtype).eps)
     return tolerance * jnp.maximum(_coordinate_range(run) / 3, 1.0)
 
 
@@ -55,8 +53,9 @@ def dual_size(run: Trajectory) -> Float[Array, "times dim"]:
     """M ⊙ |ξ|: the error of θ for a relative error 1 of the integrated ξ; 0 of other states."""
     if run.coordinates != "mirror":
         return jnp.zeros_like(run.theta)
-    xi = jax.vmap(Entropy(run.layers[0]).mirror_map)(run.theta)
-    metric = jax.vmap(mobility)(run.layers)
+    entropy = Entropy(run.layers[0]) if run.entropy is None else run.entropy
+    xi = jax.vmap(entropy.mirror_map)(run.theta)
+    metric = run.mobility_of(run.layers)
     # At the end of a half-line M is 0 and ξ infinite.
     return jnp.where(metric > 0, metric * jnp.abs(xi), 0.0)
 
@@ -101,7 +100,7 @@ def _recorded(run: Trajectory, values: Float[Array, "times *rest"]) -> Float[Arr
 
 def _coordinate_range(run: Trajectory) -> Float[Array, ""]:
     """The largest |v| of the reduced coordinates that were integrated; 0 if others were, or θ."""
-    if run.coordinates != "reduced" or run.layers.shape[-2] == 1:
+    if run.coordinates != "reduced" or run.depth == 1:
         return jnp.asarray(0.0, run.theta.dtype)
     reduction = Reduction(run.layers[0])
     smallest = jnp.min(jnp.abs(run.layers), axis=1)
