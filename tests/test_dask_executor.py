@@ -417,7 +417,7 @@ def test_slurm_recipe_runs_as_written(home, tmp_path, folder, plain):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "figure4.py").write_text(stand_in.STUDY)
     (tmp_path / "sweep.toml").write_text(load(stand_in.CONFIG, SWEEP).to_toml())
-    script = recipe("bash", "#SBATCH").replace("ib0", "lo")
+    script = recipe("bash", "dask scheduler --protocol tls").replace("ib0", "lo")
     environment = {
         **surroundings(),
         "HOME": str(home),
@@ -515,7 +515,7 @@ def test_two_workers_give_the_same_bytes_as_a_local_run(tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[:1] == ["computing 40 of 40 networks"]
+        assert "computing 40 of 40 networks" in done.stderr.splitlines()
     (plain,), (shared,) = ((tmp_path / out).iterdir() for out in ("plain", "cluster"))
     assert contents(plain) == contents(shared)
 
@@ -541,7 +541,7 @@ def test_ctrl_c_ends_a_local_cluster_and_all_its_processes(tmp_path):
         start_new_session=True,
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "computing 40 of 40 networks\n"
+        assert "computing 40 of 40 networks\n" in process.stderr  # reads up to this line
         time.sleep(3.0)
         sent = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)

@@ -136,6 +136,11 @@ def test_huge_values_are_refused_at_once(text):
         parse(text)({"scale": 9.0})
 
 
+def test_integer_beyond_every_float_is_refused():
+    with pytest.raises(ExpressionError, match="must be finite, got inf at depth = 10000000…"):
+        parse("1 / depth")({"depth": 10**400})
+
+
 def test_deep_nesting_up_to_the_longest_text_evaluates():
     for text in ("-" * (LONGEST - 5) + "scale", "+".join(["1"] * (LONGEST // 2)), "1**" * 9 + "2"):
         assert math.isfinite(parse(text)({"scale": 1.0}))

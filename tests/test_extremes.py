@@ -202,7 +202,10 @@ def assert_sound(network):
         return
     assert np.isfinite(loss).all()
     size = float(np.sum(targets**2)) + float(np.max(np.abs(loss)))
-    assert (np.diff(loss) <= SEEN * size).all()
+    # The absolute tolerance holds for a layer, and moves θ by at most the product of the others.
+    others = np.prod(np.maximum(np.abs(layers), 1.0), axis=0).max()
+    unresolved = np.sum(features**2) * (float(flows.atol[0]) * others) ** 2
+    assert (np.diff(loss) <= SEEN * size + unresolved).all()
     path = np.asarray(flows.trajectories().layers[0])
     kept = path[-1] ** 2 - path[-1, :1] ** 2 - (layers**2 - layers[:1] ** 2)
     assert np.abs(kept).max() <= SEEN * max(np.square(path).max(), 1e-300)
@@ -240,7 +243,7 @@ def test_integer_input_is_converted_to_reals(dtype):
 WIDE, KINDS, ROWS = 1_000_000, 50, 20
 REPEATED = (
     """
-import json, resource, sys
+import json, sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
@@ -255,7 +258,7 @@ imbalance = run.layers[-1, 1] ** 2 - run.layers[-1, 0] ** 2
 kept = np.abs(imbalance - (wide[1][1] ** 2 - wide[1][0] ** 2)).max()
 theta = np.asarray(run.theta).reshape(len(times), -1, features.shape[1])
 spread = np.abs(theta - theta[:, :1]).max()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+(peak,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if "VmHWM" in line)
 print(json.dumps([theta[:, 0].tolist(), run.gap.tolist(), float(kept), float(spread), peak]))
 """
 )

@@ -6,6 +6,7 @@ compute.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,11 +226,20 @@ def run_large(root, kill_after=None):
         assert json.loads(process.stdout.readline())["event"] == "plan"
         time.sleep(kill_after)
         process.kill()
-    process.stdout.read()
+    # Not by `os.wait4`: its peak includes that of this process, from which the run was forked.
+    peak = max((peak_memory(process.pid) for _ in process.stdout), default=0)
     process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * 1024
+    return process.wait(), peak
+
+
+def peak_memory(pid):
+    """The peak memory of a running process, in bytes; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def written(folder):

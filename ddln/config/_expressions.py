@@ -181,5 +181,6 @@ def _excerpt(node: ast.expr, source: str) -> str:
 
 
 def _at(values: Mapping[str, int | float]) -> str:
-    place = ", ".join(f"{name} = {x:g}" for name, x in values.items())
+    shown = {name: f"{x:g}" if _is_finite(x) else f"{str(x)[:8]}…" for name, x in values.items()}
+    place = ", ".join(f"{name} = {x}" for name, x in shown.items())
     return f" at {place}" if place else ""
