@@ -210,10 +210,9 @@ CORRUPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [ddln.gradient_flow, ddln.mirror_flow])
-@pytest.mark.parametrize(
-    "function", [difference, *(pytest.param(g, marks=pytest.mark.slow) for g in [*STARTS][1:])]
-)
+@pytest.mark.parametrize("function", STARTS)
 def test_flow_of_a_parametrisation_is_certified(function, flow):
     entropy = ddln.Parametrisation(function, STARTS[function])
     run = flow(LIMIT, entropy, np.linspace(0.0, 3.0, 81))

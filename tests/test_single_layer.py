@@ -41,15 +41,20 @@ FORMULATIONS = {
 }
 
 
-@pytest.mark.parametrize("decay", [None, RIDGE])
-@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(
+    ("name", "decay"),
+    [*((name, None) for name in FORMULATIONS), ("reduced", RIDGE), ("mirror", RIDGE)],
+)
 def test_flow_of_one_layer_is_that_of_theta(problem, name, decay):
     run = FORMULATIONS[name](problem, START[None], TIMES, weight_decay=decay)
     np.testing.assert_allclose(run.theta, exact(decay or 0.0), atol=5e-9)
     np.testing.assert_array_equal(run.layers[:, 0], run.theta)
 
 
-@pytest.mark.parametrize(("name", "decay"), [("reduced", None), ("mirror", RIDGE)])
+@pytest.mark.parametrize(
+    ("name", "decay"),
+    [("reduced", None), pytest.param("mirror", RIDGE, marks=pytest.mark.slow)],
+)
 def test_flow_of_one_layer_is_certified(problem, name, decay):
     run = FORMULATIONS[name](problem, START[None], TIMES, weight_decay=decay)
     certificates = ddln.certify(problem, run)
@@ -111,6 +116,7 @@ def test_what_needs_two_layers_refuses_one(problem, call):
         call(problem)
 
 
+@pytest.mark.slow
 def test_sweep_of_one_layer_is_certified():
     changes = ["network.depth=1", 'network.init={kind="normal"}', "dynamics.points=41"]
     dataset = ddln.run(load(CONFIGS / "figure4.toml", changes))
