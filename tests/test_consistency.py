@@ -259,7 +259,7 @@ def test_dissipation_in_layers_holds_to_rounding_near_a_tie():
     layers = [[0.5, 0.7], [0.5 * (1 + 1e-12), 0.9], [1.1, 1.0]]
     times = np.linspace(0.0, 0.5, TIMES)
     run = ddln.gradient_flow(problem, layers, times, coordinates="layers")
-    claim_of = jax.jit(partial(dissipation, problem))
+    claim_of = jax.jit(lambda run: dissipation(problem, run.flow_entropy, run))
     claim = claim_of(run)
     assert claim.holds
     assert float(claim.tolerance) < 1e-9

@@ -118,9 +118,11 @@ def mobility(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:
     return jnp.sum(jax.grad(function)(w) ** 2)
 
 
-def mobility_slope(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:
-    """dM/ds = 2 ∇Gᵀ ∇²G ∇G."""
-    return jax.jvp(lambda w: mobility(function, w), (w,), (jax.grad(function)(w),))[1]
+def mobility_and_slope(
+    function: Function, w: Float[Array, " m"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """M and dM/ds = 2 ∇Gᵀ ∇²G ∇G."""
+    return jax.jvp(partial(mobility, function), (w,), (jax.grad(function)(w),))
 
 
 def growth_rate(function: Function, w: Float[Array, " m"]) -> Float[Array, ""]:

@@ -150,8 +150,12 @@ class Entropy(SeparableEntropy):
     def mobility(self, w: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
         return mobility(w)
 
-    def mobility_slope(self, w: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        return 2 * effective_parameter(w) * mobility_and_slope(w**2)[1]
+    def mobility_and_slope(
+        self, w: Float[Array, "depth dim"]
+    ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        # Along the flow the squares of all layers grow at the same rate, 2θ dξ/dt.
+        metric, growth = mobility_and_slope(w**2)
+        return metric, 2 * growth * effective_parameter(w)
 
     def has_hessian(self, theta: Float[Array, " dim"]) -> Bool[Array, " dim"]:
         # Not where frozen, nor where a half-line has been followed down to 0: ∇²Q overflows.

@@ -108,14 +108,16 @@ class Parametrisation(SeparableEntropy):
         """
         return jax.vmap(lambda w: _gradient_curve.mobility(self.function, w), 1)(w)
 
-    def mobility_slope(self, w: Float[Array, "m dim"]) -> Float[Array, " dim"]:
-        """dM/dξ along the curve dw/dξ = ∇G(w), coordinate by coordinate.
+    def mobility_and_slope(
+        self, w: Float[Array, "m dim"]
+    ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """M, and dM/dξ along the curve dw/dξ = ∇G(w), coordinate by coordinate.
 
         >>> entropy = ddln.Parametrisation(lambda w: w[0] * w[1], [[0.0], [2.0]])
-        >>> entropy.mobility_slope(jnp.array([[3.0], [2.0]])).tolist()  # 4 w₀ w₁
+        >>> entropy.mobility_and_slope(jnp.array([[3.0], [2.0]]))[1].tolist()  # 4 w₀ w₁
         [24.0]
         """
-        return jax.vmap(lambda w: _gradient_curve.mobility_slope(self.function, w), 1)(w)
+        return jax.vmap(lambda w: _gradient_curve.mobility_and_slope(self.function, w), 1)(w)
 
     def range(self) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
         """The ends (low, high) of the interval over which each ∇Q(θ)_k ranges, shape (dim,).

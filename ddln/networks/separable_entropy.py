@@ -177,12 +177,15 @@ class SeparableEntropy(eqx.Module):
         """
 
     @abc.abstractmethod
-    def mobility_slope(self, w: Float[Array, "parameters dim"]) -> Float[Array, " dim"]:
-        """dM/dξ along the curve through any parameters w.
+    def mobility_and_slope(
+        self, w: Float[Array, "parameters dim"]
+    ) -> tuple[Float[Array, " dim"], Float[Array, " dim"]]:
+        """M, and dM/dξ along the curve through any parameters w.
 
         >>> layers = jnp.array([[3.0], [2.0]])
-        >>> ddln.Entropy([[0.0], [2.0]]).mobility_slope(layers).tolist()  # 4 w₀ w₁
-        [24.0]
+        >>> mobility, slope = ddln.Entropy([[0.0], [2.0]]).mobility_and_slope(layers)
+        >>> mobility.tolist(), slope.tolist()  # w₀² + w₁², 4 w₀ w₁
+        ([13.0], [24.0])
         """
 
     @abc.abstractmethod

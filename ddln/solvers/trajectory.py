@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
-from ddln.networks.layers import effective_parameter, mobility, mobility_and_slope
+from ddln.networks.entropy import Entropy
 from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.solvers.result import Run
 from ddln.solvers.status import Status
@@ -59,25 +59,10 @@ class Trajectory(Run):
         """The number of layers, or of parameters of each coordinate."""
         return self.layers.shape[-2]
 
-    def theta_of(self, layers: Float[Array, "points depth dim"]) -> Float[Array, "points dim"]:
-        """θ of layers, or of parameters of `entropy`, at several points."""
-        theta = effective_parameter if self.entropy is None else self.entropy.theta
-        return jax.vmap(theta)(layers)
-
-    def mobility_of(self, layers: Float[Array, "points depth dim"]) -> Float[Array, "points dim"]:
-        """M at several points."""
-        metric = mobility if self.entropy is None else self.entropy.mobility
-        return jax.vmap(metric)(layers)
-
-    def mobility_and_slope_of(
-        self, layers: Float[Array, "points depth dim"]
-    ) -> tuple[Float[Array, "points dim"], Float[Array, "points dim"]]:
-        """M and dM/dξ at several points."""
-        if self.entropy is not None:
-            return self.mobility_of(layers), jax.vmap(self.entropy.mobility_slope)(layers)
-        # Along the flow the squares of all layers grow at the same rate, 2θ dξ/dt.
-        metric, growth = mobility_and_slope(jnp.moveaxis(layers**2, 1, 0))
-        return metric, 2 * growth * self.theta_of(layers)
+    @property
+    def flow_entropy(self) -> SeparableEntropy:
+        """The entropy whose mirror flow this is: of the parametrisation, or of the first layers."""
+        return Entropy(self.layers[0]) if self.entropy is None else self.entropy
 
 
 def as_times(times: Float[Array, "*batch times"]) -> Float[Array, "*batch times"]:

@@ -1,6 +1,7 @@
 """Upper bounds on the gap ℒ − ℒ* along the flow, one statement a function."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -147,9 +148,9 @@ def smallest_mobility_integral(
     >>> ddln.theory.smallest_mobility_integral(run)[0].tolist()
     [0.0, 2.0, 4.0]
     """
-    entropy = as_entropy(run.layers[0] if run.entropy is None else run.entropy, run.theta.shape[1])
+    entropy = run.flow_entropy
     moves, least = entropy.is_mobile[None], jnp.finfo(run.theta.dtype).tiny
-    mobility, slope = run.mobility_and_slope_of(run.layers)
+    mobility, slope = jax.vmap(entropy.mobility_and_slope)(run.layers)
     slope = jnp.where(moves & (mobility > least), slope, 0.0)
     # On a half-line M can underflow to 0.
     mobility = jnp.where(moves, jnp.maximum(mobility, least), 1.0)
@@ -239,9 +240,7 @@ def predict(problem: Problem, run: Trajectory) -> Predictions:
     return Predictions(
         rate_bound=rate,
         exponential_bound=exponential,
-        divergence_bound=divergence_bound(
-            problem, run.layers[0] if run.entropy is None else run.entropy, run.times
-        ),
+        divergence_bound=divergence_bound(problem, run.flow_entropy, run.times),
         posterior_bound=posterior,
         posterior_error=error,
     )

@@ -93,7 +93,7 @@ def gradient_curve(entropy: SeparableEntropy, run: Trajectory) -> Claim:
     error = run.layers - jax.vmap(entropy.parameters)(xi)
     error = jnp.where(inside[:, None], error, 0.0)
     size = jnp.broadcast_to(largest(jnp.abs(run.layers)), error.shape)
-    noise = expected_error(run) / jnp.sqrt(run.mobility_of(run.layers))[:, None]
+    noise = expected_error(run) / jnp.sqrt(jax.vmap(entropy.mobility)(run.layers))[:, None]
     tolerance, reason = flow_tolerance(run, CONSERVED)
     return Claim(
         "gradient curve",
@@ -180,7 +180,7 @@ def monotone_objective(problem: Problem, run: Trajectory, decay: AppliedDecay) -
     )
 
 
-def dissipation(problem: Problem, run: Trajectory) -> Claim:
+def dissipation(problem: Problem, entropy: SeparableEntropy, run: Trajectory) -> Claim:
     """Claim that dℒ/dt = ⟨∇ℒ(θ), dθ/dt⟩ equals −Σ_j ‖∂ℒ/∂u^j‖², the latter by autodiff.
 
     Under weight decay ω it is −Σ_j ⟨∂ℒ/∂u^j, ∂ℒ/∂u^j + ω u^j⟩.
@@ -190,6 +190,7 @@ def dissipation(problem: Problem, run: Trajectory) -> Claim:
 
     Args:
         problem: the loss.
+        entropy: Q of the first layers, or of the parametrisation.
         run: a few of its points.
     """
     theta, velocity = run.theta, run.velocity
@@ -205,7 +206,7 @@ def dissipation(problem: Problem, run: Trajectory) -> Claim:
         velocity: Float[Array, " dim"],
         omega: Float[Array, ""] | None,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        gradients = jax.grad(lambda layers: problem.loss(run.theta_of(layers[None])[0]))(layers)
+        gradients = jax.grad(lambda layers: problem.loss(entropy.theta(layers)))(layers)
         by_loss, by_decay = jnp.sum(gradients**2), jnp.zeros((), layers.dtype)
         if omega is not None:
             by_decay = omega * jnp.vdot(gradients, layers)
@@ -214,7 +215,7 @@ def dissipation(problem: Problem, run: Trajectory) -> Claim:
 
     measured, predicted, size = jax.vmap(both_sides)(run.layers, theta, velocity, omega)
     rounding = gradient_noise(problem, theta)
-    speed = jnp.abs(velocity) + rounding * run.mobility_of(run.layers)
+    speed = jnp.abs(velocity) + rounding * jax.vmap(entropy.mobility)(run.layers)
     noise = rounding * jnp.sum(speed, axis=1)
     return Claim(
         "dissipation",

@@ -164,7 +164,7 @@ def _mode_energies(
     modes: Float[Array, "dim modes"],
 ) -> Float[Array, " modes"]:
     """Twice the gap that each mode of the linearised flow explains at one point."""
-    root = jnp.sqrt(run.mobility_of(run.layers[point][None])[0])
+    root = jnp.sqrt(run.flow_entropy.mobility(run.layers[point]))
     amplitude = modes.T @ (root * problem.gradient(run.theta[point]))
     rests = rates == 0
     return jnp.where(rests, 0.0, amplitude**2 / jnp.where(rests, 1.0, rates))

@@ -149,7 +149,7 @@ def dual_path(problem: Problem, entropy: SeparableEntropy, run: Trajectory) -> C
         run.theta, run.velocity
     )
     few, decay = sample_points(run.times.size, MIRROR_MAP_CHECKS), run.decay
-    theta, metric = run.theta[few], run.mobility_of(run.layers[few])
+    theta, metric = run.theta[few], jax.vmap(entropy.mobility)(run.layers[few])
     # Under decay M can underflow, and ξ with it.
     mobile = jax.vmap(entropy.has_hessian)(theta) & ~(metric == 0)
     at_few = jax.tree.map(lambda along: along[few], decay)

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Shaped
 from ddln import theory
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, as_layers, largest
-from ddln.networks.entropy import Entropy
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.trajectory import Trajectory
@@ -62,9 +61,9 @@ def certify(problem: Problem, run: object, *, start: ArrayLike | None = None) ->
 
     Under weight decay Proposition 1 holds of the layers e^Ω u and Theorem 1 of the entropy at each
     time (docs/theory.md), and the claims say so; those of Theorem 2 do not apply. Parameters of a
-    `Parametrisation` must stay on their gradient curve. Either way the
-    records of the run at each point are checked against its layers there. Works under `jax.jit` and
-    `jax.vmap`. If the run failed, its first claim "completed" fails and no other claim applies.
+    `Parametrisation` must stay on their gradient curve. Either way the records of the run at each
+    point are checked against its layers there. Works under `jax.jit` and `jax.vmap`. If the run
+    failed, its first claim "completed" fails and no other claim applies.
 
     Args:
         problem: the loss of the run.
@@ -104,7 +103,7 @@ def _certify(
     moving = _until_it_stopped(run)
     points = sample_points(run.times.size)
     few = _map_points(lambda saved: saved[points], moving)
-    entropy = Entropy(run.layers[0]) if run.entropy is None else run.entropy
+    entropy = run.flow_entropy
     predictions = theory.predict(problem, moving)
     floor = gap_floor(problem, moving)
     exactness, reason = flow_tolerance(moving, IDENTITY)
@@ -118,7 +117,7 @@ def _certify(
         monotone_loss(moving, floor)
         if moving.decay is None
         else monotone_objective(problem, moving, moving.decay),
-        dissipation(problem, few),
+        dissipation(problem, entropy, few),
         *mirror_identities(problem, entropy, few, tolerance=tolerance, reason=reason),
         dual_path(problem, entropy, moving),
     )

@@ -67,7 +67,7 @@ def consistency(
         relative_error(negative, jnp.zeros_like(gap), gap_noise, tolerance),
     ]
     if isinstance(run, Trajectory):
-        metric = run.mobility_of(run.layers)
+        metric = jax.vmap(run.flow_entropy.mobility)(run.layers)
         velocity = -metric * jax.vmap(problem.gradient)(run.theta)
         if run.decay is not None:
             velocity = velocity - len(run.layers[0]) * run.decay.rate[:, None] * run.theta
@@ -95,8 +95,8 @@ def _recomputed_theta(run: Run) -> tuple[Float[Array, "points dim"], Float[Array
     if not isinstance(run, Trajectory) or run.entropy is None:
         theta = jax.vmap(effective_parameter)(run.layers)
         return theta, theta
-    theta = run.theta_of(run.layers)
-    slope = jnp.sqrt(run.mobility_of(run.layers))
+    theta = jax.vmap(run.entropy.theta)(run.layers)
+    slope = jnp.sqrt(jax.vmap(run.entropy.mobility)(run.layers))
     return theta, jnp.abs(theta) + slope * jnp.linalg.norm(run.layers, axis=1)
 
 
@@ -125,7 +125,7 @@ def clock(problem: Problem, run: Trajectory) -> Claim:
     integrator's error of θ_k at both ends, and that of dθ/dt in between.
     """
 
-    metric, metric_slope = run.mobility_and_slope_of(run.layers)
+    metric, metric_slope = jax.vmap(run.flow_entropy.mobility_and_slope)(run.layers)
     gradient, change = jax.vmap(lambda x, dx: jax.jvp(problem.gradient, (x,), (dx,)))(
         run.theta, run.velocity
     )

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.entropy import Entropy
 from ddln.networks.reparametrisation import Reduction
 from ddln.solvers.status import Status
 from ddln.solvers.trajectory import Trajectory
@@ -53,9 +52,9 @@ def dual_size(run: Trajectory) -> Float[Array, "times dim"]:
     """M ⊙ |ξ|: the error of θ for a relative error 1 of the integrated ξ; 0 of other states."""
     if run.coordinates != "mirror":
         return jnp.zeros_like(run.theta)
-    entropy = Entropy(run.layers[0]) if run.entropy is None else run.entropy
+    entropy = run.flow_entropy
     xi = jax.vmap(entropy.mirror_map)(run.theta)
-    metric = run.mobility_of(run.layers)
+    metric = jax.vmap(entropy.mobility)(run.layers)
     # At the end of a half-line M is 0 and ξ infinite.
     return jnp.where(metric > 0, metric * jnp.abs(xi), 0.0)
 
