@@ -237,6 +237,126 @@ def test_corruptions_of_a_flow_of_a_parametrisation_are_caught():
     assert not curve["another entropy"]
 
 
+RULES = {
+    "gradient descent": ("sgd", {}),
+    "heavy ball": ("heavy_ball", {"momentum": 0.9}),
+    "Adam": ("adam", {}),
+    "decay": ("sgd", {"weight_decay": 0.1}),
+}
+ORACLES = {
+    "all samples": None,
+    "a sample a step": ddln.Sampling(batch=1, label_noise=0.1),
+    "sharpness-aware": ddln.SharpnessAware(rho=0.05),
+}
+
+
+@pytest.mark.parametrize("oracle", ORACLES)
+@pytest.mark.parametrize("rule", ["gradient descent", pytest.param("Adam", marks=pytest.mark.slow)])
+def test_descent_on_a_product_is_that_on_its_layers(rule, oracle):
+    layers = np.random.default_rng(0).uniform(0.3, 1.0, (3, 4))
+    name, options = RULES[rule]
+    optimiser = ddln.optimiser(name, learning_rate=0.02, **options)
+    runs = [
+        ddln.descend(
+            LIMIT, start, optimiser, steps=60, oracle=ORACLES[oracle], key=jax.random.key(1)
+        )
+        for start in (layers, ddln.Parametrisation(product, layers))
+    ]
+    np.testing.assert_allclose(runs[1].layers, runs[0].layers, rtol=1e-11)
+    np.testing.assert_allclose(runs[1].gap, runs[0].gap, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_descent_on_a_parametrisation_agrees_with_a_loop_and_is_certified(rule):
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    name, options = RULES[rule]
+    optimiser = ddln.optimiser(name, learning_rate=0.01, **options)
+    run = ddln.descend(LIMIT, entropy, optimiser, steps=200, record_every=50)
+    features, targets = map(np.asarray, (LIMIT.features, LIMIT.targets))
+    w = np.asarray(entropy.start)
+    first, second = np.zeros_like(w), np.zeros_like(w)
+    for step in range(1, 201):
+        u, v = w
+        slope = 2 * features.T @ (features @ (u**3 - v**3) - targets)
+        gradient = np.stack([3 * u**2 * slope, -3 * v**2 * slope])
+        gradient = gradient + options.get("weight_decay", 0.0) * w
+        first = options.get("momentum", 0.9 if name == "adam" else 0.0) * first
+        if name == "adam":
+            first = first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            root = np.sqrt(second / (1 - 0.999**step))
+            w = w - 0.01 * first / (1 - 0.9**step) / (root + 1e-8)
+        else:
+            first = first + gradient
+            w = w - 0.01 * first
+    np.testing.assert_allclose(run.layers[-1], w, rtol=1e-11)
+    np.testing.assert_allclose(run.theta[-1], w[0] ** 3 - w[1] ** 3, rtol=1e-10)
+    certificates = ddln.certify(LIMIT, run, start=entropy.start)
+    assert certificates.ok, certificates
+    assert certificates["recursion"].applies
+    assert bool(certificates["descent lemma"].applies) == (rule == "gradient descent")
+    assert not certificates["exact identity"].applies  # it is of two layers
+
+
+def test_descent_on_a_parametrisation_continues_and_batches():
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    rule = ddln.optimiser("adam", learning_rate=0.01)
+    whole = ddln.descend(LIMIT, entropy, rule, steps=40, record_every=20)
+    half = ddln.descend(LIMIT, entropy, rule, steps=20, record_every=20)
+    rest = ddln.descend(LIMIT, half.state, rule, steps=20, record_every=20)
+    np.testing.assert_array_equal(rest.layers[-1], whole.layers[-1])
+
+    def end(scale):
+        start = ddln.Parametrisation(difference, scale * entropy.start)
+        return ddln.descend(LIMIT, start, rule, steps=40, throw=False).theta[-1]
+
+    scales = jnp.array([0.5, 1.0])
+    np.testing.assert_allclose(jax.vmap(end)(scales)[1], whole.theta[-1], rtol=1e-12)
+
+
+def test_corruptions_of_a_descent_on_a_parametrisation_are_caught():
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    rule = ddln.optimiser("sgd", learning_rate=0.01)
+    run = ddln.descend(LIMIT, entropy, rule, steps=200, record_every=50)
+    wrong = (
+        {"theta": run.theta.at[2, 1].multiply(1 + 1e-6)},
+        {"gap": run.gap.at[2].multiply(1.001)},
+        {"layers": run.layers.at[2].multiply(1.001)},
+        {"state": dataclasses.replace(run.state, function=lambda w: w[0] ** 3 - 2 * w[1] ** 3)},
+    )
+    for change in wrong:
+        assert not ddln.certify(LIMIT, dataclasses.replace(run, **change)).ok, change.keys()
+
+
+@pytest.mark.slow
+def test_distance_to_flow_of_a_parametrisation_is_to_its_own_flow():
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    rule = ddln.optimiser("sgd", learning_rate=0.01)
+    run = ddln.descend(LIMIT, entropy, rule, steps=200, record_every=50)
+    flow = ddln.gradient_flow(LIMIT, entropy, np.linspace(0.0, 2.0, 5))
+    distance = np.linalg.norm(np.asarray(run.theta - flow.theta), axis=1)
+    found = ddln.diagnostics.distance_to_flow(LIMIT, run)
+    np.testing.assert_allclose(found, distance, rtol=1e-6, atol=1e-9)
+
+
+def test_diagnostics_of_a_parametrisation_are_its_own():
+    entropy = ddln.Parametrisation(difference, STARTS[difference])
+    times = np.linspace(0.0, 2.0, 5)
+    flow = ddln.gradient_flow(LIMIT, entropy, times)
+    rule = ddln.optimiser("sgd", learning_rate=0.01)
+    run = ddln.descend(LIMIT, entropy, rule, steps=200, record_every=50)
+
+    def loss(w):
+        return LIMIT.loss(w[0] ** 3 - w[1] ** 3)
+
+    for one in (flow, run):
+        hessian = jax.hessian(loss)(one.layers[-1]).reshape(8, 8)
+        top = np.linalg.eigvalsh(hessian)[-1]
+        np.testing.assert_allclose(ddln.diagnostics.sharpness(LIMIT, one)[-1], top, rtol=1e-12)
+        with pytest.raises(ValueError, match="must be of depth 2, got another parametrisation"):
+            ddln.diagnostics.gain(one)
+
+
 @pytest.mark.parametrize(
     ("function", "start", "message"),
     [

@@ -13,7 +13,6 @@ dozen of them cover hundreds of decades of G.
 Everything here is about one coordinate; `jax.vmap` adds the others.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.polynomial import chebyshev
 
-Function = Callable[[Float[Array, " m"]], Float[Array, ""]]
-"""G."""
+from ddln.networks.layers import Function
+
 _DEGREE = 23
 _PIECES = 64
 """In each direction."""

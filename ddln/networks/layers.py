@@ -4,6 +4,9 @@ Under gradient flow on the layers every difference (uⁱ)² − (uʲ)² is conse
 ties decide what a coordinate of θ can reach, see `coordinate_kinds`.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,8 @@ from ddln._internal.validation import ArrayLike, as_layers
 
 OPEN, HALF_LINE, FROZEN = 0, 1, 2
 Points = Float[Array, "*points dim"]
+Function = Callable[[Float[Array, " m"]], Float[Array, ""]]
+"""G of another parametrisation θ_k = G(w_k), one coordinate at a time."""
 
 _KINDS = {
     OPEN: "open: a unique smallest layer; θ_k moves on the whole line",
@@ -36,14 +41,34 @@ def effective_parameter(layers: ArrayLike) -> Float[Array, " dim"]:
     return jnp.prod(as_layers(layers), axis=0)
 
 
+def theta_of(
+    layers: Float[Array, "depth dim"], function: Function | None = None
+) -> Float[Array, " dim"]:
+    """θ = u¹ ⊙ … ⊙ u^L; or θ_k = G(w_k) of the parameters w of another parametrisation.
+
+    Args:
+        layers: u or w, shape (depth, dim).
+        function: G; `None` for the product of the layers.
+
+    >>> theta_of(jnp.array([[2.0, 3.0], [1.0, 1.0]]), lambda w: w[0] ** 2 - w[1] ** 2).tolist()
+    [3.0, 8.0]
+    """
+    if function is None:
+        return effective_parameter(layers)
+    return jax.vmap(function, in_axes=1)(layers)
+
+
 def layer_gradient(
-    layers: Float[Array, "depth dim"], gradient: Float[Array, " dim"]
+    layers: Float[Array, "depth dim"],
+    gradient: Float[Array, " dim"],
+    function: Function | None = None,
 ) -> Float[Array, "depth dim"]:
     """∂ℒ/∂u^j = ∇ℒ(θ) ⊙ ⊙_{i≠j} uⁱ: the gradient with respect to the layers.
 
     Args:
         layers: u, shape (depth, dim).
         gradient: ∇ℒ(θ) at θ = u¹ ⊙ … ⊙ u^L, shape (dim,); or that of any function of θ.
+        function: as in `theta_of`.
 
     Returns:
         ∂ℒ/∂u, shape (depth, dim).
@@ -53,7 +78,7 @@ def layer_gradient(
     >>> layer_gradient(jnp.array([[2.0], [3.0], [5.0]]), jnp.array([10.0])).ravel().tolist()
     [150.0, 100.0, 60.0]
     """
-    return jax.vjp(effective_parameter, layers)[1](gradient)[0]
+    return jax.vjp(partial(theta_of, function=function), layers)[1](gradient)[0]
 
 
 @jax.jit

@@ -19,17 +19,18 @@ from jaxtyping import Array, Bool, Float
 from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
 from ddln.networks import _gradient_curve
 from ddln.networks._elementwise import Tangent, or_zero
-from ddln.networks._gradient_curve import Function, GradientCurve
+from ddln.networks._gradient_curve import GradientCurve
 from ddln.networks._quadrature import Vector
+from ddln.networks.layers import Function, theta_of
 from ddln.networks.separable_entropy import DualPoint, SeparableEntropy
 
 
 class Parametrisation(SeparableEntropy):
     """θ_k = G(w_k) for any analytic G: R^m → R, and the entropy of gradient flow on w.
 
-    It takes the place of the layers in `ddln.gradient_flow`, `ddln.mirror_flow`,
+    It takes the place of the layers in `ddln.gradient_flow`, `ddln.mirror_flow`, `ddln.descend`,
     `ddln.limit_point` and `theory.divergence_bound`, and that of the entropy in
-    `ddln.mirror_descent`; `ddln.certify` checks the flows.
+    `ddln.mirror_descent`; `ddln.certify` checks the runs.
 
     θ, ∇Q, its inverse and Q* are exact to 1e-12, relative to the condition number; so is Q, and
     D_Q(θ, θ') to 1e-12 of Q(θ) + Q(θ'). The table holds 64 pieces of the curve in either direction,
@@ -97,7 +98,7 @@ class Parametrisation(SeparableEntropy):
         >>> entropy.theta(jnp.array([[3.0], [2.0]])).tolist()
         [6.0]
         """
-        return jax.vmap(self.function, in_axes=1)(w)
+        return theta_of(w, self.function)
 
     def mobility(self, w: Float[Array, "m dim"]) -> Float[Array, " dim"]:
         """M = |∇G(w)|², coordinate by coordinate.

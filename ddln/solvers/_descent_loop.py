@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import theta_of
 from ddln.problems.base import Problem
 from ddln.solvers._descent_state import (
     BLOCK,
@@ -81,10 +81,10 @@ def take_step(
     """Take a step. Also returns its ∇ℓ(θ), if the estimator has one."""
     key = None if state.key is None else jax.random.wrap_key_data(state.key, impl=state.generator)
     batch, order = estimator.sampling.draw(problem, key, state.step, state.order)
-    gradient, slope = estimator.gradient(problem, state.layers, batch)
+    gradient, slope = estimator.gradient(problem, state.layers, batch, state.function)
 
     def loss(layers: Float[Array, "depth dim"]) -> Float[Array, ""]:
-        return estimated_loss(problem, effective_parameter(layers), batch)
+        return estimated_loss(problem, theta_of(layers, state.function), batch)
 
     updates, carry = optimiser.update(
         gradient,
@@ -161,7 +161,7 @@ def _observe(
     problem: Problem, state: State, status: Int[Array, ""], bounds: Bounds
 ) -> tuple[Int[Array, ""], Record]:
     """Status and record of a state; the first end of a run decides its status."""
-    theta = effective_parameter(state.layers)
+    theta = theta_of(state.layers, state.function)
     loss, gap = problem.loss(theta), problem.gap(theta)
     is_sound = (loss < bounds.largest_loss) & jnp.isfinite(gap)
     now = jnp.where(is_sound, jnp.where(gap <= bounds.target_gap, _STOPPED, _OK), _DIVERGED)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
+from ddln.networks.layers import Function
 from ddln.solvers.gradient_estimators import GradientEstimator
 from ddln.solvers.optimisers import Optimiser
 
@@ -120,6 +121,8 @@ class State(eqx.Module):
     """Key data, so that `eqx.tree_serialise_leaves` can write a state to a file."""
     generator: str | None = eqx.field(static=True)
     """Name of the key's generator."""
+    function: Function | None = eqx.field(static=True, default=None)
+    """G, if `layers` are the parameters w of another parametrisation θ_k = G(w_k)."""
 
 
 class Method(eqx.Module):

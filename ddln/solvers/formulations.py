@@ -30,8 +30,7 @@ from jaxtyping import Array, Float
 
 from ddln._internal.validation import Number, largest
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import effective_parameter
-from ddln.networks.parametrisation import Parametrisation
+from ddln.networks.layers import Function, layer_gradient, theta_of
 from ddln.networks.reparametrisation import Reduction
 from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.problems.base import Problem
@@ -218,8 +217,8 @@ class Layers(Formulation):
 
     name = "layers"
     start: Float[Array, "depth dim"]
-    parametrisation: Parametrisation | None = None
-    """`None` for layers."""
+    function: Function | None = eqx.field(static=True, default=None)
+    """G; `None` for layers."""
 
     def initial(self) -> Float[Array, "depth dim"]:
         return self.start
@@ -227,15 +226,13 @@ class Layers(Formulation):
     def rate(
         self, layers: Float[Array, "depth dim"], gradient: Float[Array, " dim"]
     ) -> Float[Array, "depth dim"]:
-        return -jax.vjp(self.theta, layers)[1](gradient)[0]
+        return -layer_gradient(layers, gradient, self.function)
 
     def shrinkage(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return -layers
 
     def theta(self, layers: Float[Array, "depth dim"]) -> Float[Array, " dim"]:
-        if self.parametrisation is None:
-            return effective_parameter(layers)
-        return self.parametrisation.theta(layers)
+        return theta_of(layers, self.function)
 
     def layers(self, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
         return layers

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ddln._internal.compiled_programs import drop_programs
 from ddln._internal.validation import ArrayLike, Number, as_floats, as_layers, refuse
+from ddln.networks.layers import Function
+from ddln.networks.parametrisation import Parametrisation
 from ddln.problems.base import Problem
 from ddln.solvers._descent_loop import STATUSES, Bounds, descent_loop, is_plain, take_steps
 from ddln.solvers._descent_state import AccumulatedSteps, Method, State, StepAccumulator
@@ -41,7 +43,7 @@ class Descent(Run):
     steps: Int[Array, " points"]
     """Number of steps from the very start; `times` equal it if γ is unknown."""
     ledger: AccumulatedSteps | None
-    """Accumulated steps at each point; None unless the depth is 2 and the steps are plain."""
+    """Accumulated steps at each point; None unless the steps are plain ones of two layers."""
     rates: Float[Array, " points"] | None
     """γ of the next step, for plain steps on all samples; else None."""
     state: State
@@ -53,6 +55,10 @@ class Descent(Run):
 
     curves: ClassVar = (*Run.curves, "ledger", "carried")
     statuses: ClassVar = STATUSES
+
+    @property
+    def function(self) -> Function | None:
+        return self.state.function
 
 
 class _DescentOptions(NamedTuple):
@@ -71,9 +77,11 @@ def _start(
     estimator: GradientEstimator,
     key: PRNGKeyArray | None,
     with_ledger: bool,
+    function: Function | None,
 ) -> State:
     """The state before the first step."""
-    accumulates = with_ledger and layers.shape[0] == 2 and is_plain(optimiser, estimator)
+    is_of_two_layers = layers.shape[0] == 2 and function is None
+    accumulates = with_ledger and is_of_two_layers and is_plain(optimiser, estimator)
     return State(
         layers=layers,
         carry=optimiser.init(layers),
@@ -84,6 +92,7 @@ def _start(
         order=estimator.sampling.first_order(problem),
         key=None if key is None else jax.random.key_data(key),
         generator=None if key is None else str(jax.random.key_impl(key)),
+        function=function,
     )
 
 
@@ -145,7 +154,7 @@ def replay(
 
 def descend(
     problem: Problem,
-    layers: ArrayLike | State,
+    layers: ArrayLike | Parametrisation | State,
     optimiser: Optimiser | optax.GradientTransformation,
     *,
     steps: int,
@@ -165,7 +174,9 @@ def descend(
 
     Args:
         problem: the loss.
-        layers: initial layers, shape (depth, dim); or the `state` of a run, to continue it.
+        layers: initial layers, shape (depth, dim); or a `ddln.Parametrisation`, to train its
+            parameters w, which are then the run's `layers`; or the `state` of a run, to continue
+            it.
         optimiser: from `ddln.optimiser`, with numbers that can be traced, or any optax
             transformation, whose numbers are compiled into the program.
         steps: number of steps.
@@ -224,9 +235,12 @@ def descend(
     else:
         if estimator.sampling.is_random and key is None:
             raise ValueError("`key` must be given if `oracle` draws at random.")
+        function = layers.function if isinstance(layers, Parametrisation) else None
+        layers = layers.start if isinstance(layers, Parametrisation) else layers
         layers = as_layers(layers, problem.dim)
         layers = layers.astype(jnp.promote_types(layers.dtype, problem.minimum.dtype))
-        state = _start(problem, layers, _in_dtype(rule, layers.dtype), estimator, key, ledger)
+        rule = _in_dtype(rule, layers.dtype)
+        state = _start(problem, layers, rule, estimator, key, ledger, function)
     state = _check_schedule(_check_draws(state, steps, estimator), steps, rule)
     dtype = state.layers.dtype
     controls = _DescentOptions(
@@ -277,7 +291,9 @@ def _resume(
     if key is not None:
         raise ValueError("`key` must be None for a run that continues: its state has a key.")
     optimiser = _in_dtype(optimiser, state.layers.dtype)
-    fresh = eqx.filter_eval_shape(_start, problem, state.layers, optimiser, estimator, key, False)
+    fresh = eqx.filter_eval_shape(
+        _start, problem, state.layers, optimiser, estimator, key, False, state.function
+    )
     for name, given, expected in (
         ("optimiser", state.carry, fresh.carry),
         ("oracle", state.order, fresh.order),

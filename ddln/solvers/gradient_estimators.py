@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ddln._internal.validation import ArrayLike, Number, as_floats, is_concrete, refuse
-from ddln.networks.layers import effective_parameter, layer_gradient
+from ddln.networks.layers import Function, layer_gradient, theta_of
 from ddln.problems.base import Problem
 
 
@@ -45,11 +45,11 @@ def estimated_gradient(
 
 
 def _estimate(
-    problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+    problem: Problem, layers: Float[Array, "depth dim"], batch: Batch, function: Function | None
 ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"]]:
     """∂ℓ/∂u and ∇ℓ(θ)."""
-    gradient = estimated_gradient(problem, effective_parameter(layers), batch)
-    return layer_gradient(layers, gradient), gradient
+    gradient = estimated_gradient(problem, theta_of(layers, function), batch)
+    return layer_gradient(layers, gradient, function), gradient
 
 
 class Sampling(eqx.Module):
@@ -237,10 +237,14 @@ class Sampling(eqx.Module):
         return jnp.zeros(size, dtype).at[places].set(drawn)
 
     def gradient(
-        self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        batch: Batch,
+        function: Function | None = None,
     ) -> tuple[Float[Array, "depth dim"], Float[Array, " dim"]]:
         """∂ℓ/∂u, and the ∇ℓ(θ) of which it is the pullback."""
-        return _estimate(problem, layers, batch)
+        return _estimate(problem, layers, batch, function)
 
 
 class SharpnessAware(eqx.Module):
@@ -298,24 +302,33 @@ class SharpnessAware(eqx.Module):
             raise ValueError(f"`group` must divide the batch of {size}, got {self.group}.")
 
     def gradient(
-        self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        batch: Batch,
+        function: Function | None = None,
     ) -> tuple[Float[Array, "depth dim"], None]:
         """The gradient; and None, because it is not the pullback of a ∇ℓ(θ) at these layers."""
         if self.group is None:
-            return self._gradient_after_ascent(problem, layers, batch), None
+            return self._gradient_after_ascent(problem, layers, function, batch), None
         rows = jnp.arange(problem.samples) if batch.rows is None else batch.rows
         microbatches = jax.tree.map(lambda x: x.reshape(-1, self.group), Batch(rows, batch.noise))
-        gradients = jax.vmap(partial(self._gradient_after_ascent, problem, layers))(microbatches)
-        return jnp.mean(gradients, axis=0), None
+        ascend = partial(self._gradient_after_ascent, problem, layers, function)
+        return jnp.mean(jax.vmap(ascend)(microbatches), axis=0), None
 
     def _gradient_after_ascent(
-        self, problem: Problem, layers: Float[Array, "depth dim"], batch: Batch
+        self,
+        problem: Problem,
+        layers: Float[Array, "depth dim"],
+        function: Function | None,
+        batch: Batch,
     ) -> Float[Array, "depth dim"]:
-        ascent, _ = _estimate(problem, layers, batch)
+        ascent, _ = _estimate(problem, layers, batch, function)
         if self.normalised:
             length = jnp.linalg.norm(ascent)
             ascent = ascent / jnp.where(length > 0, length, 1.0)
-        return _estimate(problem, layers + jnp.asarray(self.rho, layers.dtype) * ascent, batch)[0]
+        top = layers + jnp.asarray(self.rho, layers.dtype) * ascent
+        return _estimate(problem, top, batch, function)[0]
 
 
 GradientEstimator = Sampling | SharpnessAware

@@ -238,7 +238,7 @@ def gradient_flow(
 
     def formulate(start: Float[Array, "depth dim"], decay: WeightDecay | None) -> Formulation:
         if isinstance(layers, Parametrisation):
-            return Layers(start, layers)
+            return Layers(start, layers.function)
         if coordinates == "layers":
             return Layers(start, decay=decay)
         return Reduced(Reduction(start), decay=decay)

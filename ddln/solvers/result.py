@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ddln._internal import display
 from ddln._internal.validation import is_concrete
+from ddln.networks.layers import Function
 from ddln.solvers.status import Status
 
 
@@ -44,6 +45,11 @@ class Run(eqx.Module):
         2
         """
         return cls.statuses.index(status)
+
+    @property
+    def function(self) -> Function | None:
+        """G of another parametrisation θ_k = G(w_k), with w in `layers`; `None` for layers."""
+        return None
 
     @property
     def status_names(self) -> tuple[str, ...]:

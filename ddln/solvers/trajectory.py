@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 from ddln._internal.validation import ArrayLike, as_floats, is_concrete, refuse
 from ddln.networks.entropy import Entropy
+from ddln.networks.layers import Function
+from ddln.networks.parametrisation import Parametrisation
 from ddln.networks.separable_entropy import SeparableEntropy
 from ddln.solvers.result import Run
 from ddln.solvers.status import Status
@@ -53,6 +55,10 @@ class Trajectory(Run):
 
     curves: ClassVar = (*Run.curves, "velocity")
     statuses: ClassVar = (Status.OK, Status.MAX_STEPS, Status.DIVERGED, Status.STOPPED)
+
+    @property
+    def function(self) -> Function | None:
+        return self.entropy.function if isinstance(self.entropy, Parametrisation) else None
 
     @property
     def depth(self) -> int:

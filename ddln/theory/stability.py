@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ddln._internal.random import key_from_seed
 from ddln._internal.validation import ArrayLike, as_layers
-from ddln.networks.layers import effective_parameter, layer_gradient
+from ddln.networks.layers import Function, layer_gradient, theta_of
 from ddln.problems.base import Problem
 
 _LARGEST_DENSE = 64
@@ -19,7 +19,9 @@ _MOST_STEPS = 10_000
 
 
 @eqx.filter_jit
-def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
+def sharpness(
+    problem: Problem, layers: ArrayLike, function: Function | None = None
+) -> Float[Array, ""]:
     """Largest eigenvalue of the Hessian of ℒ(u¹ ⊙ … ⊙ u^L) with respect to the layers.
 
     At a minimiser it is the largest eigenvalue of M^{1/2} ∇²ℒ M^{1/2}. With more than 64 weights
@@ -30,6 +32,7 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     Args:
         problem: the loss.
         layers: shape (depth, dim).
+        function: G, if `layers` are the parameters w of another parametrisation θ_k = G(w_k).
 
     Returns:
         shape (), accurate to 20 · depth · dim machine epsilons of the largest |eigenvalue|; NaN
@@ -45,7 +48,8 @@ def sharpness(problem: Problem, layers: ArrayLike) -> Float[Array, ""]:
     layers = as_layers(layers, problem.dim)
 
     def gradient(problem: Problem, layers: Float[Array, "depth dim"]) -> Float[Array, "depth dim"]:
-        return layer_gradient(layers, problem.gradient(effective_parameter(layers)))
+        gradient = problem.gradient(theta_of(layers, function))
+        return layer_gradient(layers, gradient, function)
 
     if layers.size <= _LARGEST_DENSE:
         hessian = jax.jacfwd(gradient, 1)(problem, layers)

@@ -6,12 +6,14 @@ hold to rounding at every saved point, whatever the accuracy of the integrator. 
 r = 30 ε (‖θ‖ + ‖θ*‖) in θ is one of β r in ∇ℒ and of √(β/2) r in the square root of the gap.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddln._internal.validation import largest
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import layer_gradient, theta_of
 from ddln.problems.base import Problem
 from ddln.solvers.result import Run
 from ddln.solvers.trajectory import Trajectory
@@ -92,11 +94,12 @@ def _recomputed_theta(run: Run) -> tuple[Float[Array, "points dim"], Float[Array
 
     A product is rounded relative to itself, any other G(w) also relative to |∇G| ‖w‖.
     """
-    if not isinstance(run, Trajectory) or run.entropy is None:
-        theta = jax.vmap(effective_parameter)(run.layers)
+    theta = jax.vmap(partial(theta_of, function=run.function))(run.layers)
+    if run.function is None:
         return theta, theta
-    theta = jax.vmap(run.entropy.theta)(run.layers)
-    slope = jnp.sqrt(jax.vmap(run.entropy.mobility)(run.layers))
+    # |∇G|: each entry of ∂(Σ_k θ_k)/∂w is that of its own coordinate.
+    of_ones = jax.vmap(partial(layer_gradient, function=run.function))
+    slope = jnp.linalg.norm(of_ones(run.layers, jnp.ones_like(theta)), axis=1)
     return theta, jnp.abs(theta) + slope * jnp.linalg.norm(run.layers, axis=1)
 
 

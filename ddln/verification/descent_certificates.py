@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ddln import theory
 from ddln._internal.random import key_from_seed
 from ddln._internal.validation import largest, smallest
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import Function, theta_of
 from ddln.problems.base import Problem
 from ddln.solvers.gradient_descent import Descent, replay
 from ddln.verification._shared_tolerances import (
@@ -220,7 +220,8 @@ def descent_lemma(
         points = sample_points(run.steps.size)
         floor, falls = _rounding_of_the_gap(problem, run), _falls_between(problem, run)
         shortfalls = jax.lax.map(
-            lambda record: _one_step(problem, floor, *record), (layers[points], run.rates[points])
+            lambda record: _one_step(problem, floor, run.function, *record),
+            (layers[points], run.rates[points]),
         )
         worst = largest(shortfalls)
     root = root_of_gap(run.gap)
@@ -260,9 +261,9 @@ def _falls_between(problem: Problem, run: Descent) -> Bool[Array, " intervals"]:
 
         S ≤ β max_k Σ_j Π_{i≠j} (Uⁱ_k)² + (2β gap)^{1/2} max_k (2 Σ_{j<l} Π_{i≠j,l} (Uⁱ_k)²)^{1/2}
 
-    since ‖∇ℒ(θ)‖² ≤ 2β gap. Nothing is known of a loss without β.
+    since ‖∇ℒ(θ)‖² ≤ 2β gap. Nothing is known of a loss without β, or of other parametrisations.
     """
-    if problem.smoothness is None or run.rates is None:
+    if problem.smoothness is None or run.rates is None or run.function is not None:
         return jnp.zeros(run.steps.size - 1, bool)
     beta, gap = problem.smoothness, jnp.maximum(run.gap[:-1], 0.0)
     rate = jnp.maximum(run.rates[:-1], run.rates[1:])
@@ -282,6 +283,7 @@ def _falls_between(problem: Problem, run: Descent) -> Bool[Array, " intervals"]:
 def _one_step(
     problem: Problem,
     floor: Float[Array, ""],
+    function: Function | None,
     layers: Float[Array, "depth dim"],
     rate: Float[Array, ""],
 ) -> Float[Array, ""]:
@@ -291,11 +293,12 @@ def _one_step(
     """
 
     def gap(layers: Float[Array, "depth dim"]) -> Float[Array, ""]:
-        return problem.gap(effective_parameter(layers))
+        return problem.gap(theta_of(layers, function))
 
     before, gradient = jax.value_and_grad(gap)(layers)
     ends = jnp.stack([layers, layers - rate * gradient])
-    reach = rate * largest(jax.lax.map(lambda layers: theory.sharpness(problem, layers), ends))
+    sharpness = jax.lax.map(lambda layers: theory.sharpness(problem, layers, function), ends)
+    reach = rate * largest(sharpness)
     first_order = rate * jnp.sum(gradient**2)
     shortfall = gap(ends[1]) - before + (1 - reach / 2) * first_order
     rounding = floor + 2 * jnp.sqrt(floor * before)

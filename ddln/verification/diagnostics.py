@@ -32,6 +32,8 @@ from jaxtyping import Array, Float, Int
 
 from ddln import theory
 from ddln._internal.validation import ArrayLike, Number, as_floats, refuse
+from ddln.networks.layers import Function
+from ddln.networks.parametrisation import Parametrisation
 from ddln.problems.base import EmpiricalRisk, Problem
 from ddln.solvers.gradient_descent import Descent
 from ddln.solvers.result import Run
@@ -100,17 +102,17 @@ def sharpness(
     >>> [round(float(x), 6) for x in sharpness(problem, run, [0, -1])]  # 2θ at the minimiser
     [5.0, 12.0]
     """
-    return _sharpness(problem, run.layers[np.arange(len(run.layers))[records]])
+    return _sharpness(problem, run.layers[np.arange(len(run.layers))[records]], run.function)
 
 
 @eqx.filter_jit
 def _sharpness(
-    problem: Problem, layers: Float[Array, "records depth dim"]
+    problem: Problem, layers: Float[Array, "records depth dim"], function: Function | None
 ) -> Float[Array, " records"]:
     finite = jnp.all(jnp.isfinite(layers), axis=(1, 2))
     # LOBPCG would run to its iteration limit on NaN.
     safe_layers = jnp.where(finite[:, None, None], layers, 0.0)
-    found = jax.lax.map(lambda layers: theory.sharpness(problem, layers), safe_layers)
+    found = jax.lax.map(lambda layers: theory.sharpness(problem, layers, function), safe_layers)
     return jnp.where(finite, found, jnp.nan)
 
 
@@ -202,8 +204,9 @@ def effective_initialisation(run: Run) -> Float[Array, "records dim"]:
 
 def _difference_of_squares(run: Run) -> Float[Array, "records dim"]:
     """u² − v²."""
-    if run.layers.shape[1] != 2:
-        raise ValueError(f"`run` must be of depth 2, got depth {run.layers.shape[1]}.")
+    if run.layers.shape[1] != 2 or run.function is not None:
+        got = f"depth {run.layers.shape[1]}" if run.function is None else "another parametrisation"
+        raise ValueError(f"`run` must be of depth 2, got {got}.")
     u, v = run.layers[:, 0], run.layers[:, 1]
     difference = (u - v) * (u + v)
     if not isinstance(run, Descent) or run.ledger is None:
@@ -236,5 +239,7 @@ def distance_to_flow(problem: Problem, run: Run) -> Float[Array, " records"]:
     """
     from ddln.solvers.gradient_flow import gradient_flow  # loads diffrax
 
-    flow = gradient_flow(problem, run.layers[0], run.times, throw=False)
+    start = run.layers[0]
+    start = start if run.function is None else Parametrisation(run.function, start)
+    flow = gradient_flow(problem, start, run.times, throw=False)
     return jnp.linalg.norm(run.theta - flow.theta, axis=1)
