@@ -45,9 +45,12 @@ def claims(dataset: xr.Dataset) -> list[ddln.Claim]:
     linear = "chords between saved times: h²|θ''/θ'|/8, where |θ''/θ'| ≤ 2 ‖Xᵀy‖∞"
     own = {"source": "derived in docs", "why": linear, "applies": is_1e60}
     off, found = abs(there - SADDLES).max(), np.abs(path.theta[1:] - SADDLES).max()
+    excess = theory.excess_norm(dataset.ddln.first.problem, path).max()
+    program = {"source": "Zhao et al. 2026", "why": "of the linear program", "applies": True}
     digits, decay = "the digits given", "what is still to decay, and the error of the solver"
     made = [
         ddln.claim.equal("saddles of the algorithm", found, 0.0, tol=1e-9, why="rounding"),
+        ddln.claim.equal("excess of their weighted ℓ1 norm", excess, 0.0, tol=1e-9, **program),
         ddln.claim.at_most("flow off the saddles between jumps", off, 0.0, tol=1e-6, why=decay),
     ]
     for i, (k, half) in enumerate(zip(ENTERING, HALVES, strict=True)):

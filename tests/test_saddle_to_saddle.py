@@ -10,7 +10,7 @@ from scipy.integrate import quad, solve_ivp
 
 import ddln
 from ddln import theory
-from ddln.theory.saddle_to_saddle import SaddlePath
+from ddln.theory.saddle_to_saddle import GrowthRange, SaddlePath
 
 ONE = ddln.least_squares([[1.0]], [1.0], normalisation="half")
 HALF = ddln.least_squares([[1.0]], [2.0], normalisation="half")
@@ -114,7 +114,8 @@ def test_saddle_path_of_depth_two_matches_published_visits():
 
 
 def test_time_average_of_the_saddle_path_matches_quadrature():
-    path = SaddlePath(np.array([0.0, 1.0, 2.5]), np.array([[0.0, 0.0], [2.0, 0.0], [1.0, -3.0]]))
+    theta = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, -3.0]])
+    path = SaddlePath(np.array([0.0, 1.0, 2.5]), theta, GrowthRange(-np.ones(2), np.ones(2)))
     grid = (np.arange(40_000) + 0.5) / 10_000  # midpoints
     theta = path.theta[np.searchsorted(path.times, grid, side="right") - 1]
     for t, found in zip((0.5, 1.7, 4.0), path.time_average([0.5, 1.7, 4.0]), strict=True):
@@ -153,6 +154,73 @@ def test_saddle_path_of_depth_three_matches_the_flow_at_small_scale():
     found = crossings(times * scale, run.theta, levels)
     np.testing.assert_allclose(found, path.times[1:], rtol=2e-2)
     np.testing.assert_allclose(run.theta[-1], path.theta[-1], atol=2e-2)
+
+
+LAYERS = {
+    "two layers": zero_last(2, 1.0, 4),
+    "three layers": np.array([[0.9, 1.3, 0.7, 1.1], [1.2, 0.8, 1.0, 0.6], [0.0, 0.2, -0.3, 0.1]]),
+    "a half-line, and a frozen coordinate": [[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]],
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_saddle_has_the_least_weighted_l1_norm(kind):
+    path = theory.saddle_path(STAIRS, LAYERS[kind])
+    assert len(path.times) > 2
+    np.testing.assert_allclose(theory.excess_norm(STAIRS, path), 0.0, atol=1e-9)
+
+
+def test_a_point_that_is_not_of_least_norm_has_an_excess():
+    path = theory.saddle_path(STAIRS, zero_last(2, 1.0, 4))
+    kernel = np.linalg.svd(np.asarray(STAIRS.features))[2][-1]
+    theta = path.theta + 0.01 * kernel
+    l1 = np.abs(theta).sum(axis=1)
+    excess = theory.excess_norm(STAIRS, path._replace(theta=theta))
+    # The point of least ℓ1 norm with the predictions of a saddle is the saddle itself.
+    expected = (l1 - np.abs(path.theta).sum(axis=1)) / l1
+    np.testing.assert_allclose(excess, expected, atol=1e-9)
+    assert (excess > 1e-4).all()
+
+
+def test_two_analytic_layers_climb_their_own_staircase():
+    """w₀² − 2w₁², whose θ_k turns negative in half the time: θ = α² (e^{4s} − 2e^{−8s})."""
+    growth = theory.growth_range(lambda w: w[0] ** 2 - 2 * w[1] ** 2, jnp.zeros((2, 4)))
+    np.testing.assert_allclose(growth, [[-0.25] * 4, [0.5] * 4], rtol=1e-14)
+    path = theory.saddle_path(STAIRS, growth)
+    np.testing.assert_allclose(theory.excess_norm(STAIRS, path), 0.0, atol=1e-9)
+    features, targets = map(np.asarray, STAIRS.minimisers())
+    unit = 200 * np.log(10)
+
+    def powers(s):
+        return np.exp(np.minimum([4 * s - 2 * unit, -8 * s - 2 * unit], 50))
+
+    def theta(s):
+        return np.array([1, -2]) @ powers(s)
+
+    middles = unit * np.append((path.times[1:-1] + path.times[2:]) / 2, path.times[-1] + 1)
+    run = solve_ivp(
+        lambda t, s: features.T @ (targets - features @ theta(s)),
+        (0.0, middles[-1]),
+        np.zeros(4),
+        method="Radau",
+        jac=lambda t, s: -(features.T @ features) * (np.array([4, 16]) @ powers(s)),
+        t_eval=middles,
+        rtol=1e-8,
+        atol=1e-8,
+    )
+    between = np.array([theta(s) for s in run.y.T])
+    np.testing.assert_allclose(between, path.theta[1:], atol=1e-6)
+
+
+def test_growth_of_products_is_that_of_two_layers():
+    growth = theory.growth_range(lambda w: jnp.sinh(w[0]) * jnp.expm1(w[1]), jnp.zeros((2, 4)))
+    path = theory.saddle_path(STAIRS, growth)
+    expected = theory.saddle_path(STAIRS, zero_last(2, 1.0, 4))
+    np.testing.assert_allclose(path.times, expected.times, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"`saddle` must have G\(w_k\) = 0"):
+        theory.growth_range(lambda w: w[0] * w[1], [[0.0], [1.0]])
+    with pytest.raises(ValueError, match="`layers` must have 4 coordinates, got 1"):
+        theory.saddle_path(STAIRS, GrowthRange(-np.ones(1), np.ones(1)))
 
 
 def test_invalid_input_is_named():

@@ -36,6 +36,8 @@ from ddln.theory.reference_solutions import min_l1 as min_l1
 from ddln.theory.reference_solutions import min_l2 as min_l2
 from ddln.theory.reference_solutions import statistical_dimension as statistical_dimension
 from ddln.theory.saddle_to_saddle import escape_times as escape_times
+from ddln.theory.saddle_to_saddle import excess_norm as excess_norm
+from ddln.theory.saddle_to_saddle import growth_range as growth_range
 from ddln.theory.saddle_to_saddle import saddle_path as saddle_path
 from ddln.theory.stability import largest_stable_step as largest_stable_step
 from ddln.theory.stability import sharpness as sharpness

@@ -3,18 +3,20 @@
 From layers α·u with α → 0, θ_k is of order one only where ∇Q(θ)_k is at an end of its range to
 leading order. These ends are ± log(1/α) at depth 2 and, from depth 3 on, the range of ∇Q for u
 times α^{2−L}. In between, the dual ∇Q(θ) = −∫∇ℒ moves in a straight line while θ rests at a
-minimiser over the coordinates at an end.
+minimiser over the coordinates at an end. For any other parametrisation G with a saddle at the start
+the ends are those of exponential growth along an eigenvector of ∇²G.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ddln._internal.validation import ArrayLike, as_layers, as_vector
+from ddln._internal.validation import ArrayLike, as_floats, as_layers, as_vector
 from ddln.networks.entropy import Entropy
-from ddln.networks.layers import effective_parameter
+from ddln.networks.layers import Function, effective_parameter
 from ddln.problems.base import Problem
 from ddln.problems.least_squares import LeastSquares
 from ddln.problems.signed import Signed
@@ -58,6 +60,47 @@ def escape_times(
     return jnp.where((drive == 0) | (end == 0), jnp.inf, end / jnp.abs(drive))
 
 
+class GrowthRange(NamedTuple):
+    """How far each dual coordinate −∫∂ℒ/∂θ_k moves before θ_k leaves zero, to leading order."""
+
+    low: np.ndarray
+    """≤ 0, where θ_k turns negative, shape (dim,); −∞ if it never does."""
+    high: np.ndarray
+    """≥ 0, where θ_k turns positive, shape (dim,); ∞ if it never does."""
+
+
+def growth_range(function: Function, saddle: ArrayLike) -> GrowthRange:
+    """The growth range of θ_k = G(w_k) from a start at distance α of a saddle of G, as α → 0.
+
+    Near w* the flow dw/ds = ∇G grows like e^{λ₊ s}, and backwards like e^{|λ₋| s}, with λ₊ and λ₋
+    the extreme eigenvalues of ∇²G(w*). So w leaves at s = log(1/α)/λ₊ or −log(1/α)/|λ₋|.
+
+    Args:
+        function: G, a JAX function from shape (m,) to shape ().
+        saddle: w*, shape (m, dim), with G(w*) = 0 and ∇G(w*) = 0.
+
+    Returns:
+        −1/|λ₋| and 1/λ₊, in units of log(1/α), for almost every direction of the start.
+
+    Raises:
+        ValueError: G or ∇G is not 0 at some w*_k.
+
+    Source: Zhao et al. 2026, arXiv 2607.12332, for two analytic layers.
+
+    >>> low, high = growth_range(lambda w: w[0] ** 2 - 2 * w[1] ** 2, [[0.0], [0.0]])
+    >>> low.tolist(), high.tolist()
+    ([-0.25], [0.5])
+    """
+    saddle = as_floats("saddle", saddle, 2)
+    values = jax.vmap(function, 1)(saddle)
+    slopes = jax.vmap(jax.grad(function), 1, 1)(saddle)
+    if not (np.all(values == 0) and np.all(slopes == 0)):
+        raise ValueError("`saddle` must have G(w_k) = 0 and ∇G(w_k) = 0 for every k.")
+    rates = np.linalg.eigvalsh(np.asarray(jax.vmap(jax.hessian(function), 1)(saddle)))
+    with np.errstate(divide="ignore"):
+        return GrowthRange(-1 / np.maximum(-rates[:, 0], 0.0), 1 / np.maximum(rates[:, -1], 0.0))
+
+
 class SaddlePath(NamedTuple):
     """The saddles of the small-scale limit, in the order of the flow.
 
@@ -68,6 +111,8 @@ class SaddlePath(NamedTuple):
     """When the flow reaches each, shape (saddles,), in units of log(1/α) or α^{2−L}; first 0."""
     theta: np.ndarray
     """shape (saddles, dim)."""
+    growth: GrowthRange
+    """Where each coordinate of the dual makes θ_k leave zero."""
 
     def time_average(self, times: ArrayLike) -> np.ndarray:
         """(1/t) ∫₀ᵗ θ along the path up to each of the positive times, shape (times, dim)."""
@@ -76,7 +121,9 @@ class SaddlePath(NamedTuple):
         return spent @ self.theta / ends
 
 
-def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000) -> SaddlePath:
+def saddle_path(
+    problem: Problem, layers: ArrayLike | GrowthRange, *, max_jumps: int = 10_000
+) -> SaddlePath:
     """The saddles that gradient flow from α·layers visits as α → 0, and the times of its jumps.
 
     The unit of time is log(1/α) at depth 2 and α^{2−depth} at larger depths. The dual s = −∫∇ℒ
@@ -85,7 +132,8 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
 
     Args:
         problem: least squares, signed or not.
-        layers: shape (depth, dim), depth ≥ 2; at depth 2 only the kinds of coordinates matter.
+        layers: shape (depth, dim), depth ≥ 2; at depth 2 only the kinds of coordinates matter. Or
+            the growth range of another parametrisation, from `growth_range`.
         max_jumps: the largest number of jumps.
 
     Returns:
@@ -96,7 +144,8 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
         RuntimeError: more jumps than `max_jumps`, or SciPy's non-negative least squares did not
             find a saddle.
 
-    Source: depth 2: Pesme & Flammarion 2023; other depths as derived in docs/theory.md.
+    Source: depth 2: Pesme & Flammarion 2023; two analytic layers: Zhao et al. 2026; other depths as
+    derived in docs/theory.md.
 
     >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0], normalisation="half")
     >>> path = ddln.theory.saddle_path(problem, [[0.0, 0.0], [1.0, 1.0]])
@@ -108,12 +157,11 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
         raise ValueError(
             f"`problem` must be least squares, signed or not, got {type(inner).__name__}."
         )
-    layers = as_layers(layers, problem.dim)
-    if len(layers) < 2:
-        raise ValueError("`layers` must be at least two: the flow of a single one has no saddles.")
-    affine = problem.minimisers()
-    matrix, values = (np.asarray(part, float) for part in affine or ())
-    low, high = _dual_range(Entropy(layers))
+    growth = layers if isinstance(layers, GrowthRange) else _growth_of(layers, problem.dim)
+    low, high = growth
+    if low.shape != (problem.dim,):
+        raise ValueError(f"`layers` must have {problem.dim} coordinates, got {low.size}.")
+    matrix, values = _linear_model(problem)
     movable = high > low
     theta, dual, time = np.zeros(problem.dim), np.zeros(problem.dim), 0.0
     times, saddles, first = [time], [theta], None
@@ -124,7 +172,7 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
         wait = _times_to_end(dual, drive, low, high)
         step = np.min(wait)
         if not np.isfinite(step):
-            return SaddlePath(np.array(times), np.array(saddles))
+            return SaddlePath(np.array(times), np.array(saddles), growth)
         arrived = wait <= step * (1 + _NEGLIGIBLE)
         time, dual = time + step, dual + step * drive
         dual = np.where(arrived, np.where(drive > 0, high, low), dual)
@@ -135,18 +183,75 @@ def saddle_path(problem: Problem, layers: ArrayLike, *, max_jumps: int = 10_000)
     raise RuntimeError(f"The path has more than {max_jumps} jumps: raise `max_jumps`.")
 
 
-def _dual_range(
-    entropy: Entropy,
-) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]:
+def excess_norm(problem: Problem, path: SaddlePath) -> np.ndarray:
+    """By how much each saddle exceeds the least weighted ℓ1 norm among all θ with its predictions.
+
+    The norm is Σ_k high_k θ_k⁺ − low_k θ_k⁻ of the growth range. The dual of a saddle lies in that
+    range, at an end where θ_k ≠ 0, and is a sum of gradients, so that the saddle is a minimiser: a
+    linear program, solved here from scratch, checks the path.
+
+    Args:
+        problem: as for `saddle_path`.
+        path: from `saddle_path`.
+
+    Returns:
+        The excess relative to the norm, shape (saddles,): 0 to the tolerance 1e-9 of the program.
+
+    Raises:
+        RuntimeError: the linear program was not solved.
+
+    Source: Zhao et al. 2026, arXiv 2607.12332, for two analytic layers; other depths as derived in
+    docs/theory.md.
+
+    >>> problem = ddln.least_squares([[1.0, 0.5]], [2.0], normalisation="half")
+    >>> path = ddln.theory.saddle_path(problem, [[0.0, 0.0], [1.0, 1.0]])
+    >>> ddln.theory.excess_norm(problem, path).round(9).tolist()
+    [0.0, 0.0]
+    """
+    from scipy.optimize import linprog
+
+    matrix, _ = _linear_model(problem)
+    weights = np.concatenate([path.growth.high, -path.growth.low])  # of θ⁺ and θ⁻
+    movable = np.tile(path.growth.high > path.growth.low, 2) & np.isfinite(weights)
+    weights = np.where(movable, weights, 0.0)
+    bounds = [(0, None if moves else 0) for moves in movable]
+    tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    excess = []
+    for theta in path.theta:
+        size = np.max(np.abs(theta), initial=0.0) or 1.0
+        halves = np.concatenate([np.maximum(theta, 0.0), np.maximum(-theta, 0.0)]) / size
+        columns = np.hstack([matrix, -matrix])
+        found = linprog(weights, A_eq=columns, b_eq=columns @ halves, bounds=bounds, options=tight)
+        if found.status != 0:
+            raise RuntimeError(f"SciPy's linprog did not find the least norm: {found.message}")
+        norm = weights @ halves
+        excess.append((norm - found.fun) / (norm if norm > 0 else 1.0))
+    return np.array(excess)
+
+
+def _linear_model(
+    problem: Problem,
+) -> tuple[Float[np.ndarray, "samples dim"], Float[np.ndarray, " samples"]]:
+    """Matrix and values of the least-squares problem, with the signs of a signed model."""
+    affine = problem.minimisers()
+    matrix, values = (np.asarray(part, float) for part in affine or ())
+    return matrix, values
+
+
+def _growth_of(layers: ArrayLike, dim: int) -> GrowthRange:
     """The ends of each coordinate's range of ∇Q, in the units of time of `saddle_path`."""
+    layers = as_layers(layers, dim)
+    if len(layers) < 2:
+        raise ValueError("`layers` must be at least two: the flow of a single one has no saddles.")
+    entropy = Entropy(layers)
     reduction = entropy.reduction
     if reduction.other_imbalances.shape[0] > 0:
         low, high = entropy.range()
-        return np.asarray(low), np.asarray(high)
+        return GrowthRange(np.asarray(low), np.asarray(high))
     side, frozen = np.asarray(reduction.half_line_sign), np.asarray(reduction.is_frozen)
     high = np.where(frozen, 0.0, np.where(side < 0, np.inf, 1.0))
     low = np.where(frozen, 0.0, np.where(side > 0, -np.inf, -1.0))
-    return low, high
+    return GrowthRange(low, high)
 
 
 def _times_to_end(
