@@ -169,6 +169,7 @@ def test_each_network_can_have_its_own_signed_problem(layers):
     np.testing.assert_allclose(flows.loss[7], one.loss, atol=AGREES)
 
 
+@pytest.mark.slow
 def test_signed_logistic_batch_agrees_with_gradient_flow(layers):
     rng = np.random.default_rng(3)
     features = rng.standard_normal((6, 4))

@@ -364,6 +364,7 @@ def test_degenerate_networks_are_certified(features, targets, layers):
         assert bool(certificates["monotone loss"].applies) == (run.gap[0] > 0)
 
 
+@pytest.mark.slow
 def test_frozen_coordinate_changes_no_tolerance_except_of_bounds(certified):
     problem, run, certificates = certified
     features = np.insert(np.asarray(problem.features), 1, 0.0, axis=1)
@@ -381,6 +382,7 @@ def test_frozen_coordinate_changes_no_tolerance_except_of_bounds(certified):
             np.testing.assert_allclose(other.tolerance, one.tolerance, rtol=1e-5, err_msg=one.name)
 
 
+@pytest.mark.slow
 def test_tolerance_of_integrated_layers_grows_towards_a_tie(certified):
     problem, run, _ = certified
     layers = np.array(run.layers[0])
@@ -473,7 +475,8 @@ def test_certificates_hold_under_decay(decayed):
 SOLVES = {"layers": partial(ddln.gradient_flow, coordinates="layers"), "mirror": ddln.mirror_flow}
 
 
-@pytest.mark.parametrize("coordinates", [pytest.param("layers", marks=pytest.mark.slow), "mirror"])
+@pytest.mark.slow
+@pytest.mark.parametrize("coordinates", ["layers", "mirror"])
 def test_certificates_of_other_coordinates_hold_under_decay(decayed, coordinates):
     problem, run, _ = decayed
     other = SOLVES[coordinates](problem, run.layers[0], TIMES, weight_decay=DECAY)
@@ -534,6 +537,7 @@ def test_flow_with_a_wrong_exponent_fails(monkeypatch, decayed):
     assert {"conservation", "mirror identity"} <= failed
 
 
+@pytest.mark.slow
 def test_rising_objective_fails_under_decay(decayed):
     problem, run, _ = decayed
     spoilt = spoil(run, loss=run.loss.at[7].set(2 * run.loss[6]))

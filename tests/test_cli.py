@@ -596,11 +596,12 @@ def test_new_study_runs_and_is_not_recomputed(tmp_path):
     assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "small",
     [
         ("figure4", "network.depth=2", "problem.data.features=3", "dynamics.points=11"),
-        pytest.param(("large_steps", "dynamics.steps=2000"), marks=pytest.mark.slow),
+        ("large_steps", "dynamics.steps=2000"),
     ],
     ids=["flow", "descent"],
 )

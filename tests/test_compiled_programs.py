@@ -33,6 +33,7 @@ def compile_programs(count):
 
 
 @needs_maps
+@pytest.mark.slow
 def test_memory_maps_stay_bounded_over_many_shapes(monkeypatch):
     jax.clear_caches()
     most = used() + ROOM

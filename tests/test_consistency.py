@@ -148,7 +148,7 @@ CORRUPTIONS = {
     },
 }
 
-QUICK = {(2, "least_squares"), (5, "logistic")}
+QUICK = {(3, "logistic")}
 EACH = [
     pytest.param(depth, loss, marks=[] if (depth, loss) in QUICK else pytest.mark.slow)
     for depth in DEPTHS

@@ -126,6 +126,7 @@ def test_posterior_bound_equals_the_gap_in_one_dimension():
     np.testing.assert_allclose(predicted.posterior_error, 2 * problem.pl_constant * error)
 
 
+@pytest.mark.slow
 def test_posterior_bound_is_constant_with_a_frozen_coordinate():
     layers = np.vstack([np.zeros((2, 6)), np.ones((1, 6))])
     layers[0, 1:] = 0.5

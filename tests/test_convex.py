@@ -519,11 +519,11 @@ def certified(problem):
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("exponential", "huber", "poisson", "function")
+    for name in ("separable", "exponential", "huber", "poisson", "function")
 ]
 
 
-@pytest.mark.parametrize("name", ["logistic", "separable", *SLOW])
+@pytest.mark.parametrize("name", ["logistic", *SLOW])
 def test_all_applicable_theorems_hold_on_a_run(problems, name):
     if name == "separable":
         problem = ddln.logistic(X, np.sign(X @ [1.0, 2.0, -0.5]))

@@ -29,6 +29,7 @@ def chunk_and_part():
     return chunk, compute.compute(chunk)
 
 
+@pytest.mark.slow
 def test_stored_flow_has_every_saved_variable(chunk_and_part):
     chunk, part = chunk_and_part
     assert {*part.data_vars} == {*stored_variables(chunk.experiment)}

@@ -54,6 +54,7 @@ def test_identities_of_depth_two_hold_at_any_step_and_samples(step, oracle):
     assert np.asarray(certificates["KKT of the limit"].measured) < 1e-10
 
 
+@pytest.mark.slow
 def test_identities_hold_for_signed_models_and_other_losses():
     labels = np.sign(TARGETS)
     problems: tuple[Problem, ...] = (

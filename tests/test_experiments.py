@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-POINTS, STEPS, DEPTH, LANES, NARROW, WIDE = 61, 2000, 3, 3, 50, 120
+QUICK = {
+    *("figure4", "saddle_to_saddle", "lasso_path", "logistic_margin"),
+    *("large_steps", "momentum", "label_noise", "single_datum"),
+}
+POINTS, STEPS, DEPTH, LANES, WIDE = 61, 2000, 3, 3, 120
 FEWER_LANES = {"decay_dose": 2}  # a thousand steps of tight tolerances, in a grid
 LONGEST, SCREEN = 100, 40  # lines of a study, and of a function in it
 ROUNDING = 1e-12  # multivariate_normal goes through LAPACK, which differs from machine to machine
@@ -54,9 +58,9 @@ def smaller(path):
 
 
 def run_in(path):
-    """The config as a parameter; wide networks, whose certificates are costly, are slow."""
-    is_wide = ddln.load(path).width > NARROW
-    return pytest.param(path, marks=[pytest.mark.slow] * is_wide, id=path.stem)
+    """The config as a parameter; slow unless it is one of each kind of study."""
+    marks = [] if path.stem in QUICK else [pytest.mark.slow]
+    return pytest.param(path, marks=marks, id=path.stem)
 
 
 @pytest.fixture(scope="module", params=[run_in(path) for path in CONFIGS])

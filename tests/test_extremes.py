@@ -214,6 +214,7 @@ def assert_sound(network):
 QUIETLY = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
+@pytest.mark.slow
 def test_any_small_network_on_any_data_has_a_sound_run():
     settings(max_examples=30, **QUIETLY)(given(networks(2, 3, 3))(assert_sound))()
 

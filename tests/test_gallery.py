@@ -46,6 +46,7 @@ def test_links_of_the_gallery_resolve():
             assert (page.parent / link).exists(), (page.name, link)
 
 
+@pytest.mark.slow
 def test_gallery_example_runs_in_a_few_lines(tmp_path, monkeypatch):
     blocks = BLOCK.findall((GALLERY / "README.md").read_text(encoding="utf-8"))
     assert sum(len(text.splitlines()) for _, text in blocks) <= LONGEST

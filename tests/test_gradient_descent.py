@@ -336,6 +336,7 @@ def test_invalid_arguments_are_errors(controls, message):
         ddln.descend(EASY, **given)
 
 
+@pytest.mark.slow
 def test_run_resumes_only_with_the_same_method():
     state = ddln.descend(EASY, START, sgd(), steps=2).state
     for controls, message in [

@@ -182,6 +182,7 @@ def test_invalid_arguments_are_errors(layers, times, options, message):
         ddln.gradient_flow(EASY, layers, times, **options)
 
 
+@pytest.mark.slow
 def test_frozen_coordinates_do_not_disturb_a_long_run():
     problem = ddln.least_squares(np.eye(2), [1.0, 1.0])
     times = [0.0, 500.0]

@@ -80,6 +80,7 @@ def test_limit_point_converges_when_the_dual_changes_by_rounding_only():
     assert max(theory.kkt_residual(problem, layers, limit)) < FLAT
 
 
+@pytest.mark.slow
 def test_repeated_samples_leave_the_limit_point_unchanged():
     layers = np.random.default_rng(2).normal(size=(3, 2))
     once, often = (ddln.least_squares([[1.0, 0.4]] * n, [1.0] * n) for n in (1, 4))
@@ -88,6 +89,7 @@ def test_repeated_samples_leave_the_limit_point_unchanged():
     )
 
 
+@pytest.mark.slow
 def test_limit_point_under_jit_and_vmap_equals_the_eager_one():
     layers = np.random.default_rng(3).normal(size=(4, 3, 6))
     one_by_one = jnp.stack([ddln.limit_point(PROBLEM, network) for network in layers])

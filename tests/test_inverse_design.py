@@ -76,6 +76,7 @@ def test_impossible_curvature_is_an_error_with_the_best_error_and_status():
         theory.layers_for_entropy(theta, 1 + theta**2, 2)
 
 
+@pytest.mark.slow
 def test_time_to_gap_is_an_upper_bound_and_matches_its_formulas():
     layers = RNG.normal(size=(3, 3))
     start = PROBLEM.gap(jnp.prod(layers, axis=0))

@@ -72,6 +72,7 @@ def test_steps_converge_to_mirror_flow_with_order_one(network):
     np.testing.assert_allclose(slopes, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_learning_rate_can_be_vmapped(network):
     problem, layers = network
     rates = jnp.array([0.001, 0.01])

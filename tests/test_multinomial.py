@@ -380,7 +380,8 @@ LAYERS = RNG.normal(size=(2, DIM))
 TIMES = np.linspace(0.0, 2.0, 41)
 
 
-@pytest.mark.parametrize("kind", ["attained", pytest.param("escaping", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["attained", "escaping"])
 def test_all_applicable_theorems_hold_on_a_run(problem, kind):
     tested = problem if kind == "attained" else ddln.multinomial(*separated_class())
     run = ddln.gradient_flow(tested, LAYERS, TIMES)

@@ -109,6 +109,7 @@ def test_difference_of_powers_and_its_range_have_their_closed_form():
     np.testing.assert_allclose(high, ends[0], rtol=REACH)
 
 
+@pytest.mark.slow
 def test_function_without_closed_form_agrees_with_mpmath():
     start = np.array([[0.1, -0.5, 0.3, 0.0], [0.2, 1.0, -2.0, 3.0]])
     xi = np.array([-2.0, 0.3, 0.1, -0.05])
@@ -132,7 +133,7 @@ def test_function_without_closed_form_agrees_with_mpmath():
     np.testing.assert_allclose(back, theta, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("depth", [2, 3, 6])
+@pytest.mark.parametrize("depth", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 6))])
 def test_products_of_layers_have_the_entropy_of_the_network(depth):
     rng = np.random.default_rng(depth)
     layers = rng.uniform(0.4, 1.2, (depth, 4)) * rng.choice([-1, 1], (depth, 4))

@@ -149,6 +149,7 @@ def test_weak_and_strong_errors_have_the_orders_of_euler():
     assert abs(slope(1 / steps, strong) - 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_halved_steps_converge_to_the_closed_form():
     keys = jax.random.split(jax.random.key(1), 500)
 
@@ -336,6 +337,7 @@ def test_minibatch_heavy_ball_approximates_its_flow():
     assert abs(np.mean(flowed) - np.mean(trained)) < 0.03 * abs(effect)
 
 
+@pytest.mark.slow
 def test_vmapped_stochastic_flows_agree_with_single_runs():
     def run(rate, momentum, sigma, scale, key):
         return ddln.stochastic_flow(

@@ -289,6 +289,7 @@ def test_descent_stopped_at_its_target_is_no_failure():
     assert done.failed == 2
 
 
+@pytest.mark.slow
 def test_flow_stopped_at_its_target_is_certified_up_to_there():
     plain = SMALL.with_({"dynamics.points": 61, "sweep": {"network.scale": [0.5, 1.5]}})
     larger = substitute(plain, {"network.scale": 1.5})

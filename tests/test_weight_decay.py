@@ -150,6 +150,7 @@ def test_time_of_a_schedule_is_that_of_the_run(problem):
     np.testing.assert_allclose(rest.theta[:5], whole.theta[2:], atol=AGAINST_SCIPY)
 
 
+@pytest.mark.slow
 def test_derivative_in_omega_matches_finite_differences(problem):
     layers = all_kinds(3)
 
