@@ -17,7 +17,7 @@ from ddln.solvers import gradient_flow
 from ddln.solvers.cost_model import LARGEST_DENSE_DIM
 from ddln.sweeps import report
 from ddln.verification._convergence_bounds import asymptotic_rate
-from ddln.verification._mirror_flow import diagonal
+from ddln.verification._mirror_flow import diagonal, dual_path
 from ddln.verification._shared_tolerances import gap_floor
 from ddln.verification.certificates import FlowCertificates
 
@@ -454,6 +454,18 @@ def decayed():
     layers = layers / 2  # slower, so that the quadrature of the dual path is exact to 1e-4
     run = ddln.gradient_flow(problem, layers, TIMES, weight_decay=DECAY)
     return problem, run, ddln.certify(problem, run)
+
+
+def test_dual_path_leaves_out_an_effective_parameter_that_underflows():
+    problem = ddln.least_squares([[1.0]], [1e-3], normalisation="half")
+    times = np.linspace(0.0, 3000.0, 41)
+    flows = ddln.gradient_flows(problem, [[[0.0], [1e-30]]], times, weight_decay=0.1)
+    run = jax.tree.map(lambda saved: saved[0], flows.trajectories())
+    assert run.theta[-1, 0] == 0  # where ∇Q(θ) is 3
+    claim = dual_path(problem, ddln.Entropy(run.layers[0]), run)
+    assert claim.applies
+    assert claim.holds, claim
+    assert claim.measured < 1e-9
 
 
 IDENTITIES_UNDER_DECAY = {

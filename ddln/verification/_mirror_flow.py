@@ -150,8 +150,9 @@ def dual_path(problem: Problem, entropy: SeparableEntropy, run: Trajectory) -> C
     )
     few, decay = sample_points(run.times.size, MIRROR_MAP_CHECKS), run.decay
     theta, metric = run.theta[few], jax.vmap(entropy.mobility)(run.layers[few])
-    # Under decay M can underflow, and ξ with it.
-    mobile = jax.vmap(entropy.has_hessian)(theta) & ~(metric == 0)
+    # Under decay θ can underflow, and ξ with it: an error of θ is one of 1/M times as much in ξ.
+    smallest = jnp.finfo(theta.dtype).tiny / jnp.finfo(theta.dtype).eps
+    mobile = jax.vmap(entropy.has_hessian)(theta) & ~(metric < smallest)
     at_few = jax.tree.map(lambda along: along[few], decay)
     dual = _per_point(lambda q, theta: q.mirror_map(theta), entropy, theta, at_few)
     if decay is not None:
