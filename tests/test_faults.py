@@ -116,7 +116,7 @@ def kill_at_random_moments(runs, trials, rng):
             os.kill(pid, sent)
             code, message = runs.processes.wait(pid), runs.processes.said(pid)
             # Before the command handles SIGTERM, the signal ends it.
-            assert code in (0, -sent, 128 + sent)
+            assert code in (0, -sent, 128 + sent), message
             assert "Traceback" not in message
             if code == 128 + sent:
                 assert message.endswith("\nstopped; the same command resumes the run\n")
