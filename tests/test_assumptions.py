@@ -58,7 +58,8 @@ def test_converged_run_with_any_minimum_meets_the_pl_condition(least):
         assert bool(ddln.check_hypotheses(problem, run)["PL condition"]) == kept
 
 
-@pytest.mark.parametrize("signed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signed", [False, True])
 def test_dataset_has_hypotheses_and_the_predictor_of_a_signed_network(signed):
     experiment = ddln.load("configs/figure4.toml").with_(
         {

@@ -155,6 +155,7 @@ def test_each_network_can_have_its_own_problem(layers):
         np.testing.assert_allclose(flows.loss[network], one.loss, atol=AGREES)
 
 
+@pytest.mark.slow
 def test_each_network_can_have_its_own_signed_problem(layers):
     rng = np.random.default_rng(2)
     features, targets = rng.standard_normal((11, 5, 2)), rng.standard_normal((11, 5))
@@ -257,6 +258,7 @@ def test_networks_can_have_different_times_and_start_times(problem, layers):
     np.testing.assert_allclose(flows.theta[0], one.theta, atol=AGREES)
 
 
+@pytest.mark.slow
 def test_batches_keep_single_precision(problem, layers):
     single = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, problem)
     flows = ddln.gradient_flows(single, layers.astype(np.float32), TIMES.astype(np.float32))

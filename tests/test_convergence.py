@@ -38,7 +38,8 @@ def test_rate_bound_of_tied_layers_is_zero():
     assert ddln.rate_bound(PROBLEM, jnp.ones((3, 6))) == 0
 
 
-@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [2, 3])
 def test_asymptotic_rate_matches_a_long_run(depth):
     rng = np.random.default_rng(depth)
     problem = ddln.least_squares(rng.normal(size=(4, 2)), rng.normal(size=4))
@@ -112,6 +113,7 @@ def test_divergence_bound_is_infinite_at_the_start_and_nan_outside_the_domain():
 INTEGRATOR = 1e-6  # global error at the default tolerances, and of the quadrature
 
 
+@pytest.mark.slow
 def test_posterior_bound_equals_the_gap_in_one_dimension():
     # In one dimension gap' = −2μM gap.
     problem = ddln.least_squares([[1.5]], [2.0])

@@ -94,6 +94,7 @@ def test_thresholds_separate_one_minimum_from_two(depth):
         assert local == everywhere == omega / curvature
 
 
+@pytest.mark.slow
 def test_hypotheses_name_the_trap_at_zero(problem):
     found = [
         ddln.check_hypotheses(

@@ -213,6 +213,7 @@ def test_wrong_gradient_fails(monkeypatch):
     assert not bool(certificates["KKT of the limit"].holds)
 
 
+@pytest.mark.slow
 def test_claims_that_do_not_apply_are_marked():
     deep = np.concatenate([LAYERS, np.ones((1, 8))])
     cases = {

@@ -17,10 +17,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 STUDIES = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 DRAWN = [path for path in STUDIES if "\ndef data(" in path.read_text(encoding="utf-8")]
-QUICK = {
-    *("figure4", "saddle_to_saddle", "lasso_path", "logistic_margin"),
-    *("large_steps", "momentum", "label_noise", "single_datum"),
-}
+QUICK = {"figure4", "saddle_to_saddle", "lasso_path", "logistic_margin", "large_steps"}
 POINTS, STEPS, DEPTH, LANES, WIDE = 61, 2000, 3, 3, 120
 FEWER_LANES = {"decay_dose": 2}  # a thousand steps of tight tolerances, in a grid
 LONGEST, SCREEN = 100, 40  # lines of a study, and of a function in it

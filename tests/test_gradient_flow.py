@@ -148,6 +148,7 @@ def test_failed_flow_raises_with_advice():
     assert "max_steps" in repr(run)
 
 
+@pytest.mark.slow
 def test_failure_does_not_affect_other_flows_of_a_vmap():
     scales = np.array([1.0, 1e3])
 

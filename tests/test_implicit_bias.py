@@ -171,6 +171,7 @@ def test_distance_to_the_least_l1_norm_falls_like_a_power_of_the_scale(depth, po
     np.testing.assert_allclose(slope, power, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_kernel_and_rich_regimes_match_published_numbers():
     # Woodworth et al. 2020, in the setting of Azulay et al. 2021: u² − v², u = v = √α.
     state = np.random.RandomState(1993)

@@ -104,6 +104,7 @@ def test_data_do_not_depend_on_jax_settings(table, kind):
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_data_set_does_not_depend_on_jax_settings():
     """Training draws batches during the run, too, from a swept seed."""
     training = (

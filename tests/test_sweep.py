@@ -95,12 +95,10 @@ def test_zipped_axes_are_coordinates_along_one_dimension(grid):
     assert_same_lane(lane.sel({"network.init.seed": 4}), corner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dimension"),
-    [
-        ("network.depth", "layer"),
-        pytest.param("problem.data.features", "coordinate", marks=pytest.mark.slow),
-    ],
+    [("network.depth", "layer"), ("problem.data.features", "coordinate")],
 )
 def test_shape_changing_axis_is_padded_with_nan(name, dimension):
     swept = ddln.sweep(SMALL, over={name: [2, 3]})

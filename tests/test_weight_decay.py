@@ -132,6 +132,7 @@ def test_flow_after_decay_depends_on_the_dose_only(depth):
         np.testing.assert_allclose(run.theta[-1], expected, atol=DOSE_LAW)
 
 
+@pytest.mark.slow
 def test_each_network_has_its_own_decay(problem):
     layers, rates = all_kinds(3), jnp.array([0.0, 0.4])
     networks = jnp.stack([layers, layers])
