@@ -158,6 +158,17 @@ def test_invalid_npz_is_refused(tmp_path, arrays, message):
         read_table(tmp_path / "data.npz")
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="needs 80-bit long doubles")
+@pytest.mark.parametrize("name", ["targets", "truth"])
+def test_bytes_of_no_long_double_are_refused(tmp_path, name):
+    # An exponent, but a significand without the leading 1 that the format requires.
+    unnormal = np.frombuffer(bytes.fromhex("0000000000000000f03f000000000000"), np.longdouble)
+    arrays: Any = {"features": np.ones((1, 1)), "targets": np.ones(1), "truth": np.ones(1)}
+    np.savez(tmp_path / "data.npz", **(arrays | {name: unnormal}))
+    with pytest.raises(DataError, match="not a finite number" if name == "targets" else '"truth"'):
+        read_table(tmp_path / "data.npz")
+
+
 @pytest.mark.parametrize("dtype", ["<f8", ">f8", ">f4", "<f2", ">f2", ">i4", ">u8", "?", "g"])
 def test_numbers_of_any_type_are_read_from_an_npz_file(tmp_path, dtype):
     array = np.array([[1, 0], [0, 1], [1, 1]]).astype(dtype)

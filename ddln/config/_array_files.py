@@ -181,7 +181,8 @@ def _truth(path: Path, truth: np.ndarray | None, size: int) -> np.ndarray | None
     if truth is None:
         return None
     if truth.dtype.kind in "fiub" and truth.size == size == max(truth.shape, default=0):
-        with np.errstate(over="ignore"):  # long doubles may overflow
+        # Refused below: long doubles beyond float64, and bytes that are no number.
+        with np.errstate(over="ignore", invalid="ignore"):
             truth = truth.reshape(-1).astype(np.float64)
         if np.isfinite(truth).all():
             return truth

@@ -49,7 +49,8 @@ def is_number(cell: str) -> bool:
 def as_numbers(column: Sequence[str] | np.ndarray, missing: str) -> Numbers:
     """A column as numbers, with the faults of its cells."""
     if isinstance(column, np.ndarray):
-        with np.errstate(over="ignore"):  # overflowing long doubles are refused below
+        # Refused below: long doubles beyond float64, and bytes that are no number.
+        with np.errstate(over="ignore", invalid="ignore"):
             values = column.astype(np.float64)
         wrong = ~np.isfinite(values) if missing == "refuse" else np.isinf(values)
         faults = [
