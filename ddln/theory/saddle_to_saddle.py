@@ -211,6 +211,7 @@ def excess_norm(problem: Problem, path: SaddlePath) -> np.ndarray:
     from scipy.optimize import linprog
 
     matrix, _ = _linear_model(problem)
+    columns = np.hstack([matrix, -matrix])
     weights = np.concatenate([path.growth.high, -path.growth.low])  # of θ⁺ and θ⁻
     movable = np.tile(path.growth.high > path.growth.low, 2) & np.isfinite(weights)
     weights = np.where(movable, weights, 0.0)
@@ -220,7 +221,6 @@ def excess_norm(problem: Problem, path: SaddlePath) -> np.ndarray:
     for theta in path.theta:
         size = np.max(np.abs(theta), initial=0.0) or 1.0
         halves = np.concatenate([np.maximum(theta, 0.0), np.maximum(-theta, 0.0)]) / size
-        columns = np.hstack([matrix, -matrix])
         found = linprog(weights, A_eq=columns, b_eq=columns @ halves, bounds=bounds, options=tight)
         if found.status != 0:
             raise RuntimeError(f"SciPy's linprog did not find the least norm: {found.message}")
