@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from ddln.config.experiment import load
 from ddln.sweeps.plan import make_plan
@@ -200,6 +201,34 @@ def test_stop_signal_while_writing_waits_for_the_file(tmp_path):
     message, _, ending = done.stderr.partition("Traceback")
     assert message == "\nstopped; the same command resumes the run\n"
     assert "Half" not in ending
+
+
+OPENING = """
+import os, signal, sys, time
+from pathlib import Path
+from ddln.sweeps import _netcdf
+from ddln.cli.signals import interruptible
+
+def stop_amid(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+
+_netcdf.check_self_contained = stop_amid
+with interruptible():
+    _netcdf.open_dataset(Path(sys.argv[1]))
+    print("opened", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_stop_signal_while_opening_waits_for_the_file(tmp_path):
+    # h5py turned it into a SystemError, which was reported as a broken file.
+    path = tmp_path / "data.nc"
+    xr.Dataset({"x": 3.0}).to_netcdf(path, engine="h5netcdf")
+    command = [sys.executable, "-c", OPENING, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
+    assert done.stdout == "opened\n"
+    assert done.stderr.startswith("\nstopped; the same command resumes the run\n")
 
 
 LANES = 100_000

@@ -38,7 +38,7 @@ def interruptible(json_lines: bool = False) -> Iterator[None]:
             received.append(number)
         # Python swallows exceptions in finalisers, so raise again until one gets through.
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        if not _netcdf.is_writing():
+        if not _netcdf.defers_signals():
             raise KeyboardInterrupt
 
     hook = sys.unraisablehook

@@ -13,7 +13,13 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from ddln.sweeps._netcdf import NetCDFError, check_self_contained, hdf5_writer, open_dataset
+from ddln.sweeps._netcdf import (
+    NetCDFError,
+    check_self_contained,
+    deferring_signals,
+    hdf5_writer,
+    open_dataset,
+)
 from ddln.sweeps.derived import complete
 from ddln.sweeps.plan import Chunk
 
@@ -111,7 +117,7 @@ class ChunkReader:
 def open_like(path: Path, like: xr.Dataset) -> xr.Dataset:
     """The data set in a file that differs from `like` in numbers only."""
     try:
-        with h5py.File(path) as file:
+        with deferring_signals(), h5py.File(path) as file:
             check_self_contained(file, path)
             arrays: Any = file
             shapes = {name: arrays[name].shape for name in like.variables}

@@ -23,12 +23,22 @@ class NetCDFError(ValueError):
 _THREAD = threading.local()
 
 
-def is_writing() -> bool:
-    """Whether this thread is writing a file.
+def defers_signals() -> bool:
+    """Whether this thread is writing or opening a file, so that a signal handler must not raise.
 
-    HDF5 would take an exception from a signal handler for a failed write.
+    HDF5 would take the exception for a failed write, or an opened file for a broken one.
     """
     return getattr(_THREAD, "files", 0) > 0
+
+
+@contextlib.contextmanager
+def deferring_signals() -> Iterator[None]:
+    """Let the handler of a stop signal wait until the block ends."""
+    _THREAD.files = getattr(_THREAD, "files", 0) + 1
+    try:
+        yield
+    finally:
+        _THREAD.files -= 1
 
 
 @contextlib.contextmanager
@@ -39,12 +49,10 @@ def hdf5_writer(path: Path) -> "Iterator[DeferredErrorFile]":
         OSError: a write failed.
     """
     file = DeferredErrorFile(path)
-    _THREAD.files = getattr(_THREAD, "files", 0) + 1
     try:
-        with file:
+        with deferring_signals(), file:
             yield file
     finally:
-        _THREAD.files -= 1
         file.check()
 
 
@@ -150,9 +158,10 @@ def open_dataset(path: Path) -> "xr.Dataset":
     from ddln.sweeps import accessor as accessor
 
     try:
-        with h5py.File(path) as file:
-            check_self_contained(file, path)
-        return xr.open_dataset(path, engine="h5netcdf", cache=False)
+        with deferring_signals():
+            with h5py.File(path) as file:
+                check_self_contained(file, path)
+            return xr.open_dataset(path, engine="h5netcdf", cache=False)
     except NetCDFError:
         raise
     except Exception as error:
